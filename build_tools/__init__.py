@@ -1,0 +1,1 @@
+"""How the compiled parts are built; nothing here is installed."""

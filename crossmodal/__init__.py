@@ -1,0 +1,20 @@
+"""Fused cross-modal attention for PyTorch: several modalities, one softmax, no concatenation."""
+
+from crossmodal import masks, reference
+from crossmodal._library import build_info
+from crossmodal.dispatch import strict
+from crossmodal.ops import associate, attention, fuse, weighted_sum
+from crossmodal.types import FusionResult, Source
+
+__all__ = [
+    "FusionResult",
+    "Source",
+    "associate",
+    "attention",
+    "build_info",
+    "fuse",
+    "masks",
+    "reference",
+    "strict",
+    "weighted_sum",
+]

@@ -1,0 +1,71 @@
+"""What libcrossmodal.so tells about itself, read with ctypes: `_native` for Pythons that lack it.
+
+The functions are those of `_native.pyi`, of the same names, arguments and results.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+from typing import Any
+
+# The order of the enumerators in csrc/core/dtype.h.
+_DTYPES = ("float32", "bfloat16", "float16", "float64")
+
+# By its bare name the linker finds the library that the process has loaded, wherever that lies.
+_library = ctypes.CDLL("libcrossmodal.so")
+
+
+def _text(function: str, *arguments: Any) -> str | None:
+    """Calls a C function that returns a text or null."""
+    foreign = getattr(_library, function)
+    foreign.restype = ctypes.c_char_p
+    result: bytes | None = foreign(*arguments)
+    return None if result is None else result.decode()
+
+
+def _json(function: str, *arguments: Any) -> Any:
+    return json.loads(_text(function, *arguments) or "null")
+
+
+def build_info() -> dict[str, Any]:
+    return _json("crossmodal_build_info")
+
+
+def cpu_isas() -> list[dict[str, Any]]:
+    return _json("crossmodal_cpu_isas")
+
+
+def active_isa() -> str:
+    return next(isa["name"] for isa in cpu_isas() if isa["active"])
+
+
+def select_isa(name: str) -> None:
+    if error := _text("crossmodal_select_isa", ctypes.c_char_p(name.encode())):
+        raise ValueError(error)
+
+
+def isa_environment_error() -> str | None:
+    return _text("crossmodal_isa_environment_error")
+
+
+def attention_plan(
+    dtype: str,
+    batch: int,
+    num_heads: int,
+    seqlen_q: int,
+    seqlen_k: int,
+    head_dim: int,
+    head_dim_v: int | None = None,
+    is_causal: bool = False,
+) -> dict[str, Any]:
+    if dtype not in _DTYPES:
+        raise ValueError(f"dtype must be one of {', '.join(_DTYPES)}, got {dtype!r}")
+    sizes = (batch, num_heads, seqlen_q, seqlen_k, head_dim)
+    return _json(
+        "crossmodal_attention_plan",
+        ctypes.c_int(_DTYPES.index(dtype)),
+        *(ctypes.c_int64(size) for size in sizes),
+        ctypes.c_int64(head_dim if head_dim_v is None else head_dim_v),
+        ctypes.c_int(is_causal),
+    )

@@ -1,0 +1,163 @@
+"""Checks of single arguments; errors say the argument's name, what came and what was wanted.
+
+Operators and references share them, hence a call that one refuses is refused by the other, in the same words.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from crossmodal.types import Source
+
+FLOAT_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+CAUSAL_ALIGNMENTS = ("upper_left", "lower_right")
+
+
+def check_tensor(name: str, value: Any) -> None:
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name} must be a torch.Tensor, got {type(value).__name__}")
+
+
+def check_lengths(name: str, lengths: Tensor, batch: int, limit: int, like: Tensor, owner: str = "query") -> None:
+    """Shape, dtype and device always; values on eager CPU tensors only (elsewhere the kernels clamp)."""
+    check_tensor(name, lengths)
+    if lengths.dtype not in (torch.int32, torch.int64):
+        raise TypeError(f"{name} must be int32 or int64, got {lengths.dtype}")
+    if tuple(lengths.shape) != (batch,):
+        raise ValueError(f"{name} must have shape (batch,) = ({batch},), got {tuple(lengths.shape)}")
+    check_device(name, lengths, like, owner)
+    if batch == 0 or not values_are_readable(lengths):
+        return
+    low, high = torch.aminmax(lengths)
+    if low < 0 or high > limit:
+        wrong = (lengths < 0) | (lengths > limit)
+        index = int(wrong.nonzero()[0])
+        raise ValueError(f"{name} must lie in [0, {limit}], got {int(lengths[index])} at batch index {index}")
+
+
+def values_are_readable(tensor: Tensor) -> bool:
+    """Whether a Python branch on the values is free: an eager CPU tensor, no tracing, no vmap."""
+    if torch.compiler.is_compiling() or tensor.device.type != "cpu":
+        return False
+    return type(tensor) is Tensor and not torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+
+
+def check_query(query: Tensor) -> None:
+    check_tensor("query", query)
+    check_float("query", query)
+    check_rank("query", query)
+
+
+def check_is_source(prefix: str, source: Any) -> None:
+    if not isinstance(source, Source):
+        raise TypeError(f"{prefix.rstrip('.')} must be a crossmodal.Source or None, got {type(source).__name__}")
+
+
+def check_source(query: Tensor, source: Any, prefix: str) -> None:
+    check_is_source(prefix, source)
+    for field, tensor in (("key", source.key), ("value", source.value)):
+        name = prefix + field
+        check_tensor(name, tensor)
+        check_float(name, tensor)
+        check_rank(name, tensor)
+        check_device(name, tensor, query)
+        check_same_dtype(name, tensor, query, "query")
+    if source.key.shape[-1] != query.shape[-1]:
+        raise ValueError(
+            f"{prefix}key must have query's head_dim {query.shape[-1]}, got {source.key.shape[-1]} "
+            f"(shape {tuple(source.key.shape)})"
+        )
+    if source.key.shape[-2] != source.value.shape[-2]:
+        raise ValueError(
+            f"{prefix}value must have as many tokens as {prefix}key, {source.key.shape[-2]}, "
+            f"got {source.value.shape[-2]}"
+        )
+
+
+def check_same_width(present: list[tuple[int, Source]], names: Sequence[str]) -> None:
+    for i, source in present[1:]:
+        first_index, first = present[0]
+        if source.value.shape[-1] != first.value.shape[-1]:
+            raise ValueError(
+                f"{names[i]}value must have the head_dim_v of {names[first_index]}value, {first.value.shape[-1]}, "
+                f"got {source.value.shape[-1]}"
+            )
+
+
+def check_float(name: str, tensor: Tensor) -> None:
+    if tensor.dtype not in FLOAT_DTYPES:
+        raise TypeError(f"{name} must be float32, bfloat16, float16 or float64, got {tensor.dtype}")
+
+
+def check_same_dtype(name: str, tensor: Tensor, like: Tensor, owner: str) -> None:
+    """Equal as they will be computed: autocast may make different dtypes equal, and float64 beside others unequal."""
+    if tensor.dtype != like.dtype and dtype_under_autocast(tensor) != dtype_under_autocast(like):
+        raise TypeError(f"{name} must have {owner}'s dtype {like.dtype}, got {tensor.dtype}")
+
+
+def dtype_under_autocast(tensor: Tensor) -> torch.dtype:
+    """The dtype that SDPA would compute in: autocast's, where it is enabled; float64 stays."""
+    device = tensor.device.type
+    if tensor.dtype == torch.float64 or not torch.amp.is_autocast_available(device):
+        return tensor.dtype
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else tensor.dtype
+
+
+def check_rank(name: str, tensor: Tensor) -> None:
+    if not 2 <= tensor.dim() <= 5:
+        raise ValueError(f"{name} must have 2 to 5 dimensions, got {tensor.dim()} (shape {tuple(tensor.shape)})")
+
+
+def check_device(name: str, tensor: Tensor, like: Tensor, owner: str = "query") -> None:
+    if tensor.device != like.device:
+        raise ValueError(f"{name} must be on {owner}'s device {like.device}, got {tensor.device}")
+
+
+def check_scale(scale: float | None, head_dim: int) -> float:
+    if scale is None:
+        return 1.0 / math.sqrt(head_dim) if head_dim > 0 else 1.0
+    check_number("scale", scale, "a float or None")
+    if not math.isfinite(scale):
+        raise ValueError(f"scale must be finite, got {scale}")
+    return float(scale)
+
+
+def check_softcap(softcap: float) -> float:
+    check_number("softcap", softcap, "a float")
+    if not softcap >= 0.0 or math.isinf(softcap):
+        raise ValueError(f"softcap must be finite and >= 0 (0 = off), got {softcap}")
+    return float(softcap)
+
+
+def check_probability(name: str, value: float) -> float:
+    check_number(name, value, "a float")
+    if not 0.0 <= value <= 1.0:
+        raise ValueError(f"{name} must lie in [0, 1], got {value}")
+    return float(value)
+
+
+def check_number(name: str, value: Any, wanted: str) -> None:
+    if not isinstance(value, int | float):
+        raise TypeError(f"{name} must be {wanted}, got {type(value).__name__}")
+
+
+def check_window(window_size: tuple[int, int]) -> tuple[int, int]:
+    if (
+        not isinstance(window_size, list | tuple)
+        or len(window_size) != 2
+        or any(not isinstance(w, int) or w < -1 for w in window_size)
+    ):
+        raise ValueError(f"window_size must be two ints >= -1 (left, right; -1 = open), got {window_size!r}")
+    return (window_size[0], window_size[1])
+
+
+def check_seed(seed: Tensor, like: Tensor) -> None:
+    check_tensor("dropout_seed", seed)
+    if seed.numel() != 1 or seed.dtype != torch.int64:
+        raise ValueError(
+            f"dropout_seed must be a one-element int64 tensor, got {seed.dtype} of shape {tuple(seed.shape)}"
+        )
+    check_device("dropout_seed", seed, like)

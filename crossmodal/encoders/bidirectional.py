@@ -1,0 +1,41 @@
+"""A recurrent network that reads padded sequences from both ends."""
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from crossmodal.encoders.padding import reverse_real
+
+
+class Bidirectional(nn.Module):
+    """An LSTM or GRU forward and another one backward over the real tokens only.
+
+    Forward, padding comes last and cannot reach a real token; backward, each sample is turned round by its
+    own length first. The result for real tokens equals that of packed sequences, without their copy of
+    the lengths to the host, and with length 0 allowed.
+
+    Args:
+        kind: ``"lstm"`` or ``"gru"``.
+        in_features: channels of the input.
+        out_features: channels of the output, half of them from each direction; even.
+
+    Raises:
+        ValueError: for an odd ``out_features``.
+    """
+
+    def __init__(self, kind: Literal["lstm", "gru"], in_features: int, out_features: int) -> None:
+        super().__init__()
+        if out_features % 2:
+            raise ValueError(f"out_features must be even, got {out_features}")
+        recurrent = nn.LSTM if kind == "lstm" else nn.GRU
+        self.ahead = recurrent(in_features, out_features // 2, batch_first=True)
+        self.back = recurrent(in_features, out_features // 2, batch_first=True)
+
+    def forward(self, values: Tensor, lengths: Tensor) -> Tensor:
+        """``(B, L, in_features)`` and ``(B,)`` to ``(B, L, out_features)``; padding must be finite."""
+        if values.shape[1] == 0:  # torch's recurrent layers refuse it
+            return values.new_zeros(values.shape[0], 0, 2 * self.ahead.hidden_size)
+        ahead, _ = self.ahead(values)
+        back, _ = self.back(reverse_real(values, lengths))
+        return torch.cat([ahead, reverse_real(back, lengths)], dim=2)

@@ -1,0 +1,8 @@
+"""One file per public function, of its name: the function, its autograd Function, its fake."""
+
+from crossmodal.ops.associate import associate
+from crossmodal.ops.attention import attention
+from crossmodal.ops.fuse import fuse
+from crossmodal.ops.weighted_sum import weighted_sum
+
+__all__ = ["associate", "attention", "fuse", "weighted_sum"]

@@ -1,0 +1,102 @@
+"""The weighted sum for given weights."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from crossmodal import _library  # noqa: F401  registers torch.ops.crossmodal
+from crossmodal._arguments import weighted_sum_problem
+from crossmodal._problem import WeightedSumProblem
+from crossmodal.dispatch import fall_back, needs_gradient, tensor_refusals
+from crossmodal.ops._fusion import distinct
+from crossmodal.reference.weighted_sum import run_reference
+
+
+def weighted_sum(
+    weights: Tensor, values: Tensor, *, lengths: Tensor | None = None, mask: Tensor | None = None
+) -> Tensor:
+    r"""Sum of values by given weights, :math:`y_i = \sum_j w_{ij} x_j`.
+
+    Args:
+        weights: ``(..., seqlen_q, seqlen_k)``, float32, bfloat16, float16 or float64, 2-D to 5-D.
+        values: ``(..., seqlen_k, head_dim)``, weights' dtype; leading dimensions broadcast.
+        lengths: ``(batch,)`` int32 or int64; keys at or beyond are skipped.
+        mask: bool, True = takes part, broadcast to ``(..., seqlen_q, seqlen_k)``.
+
+    A skipped key is not multiplied by zero: where a key is skipped for every query, weights and values may hold NaN.
+    Sums are float32 (float64 for float64).
+
+    Returns:
+        ``(..., seqlen_q, head_dim)``, weights' dtype.
+
+    Raises:
+        TypeError: for an argument of the wrong type or dtype.
+        ValueError: for shapes, devices or values that do not fit, naming the argument.
+
+    Example:
+        >>> crossmodal.weighted_sum(torch.tensor([[0.25, 0.75]]), torch.tensor([[4.0], [8.0]]))
+        tensor([[7.]])
+    """
+    problem = weighted_sum_problem(weights, values, lengths, mask)
+    operands = [problem.weights, problem.values]
+    differentiate = needs_gradient(operands)
+    reasons = _refusals(problem, differentiate)
+    if reasons:
+        fall_back("weighted_sum", reasons)
+        return run_reference(problem)
+    if problem.mask is not None:
+        problem = problem._replace(mask=problem.mask.expand(problem.weights.shape))
+    if differentiate:
+        return problem.unfold(WeightedSumFunction.apply(problem.lengths, problem.mask, *distinct(operands)))
+    return problem.unfold(
+        torch.ops.crossmodal.weighted_sum_fwd.default(problem.weights, problem.values, problem.lengths, problem.mask)
+    )
+
+
+def _refusals(problem: WeightedSumProblem, differentiate: bool) -> list[str]:
+    if problem.weights.device.type != "cuda":
+        optional = [t for t in (problem.lengths, problem.mask) if t is not None]
+        return tensor_refusals([problem.weights, problem.values, *optional])
+    if not torch._C._dispatch_has_kernel_for_dispatch_key("crossmodal::weighted_sum_fwd", "CUDA"):
+        return ["this build has no CUDA kernels"]
+    return ["weighted_sum has no CUDA backward yet"] if differentiate else []
+
+
+class WeightedSumFunction(torch.autograd.Function):
+    """Compiled forward and backward; a second derivative goes through the formulas."""
+
+    @staticmethod
+    def forward(lengths: Tensor | None, mask: Tensor | None, weights: Tensor, values: Tensor) -> Tensor:
+        return torch.ops.crossmodal.weighted_sum_fwd.default(weights, values, lengths, mask)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, dout: Tensor) -> tuple[Tensor | None, ...]:
+        lengths, mask, weights, values = ctx.saved_tensors
+        needs = ctx.needs_input_grad[2:]
+        if torch.is_grad_enabled() and not torch.compiler.is_compiling():  # create_graph=True
+            problem = WeightedSumProblem(weights, values, lengths, mask, tuple(weights.shape[:2]))
+            wanted = [t for t, needed in zip((weights, values), needs, strict=True) if needed]
+            found = iter(torch.autograd.grad(run_reference(problem), wanted, dout, create_graph=True))
+            return (None, None, *(next(found) if needed else None for needed in needs))
+        gradients = torch.ops.crossmodal.weighted_sum_bwd.default(dout, weights, values, lengths, mask, *needs)
+        return (
+            None,
+            None,
+            *(g if needed else None for g, needed in zip(gradients, needs, strict=True)),
+        )
+
+
+@torch.library.register_fake("crossmodal::weighted_sum_fwd")
+def _weighted_sum_fwd_fake(weights, values, lengths, mask):  # type: ignore[no-untyped-def]
+    return values.new_empty((values.shape[0], values.shape[1], weights.shape[2], values.shape[3]))
+
+
+@torch.library.register_fake("crossmodal::weighted_sum_bwd")
+def _weighted_sum_bwd_fake(dout, weights, values, lengths, mask, wants_dweights, wants_dvalues):  # type: ignore[no-untyped-def]
+    dweights = weights.new_empty(weights.shape if wants_dweights else (0,))
+    return dweights, values.new_empty(values.shape if wants_dvalues else (0,))

@@ -1,0 +1,49 @@
+"""Plain-torch twin of :func:`crossmodal.attention`."""
+
+from torch import Tensor
+
+from crossmodal._arguments import attention_problem
+from crossmodal.reference.fuse import run_reference
+
+
+def attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+    *,
+    key_lengths: Tensor | None = None,
+    query_lengths: Tensor | None = None,
+    causal_align: str = "upper_left",
+    window_size: tuple[int, int] = (-1, -1),
+    softcap: float = 0.0,
+    sink: Tensor | None = None,
+    return_lse: bool = False,
+    dropout_seed: Tensor | None = None,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """See :func:`crossmodal.attention`; memory grows with seqlen_q x seqlen_k."""
+    problem = attention_problem(
+        query,
+        key,
+        value,
+        attn_mask,
+        dropout_p,
+        is_causal,
+        scale,
+        enable_gqa,
+        key_lengths,
+        query_lengths,
+        causal_align,
+        window_size,
+        softcap,
+        sink,
+        dropout_seed,
+    )
+    result = run_reference(problem, return_lse=return_lse, return_mass=False)
+    if result.lse is not None:
+        return result.out, result.lse
+    return result.out

@@ -1,0 +1,35 @@
+"""Plain-torch twin of :func:`crossmodal.weighted_sum`."""
+
+import torch
+from torch import Tensor
+
+from crossmodal._arguments import weighted_sum_problem
+from crossmodal._problem import WeightedSumProblem
+
+
+def weighted_sum(
+    weights: Tensor, values: Tensor, *, lengths: Tensor | None = None, mask: Tensor | None = None
+) -> Tensor:
+    """See :func:`crossmodal.weighted_sum`."""
+    return run_reference(weighted_sum_problem(weights, values, lengths, mask))
+
+
+def run_reference(problem: WeightedSumProblem) -> Tensor:
+    """y_i = sum_j w_ij x_j over the keys j that take part."""
+    weights, values = problem.weights, problem.values
+    seen = None
+    if problem.lengths is not None:
+        j = torch.arange(weights.shape[3], device=weights.device)
+        seen = (j < problem.lengths[:, None])[:, None, None, :]
+    if problem.mask is not None:
+        seen = problem.mask if seen is None else seen & problem.mask
+    if seen is not None:
+        # Skipped, not multiplied by zero: what is hidden may hold NaN.
+        weights = weights.masked_fill(~seen, 0.0)
+        hidden_key = ~seen.any(dim=2).unsqueeze(-1)
+        values = values.masked_fill(hidden_key, 0.0)
+    out = weights @ values
+    if seen is not None:
+        # A query of which every key is skipped: what flows back to it is ignored.
+        out = out.masked_fill(~seen.any(dim=3, keepdim=True), 0.0)
+    return problem.unfold(out)

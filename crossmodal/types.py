@@ -1,0 +1,41 @@
+"""The two named tuples of the public API. Named tuples are pytrees, so compile, export and vmap see through them."""
+
+from typing import NamedTuple
+
+from torch import Tensor
+
+
+class Source(NamedTuple):
+    """One modality to attend over: the keys and values that it contributes to a joint softmax.
+
+    Args:
+        key: ``(batch, num_heads, seqlen_k, head_dim)``; 2-D to 5-D as for
+            :func:`torch.nn.functional.scaled_dot_product_attention`.
+        value: ``(batch, num_heads, seqlen_k, head_dim_v)``.
+        lengths: ``(batch,)`` int32 or int64; keys at or beyond a sample's length are hidden.
+            0 says that the modality is missing for that sample.
+        mask: bool (True = attend) or float (added to the scaled score), broadcast to
+            ``(batch, num_heads, seqlen_q, seqlen_k)``. ``-inf`` hides.
+        bias: a second term of the same kind, for a learned bias beside a mask.
+    """
+
+    key: Tensor
+    value: Tensor
+    lengths: Tensor | None = None
+    mask: Tensor | None = None
+    bias: Tensor | None = None
+
+
+class FusionResult(NamedTuple):
+    """What :func:`crossmodal.fuse` returns; a field that was not asked for is None.
+
+    Attributes:
+        out: ``(batch, num_heads, seqlen_q, head_dim_v)``, query's dtype.
+        lse: ``(batch, num_heads, seqlen_q)`` natural logarithm of the sum of the exponentials,
+            float32 (float64 for float64).
+        mass: ``(batch, num_heads, seqlen_q, num_sources)``, the attention that each source received.
+    """
+
+    out: Tensor
+    lse: Tensor | None = None
+    mass: Tensor | None = None

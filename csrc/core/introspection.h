@@ -1,0 +1,36 @@
+// What the library tells about itself, as plain C: read by `_native` (pybind11), by ctypes where
+// `_native` is absent, and by C++ programs. Returned texts belong to the library; those that can
+// change are valid until the calling thread calls the same function again.
+#pragma once
+
+#include <stdint.h>
+
+#define CROSSMODAL_API __attribute__((visibility("default")))
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+// JSON object: version, compiler, torch_target, sanitizer (or null), cuda (null, or {version,
+// archs}).
+CROSSMODAL_API const char* crossmodal_build_info(void);
+
+// JSON list, best first, of {name, compiled, supported, active}.
+CROSSMODAL_API const char* crossmodal_cpu_isas(void);
+
+// Makes the named instruction set the active one; returns null, or what is wrong with the name.
+CROSSMODAL_API const char* crossmodal_select_isa(const char* name);
+
+// What is wrong with the environment variable CROSSMODAL_CPU_ISA, or null.
+CROSSMODAL_API const char* crossmodal_isa_environment_error(void);
+
+// JSON object: the kernel that would run this attention problem and why better ones would not.
+// dtype as in core/dtype.h.
+CROSSMODAL_API const char* crossmodal_attention_plan(int dtype, int64_t batch, int64_t num_heads,
+                                                     int64_t seqlen_q, int64_t seqlen_k,
+                                                     int64_t head_dim, int64_t head_dim_v,
+                                                     int is_causal);
+
+#ifdef __cplusplus
+}
+#endif

@@ -1,0 +1,122 @@
+#include "cpu/attention.h"
+
+#include <algorithm>
+
+#include "cpu/kernels.h"
+
+namespace crossmodal::cpu {
+namespace {
+
+// Packing a chunk of keys is shared by the queries of a panel; more queries than this add little
+// and cost cache.
+constexpr int64_t kPanelRows = 512;
+// Fewer rows than a block would leave register tiles half empty.
+constexpr int64_t kSmallestPanel = 64;
+// Tasks per thread: enough that a thread which lost its core for a while does not hold up the rest.
+constexpr int64_t kTasksPerThread = 4;
+
+int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+int64_t panel_rows(const AttentionProblem& p, int64_t pairs, int threads) {
+  int64_t rows = std::min(p.seqlen_q, kPanelRows);
+  if (threads > 1 && pairs > 0) {
+    const int64_t panels = ceil_div(kTasksPerThread * threads, pairs);
+    rows = std::min(rows, std::max(kSmallestPanel, ceil_div(p.seqlen_q, panels)));
+  }
+  return std::max<int64_t>(rows, 1);
+}
+
+double score_count(const AttentionProblem& p) {
+  return static_cast<double>(p.batch) * p.num_heads * p.seqlen_q * p.total_keys;
+}
+
+// Sums over partial accumulators, each element in the order of the partials.
+template <class Acc>
+void sum_partials(const ScoreTerm& term, int64_t partials) {
+  Acc* first = static_cast<Acc*>(term.grad);
+  for (int64_t k = 1; k < partials; ++k) {
+    const Acc* other = first + k * term.grad_size;
+    for (int64_t i = 0; i < term.grad_size; ++i) first[i] += other[i];
+  }
+}
+
+}  // namespace
+
+bool has_kernels_for(DType dtype) { return kernels_for(active_isa(), dtype) != nullptr; }
+
+void attention_fwd(const AttentionProblem& p, const Threads& threads) {
+  const DTypeKernels& kernels = *kernels_for(active_isa(), p.dtype);
+  const int64_t pairs = p.batch * p.num_heads;
+  if (pairs == 0 || p.seqlen_q == 0) return;
+  const int64_t rows = panel_rows(p, pairs, threads.count);
+  const int64_t panels = ceil_div(p.seqlen_q, rows);
+  const double operations = 2.0 * score_count(p) * (p.head_dim + p.head_dim_v);
+  run_tasks(threads, pairs * panels, operations, kernels.attention_fwd_scratch(p, rows),
+            [&](int64_t task, char* s) {
+              const int64_t pair = task / panels, begin = task % panels * rows;
+              kernels.attention_fwd(p, rows, pair / p.num_heads, pair % p.num_heads, begin,
+                                    std::min(p.seqlen_q, begin + rows), s);
+            });
+}
+
+BackwardSplit split_backward(const AttentionProblem& p, int threads) {
+  const int64_t pairs = p.batch * p.num_heads;
+  bool over_batch = false, over_heads = false;
+  for (int s = 0; s < p.num_sources; ++s)
+    for (int t = 0; t < p.sources[s].num_terms; ++t) {
+      const ScoreTerm& term = p.sources[s].terms[t];
+      if (term.grad == nullptr) continue;
+      over_batch |= term.grad_stride[0] == 0 && p.batch > 1;
+      over_heads |= term.grad_stride[1] == 0 && p.num_heads > 1;
+    }
+  if (!over_batch && !over_heads) return {pairs, 1};
+  // Heads of a sample share an accumulator and nobody else does: a sample is a group, if there are
+  // enough of them.
+  if (!over_batch && p.batch >= threads) return {p.batch, 1};
+  const int64_t partials = std::max<int64_t>(1, std::min<int64_t>(threads, pairs));
+  return {partials, partials};
+}
+
+void attention_bwd(const AttentionProblem& p, const AttentionBackward& g,
+                   const BackwardSplit& split, const Threads& threads) {
+  const DTypeKernels& kernels = *kernels_for(active_isa(), p.dtype);
+  const int64_t pairs = p.batch * p.num_heads;
+  if (pairs == 0) return;
+  const double operations = 5.0 * score_count(p) * (p.head_dim + p.head_dim_v);
+  run_tasks(threads, split.groups, operations, kernels.attention_bwd_scratch(p, g),
+            [&](int64_t group, char* scratch) {
+              const int64_t begin = pairs * group / split.groups,
+                            end = pairs * (group + 1) / split.groups;
+              for (int64_t pair = begin; pair < end; ++pair)
+                kernels.attention_bwd(p, g, split.partials > 1 ? group : 0, pair / p.num_heads,
+                                      pair % p.num_heads, scratch);
+            });
+  for (int s = 0; s < p.num_sources; ++s)
+    for (int t = 0; t < p.sources[s].num_terms; ++t) {
+      const ScoreTerm& term = p.sources[s].terms[t];
+      if (term.grad == nullptr) continue;
+      if (term.grad_is_double) {
+        sum_partials<double>(term, split.partials);
+      } else {
+        sum_partials<float>(term, split.partials);
+      }
+    }
+}
+
+void associate(const AttentionProblem& p, const AssociateProblem& a, const Threads& threads) {
+  const DTypeKernels& kernels = *kernels_for(active_isa(), p.dtype);
+  const int64_t heads = a.output == AssociateOutput::kHeadMean ? 1 : p.num_heads;
+  const int64_t pairs = p.batch * heads;
+  if (pairs == 0 || p.seqlen_q == 0 || p.num_heads == 0) return;
+  const int64_t rows = panel_rows(p, pairs, threads.count);
+  const int64_t panels = ceil_div(p.seqlen_q, rows);
+  const double operations = 2.0 * score_count(p) * p.head_dim;
+  run_tasks(threads, pairs * panels, operations, kernels.associate_scratch(p, a),
+            [&](int64_t task, char* scratch) {
+              const int64_t pair = task / panels, begin = task % panels * rows;
+              kernels.associate(p, a, pair / heads, pair % heads, begin,
+                                std::min(p.seqlen_q, begin + rows), scratch);
+            });
+}
+
+}  // namespace crossmodal::cpu

@@ -1,0 +1,29 @@
+// Attention on the CPU: cuts a problem into tasks and runs the active instruction set's kernels on
+// them.
+#pragma once
+
+#include "core/attention_problem.h"
+#include "cpu/parallel.h"
+
+namespace crossmodal::cpu {
+
+bool has_kernels_for(DType dtype);
+
+void attention_fwd(const AttentionProblem& problem, const Threads& threads);
+
+// How backward is cut where bias gradients are summed over batch or heads, for a given thread
+// count: each group of consecutive (batch, head) pairs runs in order and owns one accumulator.
+struct BackwardSplit {
+  int64_t groups;
+  int64_t partials;
+};
+BackwardSplit split_backward(const AttentionProblem& problem, int threads);
+
+// Adds the partial accumulators of each term's gradient into the first, in order.
+void attention_bwd(const AttentionProblem& problem, const AttentionBackward& gradients,
+                   const BackwardSplit& split, const Threads& threads);
+
+void associate(const AttentionProblem& problem, const AssociateProblem& request,
+               const Threads& threads);
+
+}  // namespace crossmodal::cpu

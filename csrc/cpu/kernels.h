@@ -1,0 +1,54 @@
+// The kernels of one instruction set as plain function pointers. Every csrc/cpu/isa/<name>.cpp
+// fills one table; nothing else leaves those files.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "core/attention_problem.h"
+#include "core/weighted_sum_problem.h"
+#include "cpu/isa.h"
+
+namespace crossmodal::cpu {
+
+// Kernels of one dtype. `*_scratch` tells how many bytes (64-byte aligned) a worker must bring.
+struct DTypeKernels {
+  size_t (*attention_fwd_scratch)(const AttentionProblem&, int64_t panel_rows);
+  // Queries [q_begin, q_end) of one (b, h), at most panel_rows of them.
+  void (*attention_fwd)(const AttentionProblem&, int64_t panel_rows, int64_t b, int64_t h,
+                        int64_t q_begin, int64_t q_end, char* scratch);
+
+  size_t (*attention_bwd_scratch)(const AttentionProblem&, const AttentionBackward&);
+  // One (b, h); bias gradients go to accumulator `partial`.
+  void (*attention_bwd)(const AttentionProblem&, const AttentionBackward&, int64_t partial,
+                        int64_t b, int64_t h, char* scratch);
+
+  size_t (*associate_scratch)(const AttentionProblem&, const AssociateProblem&);
+  // Queries [q_begin, q_end) of one (b, h); for head means h is 0 and all heads are taken.
+  void (*associate)(const AttentionProblem&, const AssociateProblem&, int64_t b, int64_t h,
+                    int64_t q_begin, int64_t q_end, char* scratch);
+
+  size_t (*weighted_sum_fwd_scratch)(const WeightedSumProblem&, int64_t panel_rows);
+  void (*weighted_sum_fwd)(const WeightedSumProblem&, int64_t panel_rows, int64_t b, int64_t h,
+                           int64_t q_begin, int64_t q_end, char* scratch);
+
+  size_t (*weighted_sum_bwd_scratch)(const WeightedSumProblem&, const WeightedSumBackward&);
+  void (*weighted_sum_bwd)(const WeightedSumProblem&, const WeightedSumBackward&, int64_t b,
+                           int64_t h, char* scratch);
+
+  const char* multiply;  // how products are formed, for the plan that people read
+  int lanes;             // elements of a vector of accumulators
+  int tile_rows;         // widest register tile: rows x vectors
+  int tile_vectors;
+  int block_m;  // queries and keys of one forward step
+  int block_n;
+};
+
+struct KernelTable {
+  DTypeKernels float32, bfloat16, float64;
+};
+
+// Null for a dtype without CPU kernels.
+const DTypeKernels* kernels_for(Isa isa, DType dtype);
+
+}  // namespace crossmodal::cpu

@@ -1,0 +1,93 @@
+// Products for so few queries that packing keys would cost more than it saves: every row of K and V
+// is read once, where it stands. Pooling with a learned query is the case that matters; it is bound
+// by memory, not by arithmetic.
+#pragma once
+
+#include <cstdint>
+
+#include "core/attention_problem.h"
+#include "cpu/kernels/engine.h"
+
+namespace crossmodal::cpu::CROSSMODAL_ISA {
+namespace {
+
+// Up to here a query costs less than its share of the packing: packing moves each element of K
+// twice, a query reads it once.
+constexpr int64_t kFewQueries = 4;
+
+// Forward and backward must agree: backward normalises the scores that it forms with the sums that
+// forward found.
+inline bool has_few_queries(const AttentionProblem& p) { return p.seqlen_q <= kFewQueries; }
+
+inline void store_sums(VecF sums[VecF::kLanes], float* out) {
+  // Transposed, a vertical addition replaces one horizontal reduction per key.
+  transpose(sums);
+#pragma GCC unroll 8
+  for (int half = VecF::kLanes / 2; half > 0; half /= 2)
+    for (int x = 0; x < half; ++x) sums[x] = sums[x] + sums[x + half];
+  sums[0].store(out);
+}
+
+inline void store_sums(VecD sums[VecD::kLanes], double* out) {
+  for (int x = 0; x < VecD::kLanes; ++x) out[x] = reduce_add(sums[x]);
+}
+
+// s[j] = <q, rows[j]> for j < n; lanes up to a whole vector hold anything.
+template <class V, class T>
+void dot_with_rows(const T* q, const T* const* rows, int64_t n, int64_t width,
+                   typename V::Scalar* s) {
+  const int64_t whole = width / V::kLanes * V::kLanes;
+  const int rest = static_cast<int>(width - whole);
+  for (int64_t j = 0; j < n; j += V::kLanes) {
+    V sums[V::kLanes];
+    for (int x = 0; x < V::kLanes; ++x) {
+      const T* row = rows[min_of(j + x, n - 1)];
+      V sum = V::zero();
+      for (int64_t d = 0; d < whole; d += V::kLanes)
+        sum = fmadd(V::load(q + d), V::load(row + d), sum);
+      if (rest) sum = fmadd(V::load_first(q + whole, rest), V::load_first(row + whole, rest), sum);
+      sums[x] = sum;
+    }
+    store_sums(sums, s + j);
+  }
+}
+
+// out[d] += sum_j p[j] * rows[j][d] for at most kMaxChain rows; out holds whole vectors.
+template <class V, class T>
+void add_weighted_chain(const typename V::Scalar* p, const T* const* rows, int64_t n, int64_t width,
+                        typename V::Scalar* out) {
+  constexpr int kGroup =
+      4;  // vectors of a row summed at once: enough chains to hide the latency of an addition
+  int64_t d = 0;
+  for (; d + kGroup * V::kLanes <= width; d += kGroup * V::kLanes) {
+    V sum[kGroup];
+    for (int v = 0; v < kGroup; ++v) sum[v] = V::zero();
+    for (int64_t j = 0; j < n; ++j) {
+      const V weight = V::set1(p[j]);
+      for (int v = 0; v < kGroup; ++v)
+        sum[v] = fmadd(weight, V::load(rows[j] + d + v * V::kLanes), sum[v]);
+    }
+    for (int v = 0; v < kGroup; ++v) {
+      typename V::Scalar* o = out + d + v * V::kLanes;
+      (V::load(o) + sum[v]).store(o);
+    }
+  }
+  for (; d < width; d += V::kLanes) {
+    const int filled = static_cast<int>(min_of(V::kLanes, width - d));
+    V sum = V::zero();
+    for (int64_t j = 0; j < n; ++j)
+      sum = fmadd(V::set1(p[j]), V::load_first(rows[j] + d, filled), sum);
+    (V::load(out + d) + sum).store(out + d);
+  }
+}
+
+// The same for any number of rows.
+template <class V, class T>
+void add_weighted_rows(const typename V::Scalar* p, const T* const* rows, int64_t n, int64_t width,
+                       typename V::Scalar* out) {
+  for (int64_t j = 0; j < n; j += kMaxChain)
+    add_weighted_chain<V>(p + j, rows + j, min_of(kMaxChain, n - j), width, out);
+}
+
+}  // namespace
+}  // namespace crossmodal::cpu::CROSSMODAL_ISA

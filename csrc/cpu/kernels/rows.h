@@ -1,0 +1,48 @@
+// Vector loops over one row.
+#pragma once
+
+#include <cstdint>
+
+#include "cpu/kernels/engine.h"
+
+namespace crossmodal::cpu::CROSSMODAL_ISA {
+namespace {
+
+// dst[i] = src[i] as T, n elements.
+template <class V, class T>
+void store_row(const typename V::Scalar* src, int64_t n, T* dst) {
+  int64_t j = 0;
+  for (; j + V::kLanes <= n; j += V::kLanes) V::load(src + j).store(dst + j);
+  if (j < n)
+    V::load_first(src + j, static_cast<int>(n - j)).store_first(dst + j, static_cast<int>(n - j));
+}
+
+template <class V>
+void scale_row(typename V::Scalar* row, int64_t n, typename V::Scalar factor) {
+  const V f = V::set1(factor);
+  for (int64_t x = 0; x < n; x += V::kLanes) (V::load(row + x) * f).store(row + x);
+}
+
+template <class V>
+typename V::Scalar sum_row(const typename V::Scalar* row, int64_t n) {
+  V sum = V::zero();
+  int64_t x = 0;
+  for (; x + V::kLanes <= n; x += V::kLanes) sum = sum + V::load(row + x);
+  if (x < n) sum = sum + V::load_first(row + x, static_cast<int>(n - x));
+  return reduce_add(sum);
+}
+
+template <class V, class T>
+typename V::Scalar dot_rows(const T* a, const T* b, int64_t n) {
+  V sum = V::zero();
+  int64_t x = 0;
+  for (; x + V::kLanes <= n; x += V::kLanes) sum = fmadd(V::load(a + x), V::load(b + x), sum);
+  if (x < n) {
+    const int rest = static_cast<int>(n - x);
+    sum = fmadd(V::load_first(a + x, rest), V::load_first(b + x, rest), sum);
+  }
+  return reduce_add(sum);
+}
+
+}  // namespace
+}  // namespace crossmodal::cpu::CROSSMODAL_ISA

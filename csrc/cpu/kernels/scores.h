@@ -1,0 +1,100 @@
+// From raw products to scores: which keys of a chunk a query sees, and with what bias. Forward,
+// backward and associate share it, so that all three agree on every mask.
+#pragma once
+
+#include <cstdint>
+
+#include "cpu/kernels/visible_keys.h"
+
+namespace crossmodal::cpu::CROSSMODAL_ISA {
+namespace {
+
+// What the terms of all sources ask for, found once per task.
+struct TermKinds {
+  bool dense = false;      // differ between queries
+  bool key_bias = false;   // float, the same for every query
+  bool gradients = false;  // some term wants its gradient
+
+  explicit TermKinds(const AttentionProblem& p) {
+    for (int s = 0; s < p.num_sources; ++s)
+      for (int t = 0; t < p.sources[s].num_terms; ++t) {
+        const ScoreTerm& term = p.sources[s].terms[t];
+        if (!is_per_key(term)) dense = true;
+        if (is_per_key(term) && term.type != TermType::kBool) key_bias = true;
+        if (term.grad != nullptr) gradients = true;
+      }
+  }
+};
+
+// The bias of a chunk [begin, end) of visible keys for one query after the other.
+template <class Acc>
+class ChunkBias {
+ public:
+  // `key_bias` and `row_bias` have room for a chunk.
+  ChunkBias(const AttentionProblem& p, const TermKinds& kinds, const VisibleKeys& keys, int64_t b,
+            int64_t h, Acc* key_bias, Acc* row_bias)
+      : p_(p), kinds_(kinds), keys_(keys), b_(b), h_(h), key_bias_(key_bias), row_bias_(row_bias) {}
+
+  void start_chunk(int64_t begin, int64_t end) {
+    begin_ = begin;
+    end_ = end;
+    if (kinds_.key_bias) fill(key_bias_, 0, true, nullptr);
+  }
+
+  // [end - begin] values to add to the scaled scores of query i, -inf = hidden; null: nothing to
+  // add.
+  const Acc* for_query(int64_t i) {
+    const Acc* key_bias = kinds_.key_bias ? key_bias_ : nullptr;
+    if (!kinds_.dense) return key_bias;
+    fill(row_bias_, i, false, key_bias);
+    return row_bias_;
+  }
+
+ private:
+  void fill(Acc* bias, int64_t i, bool per_key, const Acc* start) {
+    const int64_t n = end_ - begin_;
+    for (int64_t x = 0; x < n; ++x) bias[x] = start ? start[x] : Acc(0);
+    for_each_stretch(p_, keys_, begin_, end_,
+                     [&](int s, int64_t from, int64_t to, bool contiguous) {
+                       const KeySource& source = p_.sources[s];
+                       for (int t = 0; t < source.num_terms; ++t)
+                         if (is_per_key(source.terms[t]) == per_key)
+                           add_term<Acc>(source.terms[t], b_, h_, i, keys_.rows + from, to - from,
+                                         contiguous, bias + (from - begin_));
+                     });
+  }
+
+  const AttentionProblem& p_;
+  const TermKinds& kinds_;
+  const VisibleKeys& keys_;
+  int64_t b_, h_;
+  Acc* key_bias_;
+  Acc* row_bias_;
+  int64_t begin_ = 0, end_ = 0;
+};
+
+// s[x] -> scale * s[x] + bias[x] for x < n, -inf where bias is -inf (even if s is NaN there) and
+// for the lanes from n up to a whole vector. Returns the largest score. NaN scores stay NaN.
+template <class V>
+typename V::Scalar finish_scores(typename V::Scalar* s, int64_t n, typename V::Scalar scale,
+                                 const typename V::Scalar* bias) {
+  using Acc = typename V::Scalar;
+  const V hidden = V::set1(minus_infinity<Acc>());
+  const V factor = V::set1(scale);
+  V top = hidden;
+  for (int64_t x = 0; x < n; x += V::kLanes) {
+    V score = factor * V::load(s + x);
+    const int rest = static_cast<int>(min_of(V::kLanes, n - x));
+    if (bias != nullptr) {
+      const V b = rest == V::kLanes ? V::load(bias + x) : V::load_first(bias + x, rest);
+      score = select_equal(b, hidden, hidden, score + b);
+    }
+    if (rest < V::kLanes) score = keep_first(score, rest, hidden);
+    score.store(s + x);
+    top = max(top, score);
+  }
+  return reduce_max(top);
+}
+
+}  // namespace
+}  // namespace crossmodal::cpu::CROSSMODAL_ISA

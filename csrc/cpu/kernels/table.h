@@ -1,0 +1,84 @@
+// Instantiates every kernel for the instruction set that includes this file, and makes its table.
+#pragma once
+
+#include "cpu/kernels.h"
+#include "cpu/kernels/associate.h"
+#include "cpu/kernels/attention_bwd.h"
+#include "cpu/kernels/attention_fwd.h"
+#include "cpu/kernels/weighted_sum.h"
+
+namespace crossmodal::cpu::CROSSMODAL_ISA {
+namespace {
+
+template <class E>
+struct Kernels {
+  static size_t attention_fwd_scratch(const AttentionProblem& p, int64_t panel_rows) {
+    return AttentionForward<E>(p, panel_rows, nullptr).scratch_bytes();
+  }
+  static void attention_fwd(const AttentionProblem& p, int64_t panel_rows, int64_t b, int64_t h,
+                            int64_t q_begin, int64_t q_end, char* scratch) {
+    AttentionForward<E>(p, panel_rows, scratch).run(b, h, q_begin, q_end);
+  }
+  static size_t attention_bwd_scratch(const AttentionProblem& p, const AttentionBackward& g) {
+    return AttentionBackwardTask<E>(p, g, nullptr).scratch_bytes();
+  }
+  static void attention_bwd(const AttentionProblem& p, const AttentionBackward& g, int64_t partial,
+                            int64_t b, int64_t h, char* scratch) {
+    AttentionBackwardTask<E>(p, g, scratch).run(partial, b, h);
+  }
+  static size_t associate_scratch(const AttentionProblem& p, const AssociateProblem& a) {
+    return Associate<E>(p, a, nullptr).scratch_bytes();
+  }
+  static void associate(const AttentionProblem& p, const AssociateProblem& a, int64_t b, int64_t h,
+                        int64_t q_begin, int64_t q_end, char* scratch) {
+    Associate<E>(p, a, scratch).run(b, h, q_begin, q_end);
+  }
+  static size_t weighted_sum_fwd_scratch(const WeightedSumProblem& w, int64_t panel_rows) {
+    return WeightedSumForward<E>(w, panel_rows, nullptr).scratch_bytes();
+  }
+  static void weighted_sum_fwd(const WeightedSumProblem& w, int64_t panel_rows, int64_t b,
+                               int64_t h, int64_t q_begin, int64_t q_end, char* scratch) {
+    WeightedSumForward<E>(w, panel_rows, scratch).run(b, h, q_begin, q_end);
+  }
+  static size_t weighted_sum_bwd_scratch(const WeightedSumProblem& w,
+                                         const WeightedSumBackward& g) {
+    return WeightedSumBackwardTask<E>(w, g, nullptr).scratch_bytes();
+  }
+  static void weighted_sum_bwd(const WeightedSumProblem& w, const WeightedSumBackward& g, int64_t b,
+                               int64_t h, char* scratch) {
+    WeightedSumBackwardTask<E>(w, g, scratch).run(b, h);
+  }
+
+  static constexpr const char* multiply() {
+    if (E::kPerWord == 2) return "pairs of bfloat16 by vdpbf16ps";
+    return sizeof(typename E::Element) < sizeof(typename E::Acc)
+               ? "widened to float32, fused multiply-add"
+               : "fused multiply-add";
+  }
+  static constexpr DTypeKernels table() {
+    return {attention_fwd_scratch,
+            attention_fwd,
+            attention_bwd_scratch,
+            attention_bwd,
+            associate_scratch,
+            associate,
+            weighted_sum_fwd_scratch,
+            weighted_sum_fwd,
+            weighted_sum_bwd_scratch,
+            weighted_sum_bwd,
+            multiply(),
+            E::Vec::kLanes,
+            max_tile_rows(kMaxTileVectors),
+            kMaxTileVectors,
+            kForwardBlockM,
+            kForwardBlockN};
+  }
+};
+
+}  // namespace
+
+extern const KernelTable kTable;
+const KernelTable kTable = {Kernels<F32Engine>::table(), Kernels<Bf16Engine>::table(),
+                            Kernels<F64Engine>::table()};
+
+}  // namespace crossmodal::cpu::CROSSMODAL_ISA

@@ -1,0 +1,109 @@
+// The keys that some query of (b, h) may see, over all sources, as one list in ascending order.
+// Lengths, key masks and -inf key biases end here: what is not in the list is never read.
+#pragma once
+
+#include <cstdint>
+
+#include "core/attention_problem.h"
+#include "cpu/kernels/score_terms.h"
+
+namespace crossmodal::cpu::CROSSMODAL_ISA {
+namespace {
+
+// Positions [begin, end) of the list belong to one source.
+struct Segment {
+  int64_t begin, end;
+  bool contiguous;  // rows follow each other without a gap
+};
+
+struct VisibleKeys {
+  int64_t count;
+  int32_t* rows;      // [count], row within its own source
+  Segment* segments;  // [num_sources]
+};
+
+inline int64_t visible_length(const KeySource& source, int64_t b) {
+  if (source.lengths == nullptr) return source.seqlen_k;
+  const int64_t length = source.lengths_are_int64 ? static_cast<const int64_t*>(source.lengths)[b]
+                                                  : static_cast<const int32_t*>(source.lengths)[b];
+  return max_of(0, min_of(length, source.seqlen_k));
+}
+
+// `rows` and `segments` have room for total_keys and num_sources entries.
+inline VisibleKeys find_visible_keys(const AttentionProblem& p, int64_t b, int64_t h, int32_t* rows,
+                                     Segment* segments) {
+  VisibleKeys keys{0, rows, segments};
+  for (int s = 0; s < p.num_sources; ++s) {
+    const KeySource& source = p.sources[s];
+    // Without queries nobody sees a key, and masks have no element that could be read.
+    const int64_t length = p.seqlen_q > 0 ? visible_length(source, b) : 0;
+    const int64_t begin = keys.count;
+    bool masked = false;
+    for (int t = 0; t < source.num_terms; ++t) masked |= is_per_key(source.terms[t]);
+    if (masked) {
+      for (int64_t j = 0; j < length; ++j) {
+        bool hidden = false;
+        for (int t = 0; t < source.num_terms; ++t)
+          hidden |= is_per_key(source.terms[t]) && hides_key(source.terms[t], b, h, j);
+        if (!hidden) rows[keys.count++] = static_cast<int32_t>(j);
+      }
+    } else {
+      for (int64_t j = 0; j < length; ++j) rows[keys.count++] = static_cast<int32_t>(j);
+    }
+    const int64_t n = keys.count - begin;
+    const bool contiguous = n == 0 || rows[keys.count - 1] - rows[begin] == n - 1;
+    segments[s] = {begin, keys.count, contiguous};
+  }
+  return keys;
+}
+
+// How many keys of the list a causal query i sees: those at positions <= i of the padded
+// concatenation, a prefix.
+inline int64_t causal_prefix(const AttentionProblem& p, const VisibleKeys& keys, int64_t i) {
+  int64_t offset = 0;
+  for (int s = 0; s < p.num_sources; ++s) {
+    const Segment& segment = keys.segments[s];
+    int64_t low = segment.begin, high = segment.end;
+    while (low < high) {
+      const int64_t middle = (low + high) / 2;
+      if (offset + keys.rows[middle] <= i) {
+        low = middle + 1;
+      } else {
+        high = middle;
+      }
+    }
+    if (low < segment.end) return low;
+    offset += p.sources[s].seqlen_k;
+  }
+  return keys.count;
+}
+
+// Calls fn(source index, begin, end, contiguous) for each stretch of [begin, end) that lies in one
+// source.
+template <class Fn>
+void for_each_stretch(const AttentionProblem& p, const VisibleKeys& keys, int64_t begin,
+                      int64_t end, Fn fn) {
+  for (int s = 0; s < p.num_sources; ++s) {
+    const int64_t from = max_of(begin, keys.segments[s].begin);
+    const int64_t to = min_of(end, keys.segments[s].end);
+    if (from < to) fn(s, from, to, keys.segments[s].contiguous);
+  }
+}
+
+// Row pointers of visible keys [begin, end).
+template <class T>
+void key_rows(const AttentionProblem& p, const VisibleKeys& keys, int64_t b, int64_t h,
+              int64_t begin, int64_t end, const T** k_rows, const T** v_rows) {
+  for_each_stretch(p, keys, begin, end, [&](int s, int64_t from, int64_t to, bool) {
+    const KeySource& source = p.sources[s];
+    const T* k = static_cast<const T*>(source.k) + b * source.k_stride[0] + h * source.k_stride[1];
+    const T* v = static_cast<const T*>(source.v) + b * source.v_stride[0] + h * source.v_stride[1];
+    for (int64_t j = from; j < to; ++j) {
+      k_rows[j - begin] = k + keys.rows[j] * source.k_stride[2];
+      v_rows[j - begin] = v + keys.rows[j] * source.v_stride[2];
+    }
+  });
+}
+
+}  // namespace
+}  // namespace crossmodal::cpu::CROSSMODAL_ISA

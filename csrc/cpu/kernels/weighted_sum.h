@@ -1,0 +1,298 @@
+// The weighted sum with given weights, forward and backward. Which keys take part is decided by the
+// code that decides it for attention: a skipped key is not in the list, a key skipped for some
+// queries only has weight 0 there.
+#pragma once
+
+#include <cstdint>
+
+#include "core/weighted_sum_problem.h"
+#include "cpu/kernels/arena.h"
+#include "cpu/kernels/gemm.h"
+#include "cpu/kernels/packing.h"
+#include "cpu/kernels/scores.h"
+#include "cpu/kernels/tiling.h"
+
+namespace crossmodal::cpu::CROSSMODAL_ISA {
+namespace {
+
+// The same problem as attention sees it: one source whose keys are its values, with the mask as a
+// bool term.
+struct AsAttention {
+  KeySource source;
+  AttentionProblem problem;
+
+  explicit AsAttention(const WeightedSumProblem& w) : source(), problem() {
+    source.k = source.v = w.values;
+    for (int d = 0; d < 3; ++d) source.k_stride[d] = source.v_stride[d] = w.values_stride[d];
+    source.seqlen_k = w.seqlen_k;
+    source.lengths = w.lengths;
+    source.lengths_are_int64 = w.lengths_are_int64;
+    if (w.mask) {
+      source.num_terms = 1;
+      source.terms[0].data = w.mask;
+      source.terms[0].type = TermType::kBool;
+      for (int d = 0; d < 4; ++d) source.terms[0].stride[d] = w.mask_stride[d];
+    }
+    problem.sources = &source;
+    problem.num_sources = 1;
+    problem.batch = w.batch;
+    problem.num_heads = w.num_heads;
+    problem.seqlen_q = w.seqlen_q;
+    problem.total_keys = w.seqlen_k;
+  }
+  AsAttention(const AsAttention&) = delete;
+};
+
+// What forward and backward share: the visible keys of (b, h) and the weights of a block of
+// queries.
+template <class E>
+class WeightedSumBase {
+ protected:
+  using T = typename E::Element;
+  using V = typename E::Vec;
+  using Acc = typename E::Acc;
+  using Word = typename E::Word;
+
+  WeightedSumBase(const WeightedSumProblem& w, char* memory)
+      : w_(w),
+        as_(w),
+        kinds_(as_.problem),
+        arena_(memory),
+        chunk_(min_of(w.seqlen_k, kBackwardBlockN)),
+        width_(round_up(w.head_dim, V::kLanes)),
+        score_row_(score_row<E>(chunk_)) {
+    rows_ = arena_.take<int32_t>(w.seqlen_k);
+    segment_ = arena_.take<Segment>(1);
+    k_rows_ = arena_.take<const T*>(chunk_);
+    v_rows_ = arena_.take<const T*>(chunk_);
+    key_bias_ = arena_.take<Acc>(chunk_);
+    row_bias_ = arena_.take<Acc>(chunk_);
+    weights_ = arena_.take<Acc>(kForwardBlockM * score_row_);
+  }
+
+  // Keys that some query takes: a dense mask may skip a key for every query, and its value may then
+  // hold anything.
+  VisibleKeys visible(int64_t b, int64_t h) {
+    VisibleKeys keys = find_visible_keys(as_.problem, b, h, rows_, segment_);
+    if (kinds_.dense) {
+      int64_t kept = 0;
+      for (int64_t x = 0; x < keys.count; ++x)
+        if (taken_by_any(b, h, rows_[x])) rows_[kept++] = rows_[x];
+      keys.count = kept;
+      *segment_ = {0, kept, kept == 0 || rows_[kept - 1] - rows_[0] == kept - 1};
+    }
+    return keys;
+  }
+
+  bool taken_by_any(int64_t b, int64_t h, int64_t j) const {
+    const ScoreTerm& mask = as_.source.terms[0];
+    for (int64_t i = 0; i < w_.seqlen_q; ++i)
+      if (static_cast<const uint8_t*>(mask.data)[term_offset(mask, b, h, i) + j * mask.stride[3]])
+        return true;
+    return false;
+  }
+
+  // row[x] = weight of query i for keys [begin, end) of the list, 0 where the mask skips it and up
+  // to a whole vector.
+  void gather_weights(int64_t b, int64_t h, int64_t i, const VisibleKeys& keys, int64_t begin,
+                      int64_t end, const Acc* bias, Acc* row) {
+    const int64_t* stride = w_.weights_stride;
+    const T* weights =
+        static_cast<const T*>(w_.weights) + b * stride[0] + h * stride[1] + i * stride[2];
+    const int64_t n = end - begin;
+    if (stride[3] == 1 && keys.segments[0].contiguous) {
+      weights += keys.rows[begin];
+      for (int64_t x = 0; x < n; x += V::kLanes) {
+        const int rest = static_cast<int>(min_of(V::kLanes, n - x));
+        (rest == V::kLanes ? V::load(weights + x) : V::load_first(weights + x, rest))
+            .store(row + x);
+      }
+    } else {
+      for (int64_t x = 0; x < n; ++x) row[x] = load_one(weights + keys.rows[begin + x] * stride[3]);
+      for (int64_t x = n; x < round_up(n, V::kLanes); ++x) row[x] = 0;
+    }
+    if (bias)
+      for (int64_t x = 0; x < n; ++x) row[x] = bias[x] == 0 ? row[x] : Acc(0);
+  }
+
+  static Acc load_one(const T* p) { return static_cast<Acc>(term_value(p)); }
+
+  const WeightedSumProblem& w_;
+  AsAttention as_;
+  TermKinds kinds_;
+  Arena arena_;
+  int64_t chunk_, width_, score_row_;
+  int32_t* rows_;
+  Segment* segment_;
+  const T **k_rows_, **v_rows_;
+  Acc *key_bias_, *row_bias_, *weights_;
+};
+
+template <class E>
+class WeightedSumForward : WeightedSumBase<E> {
+  using Base = WeightedSumBase<E>;
+  using typename Base::Acc;
+  using typename Base::T;
+  using typename Base::V;
+  using typename Base::Word;
+
+ public:
+  WeightedSumForward(const WeightedSumProblem& w, int64_t panel_rows, char* memory)
+      : Base(w, memory) {
+    values_ = this->arena_.template take<Word>(words_for<E>(this->chunk_) * this->width_);
+    out_ = this->arena_.template take<Acc>(panel_rows * this->width_);
+  }
+  size_t scratch_bytes() const { return this->arena_.used(); }
+
+  void run(int64_t b, int64_t h, int64_t q_begin, int64_t q_end) {
+    const WeightedSumProblem& w = this->w_;
+    const int64_t width = this->width_, panel = q_end - q_begin;
+    const VisibleKeys keys = this->visible(b, h);
+    ChunkBias<Acc> bias(this->as_.problem, this->kinds_, keys, b, h, this->key_bias_,
+                        this->row_bias_);
+    for (int64_t x = 0; x < panel * width; ++x) out_[x] = 0;
+    const Blocks chunks(keys.count, kBackwardBlockN), blocks(panel, kForwardBlockM);
+    for (int64_t c = 0; c < chunks.count; ++c) {
+      const int64_t begin = chunks.begin(c), end = chunks.end(c), n = end - begin;
+      key_rows<T>(this->as_.problem, keys, b, h, begin, end, this->k_rows_, this->v_rows_);
+      pack_across_rows<E>(this->v_rows_, n, w.head_dim, values_, width);
+      bias.start_chunk(begin, end);
+      for (int64_t m = 0; m < blocks.count; ++m) {
+        const int64_t first = blocks.begin(m), rows = blocks.end(m) - first;
+        for (int64_t i = 0; i < rows; ++i) {
+          Acc* row = this->weights_ + i * this->score_row_;
+          const int64_t query = q_begin + first + i;
+          this->gather_weights(b, h, query, keys, begin, end, bias.for_query(query), row);
+          words_in_place<E>(row, round_up(n, V::kLanes));
+        }
+        gemm<E, Into::kAdd>(rows, width / V::kLanes, words_for<E>(n),
+                            {reinterpret_cast<const Word*>(this->weights_), this->score_row_, 1},
+                            {values_, false, width}, out_ + first * width, width);
+      }
+    }
+    T* out = static_cast<T*>(w.out) + b * w.out_stride[0] + h * w.out_stride[1];
+    for (int64_t i = 0; i < panel; ++i)
+      store_row<V>(out_ + i * width, w.head_dim, out + (q_begin + i) * w.out_stride[2]);
+  }
+
+ private:
+  Word* values_;
+  Acc* out_;
+};
+
+template <class E>
+class WeightedSumBackwardTask : WeightedSumBase<E> {
+  using Base = WeightedSumBase<E>;
+  using typename Base::Acc;
+  using typename Base::T;
+  using typename Base::V;
+  using typename Base::Word;
+
+ public:
+  WeightedSumBackwardTask(const WeightedSumProblem& w, const WeightedSumBackward& g, char* memory)
+      : Base(w, memory), g_(g), words_(words_for<E>(w.head_dim)) {
+    constexpr int64_t kBlock = kForwardBlockM;
+    Arena& arena = this->arena_;
+    dout_rows_ = arena.take<const T*>(kBlock);
+    values_ = arena.take<Word>(words_ * round_up(this->chunk_, V::kLanes));
+    dout_along_ = arena.take<Word>(kBlock * words_);
+    dout_across_ = arena.take<Word>(words_for<E>(kBlock) * this->width_);
+    dweights_ = arena.take<Acc>(kBlock * this->score_row_);
+    if (E::kPerWord == 2) weight_pairs_ = arena.take<Word>(kBlock / 2 * this->score_row_);
+    dvalues_ = arena.take<Acc>(this->chunk_ * this->width_);
+  }
+  size_t scratch_bytes() const { return this->arena_.used(); }
+
+  void run(int64_t b, int64_t h) {
+    const WeightedSumProblem& w = this->w_;
+    const int64_t bh = b * w.num_heads + h, width = this->width_;
+    T* dweights =
+        g_.dweights ? static_cast<T*>(g_.dweights) + bh * w.seqlen_q * w.seqlen_k : nullptr;
+    T* dvalues = g_.dvalues ? static_cast<T*>(g_.dvalues) + bh * w.seqlen_k * w.head_dim : nullptr;
+    if (dweights) std::memset(dweights, 0, w.seqlen_q * w.seqlen_k * sizeof(T));
+    if (dvalues) std::memset(dvalues, 0, w.seqlen_k * w.head_dim * sizeof(T));
+    const VisibleKeys keys = this->visible(b, h);
+    ChunkBias<Acc> bias(this->as_.problem, this->kinds_, keys, b, h, this->key_bias_,
+                        this->row_bias_);
+    const Blocks chunks(keys.count, kBackwardBlockN), blocks(w.seqlen_q, kForwardBlockM);
+    for (int64_t c = 0; c < chunks.count; ++c) {
+      const int64_t begin = chunks.begin(c), end = chunks.end(c), n = end - begin;
+      key_rows<T>(this->as_.problem, keys, b, h, begin, end, this->k_rows_, this->v_rows_);
+      if (dweights) pack_transposed<E>(this->v_rows_, n, w.head_dim, values_);
+      bias.start_chunk(begin, end);
+      for (int64_t x = 0; x < n * width; ++x) dvalues_[x] = 0;
+      for (int64_t m = 0; m < blocks.count; ++m)
+        step(b, h, blocks.begin(m), blocks.end(m), keys, begin, end, bias, dweights,
+             dvalues != nullptr);
+      if (dvalues)
+        for (int64_t x = 0; x < n; ++x)
+          store_row<V>(dvalues_ + x * width, w.head_dim,
+                       dvalues + keys.rows[begin + x] * w.head_dim);
+    }
+  }
+
+ private:
+  void step(int64_t b, int64_t h, int64_t i_begin, int64_t i_end, const VisibleKeys& keys,
+            int64_t begin, int64_t end, ChunkBias<Acc>& bias, T* dweights, bool wants_dvalues) {
+    const WeightedSumProblem& w = this->w_;
+    const int64_t rows = i_end - i_begin, n = end - begin, lanes = round_up(n, V::kLanes);
+    const int64_t ld = this->score_row_, width = this->width_;
+    const T* dout = static_cast<const T*>(g_.dout) + b * g_.dout_stride[0] + h * g_.dout_stride[1];
+    for (int64_t i = 0; i < rows; ++i) dout_rows_[i] = dout + (i_begin + i) * g_.dout_stride[2];
+    if (dweights) {
+      pack_along_row<E>(dout_rows_, rows, w.head_dim, dout_along_, words_);
+      gemm<E, Into::kStore>(rows, lanes / V::kLanes, words_, {dout_along_, words_, 1},
+                            {values_, true, 0}, dweights_, ld);
+    }
+    for (int64_t i = 0; i < rows; ++i) {
+      const Acc* row_bias = bias.for_query(i_begin + i);
+      if (wants_dvalues)
+        this->gather_weights(b, h, i_begin + i, keys, begin, end, row_bias,
+                             this->weights_ + i * ld);
+      if (dweights) {
+        T* out = dweights + (i_begin + i) * w.seqlen_k;
+        Acc* row = dweights_ + i * ld;
+        if (row_bias)
+          for (int64_t x = 0; x < n; ++x) row[x] = row_bias[x] == 0 ? row[x] : Acc(0);
+        if (keys.segments[0].contiguous) {
+          store_row<V>(row, n, out + keys.rows[begin]);
+        } else {
+          for (int64_t x = 0; x < n; ++x) store_row<V>(row + x, 1, out + keys.rows[begin + x]);
+        }
+      }
+    }
+    if (!wants_dvalues) return;
+    // A query that takes none of these keys gives them no gradient, whatever its dout holds.
+    if (this->kinds_.dense)
+      for (int64_t i = 0; i < rows; ++i) {
+        const Acc* row_bias = bias.for_query(i_begin + i);
+        bool takes_any = false;
+        for (int64_t x = 0; x < n; ++x) takes_any |= row_bias[x] == 0;
+        if (!takes_any) dout_rows_[i] = nullptr;
+      }
+    const Word* across;
+    if constexpr (E::kPerWord == 1) {
+      across = this->weights_;
+    } else {
+      for (int64_t i = 0; i < rows; i += 2)
+        for (int64_t x = 0; x < lanes; x += V::kLanes) {
+          const Acc* p = this->weights_ + i * ld + x;
+          store_pairs(V::load(p), i + 1 < rows ? V::load(p + ld) : V::zero(),
+                      weight_pairs_ + i / 2 * ld + x);
+        }
+      across = weight_pairs_;
+    }
+    pack_across_rows<E>(dout_rows_, rows, w.head_dim, dout_across_, width);
+    gemm<E, Into::kAdd>(n, width / V::kLanes, words_for<E>(rows), {across, 1, ld},
+                        {dout_across_, false, width}, dvalues_, width);
+  }
+
+  const WeightedSumBackward& g_;
+  int64_t words_;
+  const T** dout_rows_;
+  Word *values_, *dout_along_, *dout_across_, *weight_pairs_ = nullptr;
+  Acc *dweights_, *dvalues_;
+};
+
+}  // namespace
+}  // namespace crossmodal::cpu::CROSSMODAL_ISA

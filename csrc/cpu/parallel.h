@@ -1,0 +1,25 @@
+// Work for a fixed number of workers, handed out piece by piece. Who runs a piece never changes its
+// result, so a slow core costs time, not repeatability.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+
+namespace crossmodal::cpu {
+
+// The caller's threads: runs body(worker) for each worker in [0, workers), possibly at the same
+// time.
+struct Threads {
+  int count;
+  void (*run)(int64_t workers, const std::function<void(int64_t)>& body);
+};
+
+// Calls task(index, scratch) for each index in [0, tasks), with `scratch_bytes` of 64-byte aligned
+// memory that belongs to the calling thread. `operations` estimates the whole work: below what
+// waking a thread costs, all runs here. The first exception of a task is thrown again after all
+// have ended.
+void run_tasks(const Threads& threads, int64_t tasks, double operations, size_t scratch_bytes,
+               const std::function<void(int64_t, char*)>& task);
+
+}  // namespace crossmodal::cpu

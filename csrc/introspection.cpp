@@ -1,0 +1,71 @@
+// The Python module `_native`: what the library tells about itself. Operators are not here, they
+// reach Python through torch's registry; so libcrossmodal.so works without this module. Its twin in
+// ctypes is crossmodal/_introspection.py.
+#include "core/introspection.h"
+
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <optional>
+#include <string>
+
+namespace py = pybind11;
+
+namespace {
+
+// The order of the enumerators in core/dtype.h.
+constexpr const char* kDTypeNames[] = {"float32", "bfloat16", "float16", "float64"};
+
+template <typename T>  // py::dict or py::list, for the signature that Python shows
+T parse_json(const char* text) {
+  return py::module_::import("json").attr("loads")(text);
+}
+
+std::string active_isa() {
+  for (const py::handle entry : parse_json<py::list>(crossmodal_cpu_isas())) {
+    if (entry["active"].cast<bool>()) return entry["name"].cast<std::string>();
+  }
+  throw std::logic_error("no instruction set is active");
+}
+
+void select_isa(const std::string& name) {
+  if (const char* error = crossmodal_select_isa(name.c_str())) throw py::value_error(error);
+}
+
+int dtype_number(const std::string& name) {
+  std::string known;
+  int number = 0;
+  for (const char* candidate : kDTypeNames) {
+    if (name == candidate) return number;
+    known += (number++ ? ", " : "") + std::string(candidate);
+  }
+  throw py::value_error("dtype must be one of " + known + ", got '" + name + "'");
+}
+
+py::dict attention_plan(const std::string& dtype, int64_t batch, int64_t num_heads,
+                        int64_t seqlen_q, int64_t seqlen_k, int64_t head_dim,
+                        std::optional<int64_t> head_dim_v, bool is_causal) {
+  return parse_json<py::dict>(crossmodal_attention_plan(dtype_number(dtype), batch, num_heads,
+                                                        seqlen_q, seqlen_k, head_dim,
+                                                        head_dim_v.value_or(head_dim), is_causal));
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_native, m) {
+  using py::arg;
+  m.doc() = "What libcrossmodal.so tells about itself.";
+  m.def(
+      "build_info", [] { return parse_json<py::dict>(crossmodal_build_info()); },
+      "How the library was built: version, compiler, torch_target, sanitizer, cuda.");
+  m.def(
+      "cpu_isas", [] { return parse_json<py::list>(crossmodal_cpu_isas()); },
+      "Instruction sets, best first: name, compiled, supported, active.");
+  m.def("active_isa", &active_isa, "Name of the instruction set that CPU kernels use now.");
+  m.def("select_isa", &select_isa, arg("name"), "Makes the named instruction set the active one.");
+  m.def("isa_environment_error", &crossmodal_isa_environment_error,
+        "What is wrong with CROSSMODAL_CPU_ISA, or None.");
+  m.def("attention_plan", &attention_plan, arg("dtype"), arg("batch"), arg("num_heads"),
+        arg("seqlen_q"), arg("seqlen_k"), arg("head_dim"), arg("head_dim_v") = py::none(),
+        arg("is_causal") = false, "The kernel that this attention problem would run.");
+}

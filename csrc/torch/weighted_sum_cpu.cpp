@@ -1,0 +1,65 @@
+#include "cpu/weighted_sum.h"
+
+#include <torch/csrc/stable/ops.h>
+#include <torch/headeronly/util/Exception.h>
+
+#include "cpu/attention.h"
+#include "torch/weighted_sum.h"
+
+namespace crossmodal {
+
+using torch::stable::Tensor;
+
+namespace {
+
+void check_kernels(DType dtype) {
+  STD_TORCH_CHECK(cpu::has_kernels_for(dtype), "weighted_sum: no CPU kernel for this dtype");
+}
+
+}  // namespace
+
+Tensor weighted_sum_fwd_cpu(const Tensor& weights, const Tensor& values_in,
+                            const OptionalTensor& lengths, const OptionalTensor& mask) {
+  const Tensor values = with_unit_last_stride(values_in);
+  const Tensor out = empty_weighted_sum(weights, values);
+  const OptionalTensor checked = checked_weighted_sum_lengths(lengths, values);
+  const WeightedSumProblem problem = describe_weighted_sum(weights, values, checked, mask, out);
+  check_kernels(problem.dtype);
+  cpu::weighted_sum_fwd(problem, torch_threads());
+  return out;
+}
+
+std::tuple<Tensor, Tensor> weighted_sum_bwd_cpu(const Tensor& dout_in, const Tensor& weights,
+                                                const Tensor& values_in,
+                                                const OptionalTensor& lengths,
+                                                const OptionalTensor& mask, bool wants_dweights,
+                                                bool wants_dvalues) {
+  const Tensor values = with_unit_last_stride(values_in), dout = with_unit_last_stride(dout_in);
+  const OptionalTensor checked = checked_weighted_sum_lengths(lengths, values);
+  const WeightedSumProblem problem = describe_weighted_sum(weights, values, checked, mask, dout);
+  check_kernels(problem.dtype);
+  const int64_t shape[4] = {problem.batch, problem.num_heads, problem.seqlen_q, problem.head_dim};
+  for (int64_t d = 0; d < 4; ++d)
+    STD_TORCH_CHECK(dout.dim() == 4 && dout.size(d) == shape[d],
+                    "weighted_sum: dout must have the output's shape");
+  STD_TORCH_CHECK(dtype_of(dout, "weighted_sum", "dout") == problem.dtype,
+                  "weighted_sum: dout must have the output's dtype");
+
+  WeightedSumBackward gradients{};
+  gradients.dout = dout.const_data_ptr();
+  for (int64_t d = 0; d < 4; ++d) gradients.dout_stride[d] = dout.stride(d);
+  const Tensor dweights =
+      wants_dweights ? torch::stable::new_empty(weights, {problem.batch, problem.num_heads,
+                                                          problem.seqlen_q, problem.seqlen_k})
+                     : torch::stable::new_empty(weights, {0});
+  const Tensor dvalues =
+      wants_dvalues ? torch::stable::new_empty(values, {problem.batch, problem.num_heads,
+                                                        problem.seqlen_k, problem.head_dim})
+                    : torch::stable::new_empty(values, {0});
+  if (wants_dweights) gradients.dweights = dweights.mutable_data_ptr();
+  if (wants_dvalues) gradients.dvalues = dvalues.mutable_data_ptr();
+  cpu::weighted_sum_bwd(problem, gradients, torch_threads());
+  return {dweights, dvalues};
+}
+
+}  // namespace crossmodal

@@ -1,0 +1,421 @@
+"""Bad input: the error names the argument, what came and what was wanted; operator and reference say the same."""
+
+import pytest
+import torch
+
+import crossmodal
+from crossmodal import Source, masks, reference
+
+Q, K, V = torch.zeros(2, 4, 5, 8), torch.zeros(2, 4, 7, 8), torch.zeros(2, 4, 7, 6)
+GOOD = Source(K, V)
+
+# (call, error, message); the call gets the namespace, `crossmodal` or `crossmodal.reference`.
+BAD_CALLS = {
+    "query is no tensor": (lambda m: m.attention([[1.0]], K, V), TypeError, "query must be a torch.Tensor, got list"),
+    "integers": (
+        lambda m: m.attention(Q.int(), K, V),
+        TypeError,
+        "query must be float32, bfloat16, float16 or float64, got torch.int32",
+    ),
+    "one dimension": (
+        lambda m: m.attention(Q[0, 0, 0], K, V),
+        ValueError,
+        "query must have 2 to 5 dimensions, got 1 (shape (8,))",
+    ),
+    "mixed dtypes": (
+        lambda m: m.attention(Q, K.double(), V),
+        TypeError,
+        "key must have query's dtype torch.float32, got torch.float64",
+    ),
+    "head_dim": (
+        lambda m: m.attention(Q, K[..., :5], V),
+        ValueError,
+        "key must have query's head_dim 8, got 5 (shape (2, 4, 7, 5))",
+    ),
+    "tokens": (
+        lambda m: m.attention(Q, K, V[:, :, :6]),
+        ValueError,
+        "value must have as many tokens as key, 7, got 6",
+    ),
+    "leading dimensions": (
+        lambda m: m.attention(Q, K[:, :3], V),
+        ValueError,
+        "key: leading dimensions (2, 3) do not broadcast with (2, 4) (query has shape (2, 4, 5, 8))",
+    ),
+    "device": (
+        lambda m: m.attention(Q, K.to("meta"), V),
+        ValueError,
+        "key must be on query's device cpu, got meta",
+    ),
+    "mask shape": (
+        lambda m: m.attention(Q, K, V, torch.ones(2, 7, dtype=torch.bool)),
+        ValueError,
+        "attn_mask of shape (2, 7) does not broadcast to (2, 4, 5, 7)",
+    ),
+    "mask dtype": (
+        lambda m: m.attention(Q, K, V, torch.ones(5, 7, dtype=torch.int64)),
+        TypeError,
+        "attn_mask must be bool (True = attend) or floating point, got torch.int64",
+    ),
+    "length too large": (
+        lambda m: m.attention(Q, K, V, key_lengths=torch.tensor([7, 9])),
+        ValueError,
+        "key_lengths must lie in [0, 7], got 9 at batch index 1",
+    ),
+    "length negative": (
+        lambda m: m.attention(Q, K, V, key_lengths=torch.tensor([-1, 7])),
+        ValueError,
+        "key_lengths must lie in [0, 7], got -1 at batch index 0",
+    ),
+    "lengths dtype": (
+        lambda m: m.attention(Q, K, V, key_lengths=torch.tensor([7.0, 7.0])),
+        TypeError,
+        "key_lengths must be int32 or int64, got torch.float32",
+    ),
+    "lengths shape": (
+        lambda m: m.attention(Q, K, V, key_lengths=torch.tensor([7])),
+        ValueError,
+        "key_lengths must have shape (batch,) = (2,), got (1,)",
+    ),
+    "query lengths": (
+        lambda m: m.attention(Q, K, V, query_lengths=torch.tensor([6, 1])),
+        ValueError,
+        "query_lengths must lie in [0, 5], got 6 at batch index 0",
+    ),
+    "dropout_p": (
+        lambda m: m.attention(Q, K, V, dropout_p=1.5),
+        ValueError,
+        "dropout_p must lie in [0, 1], got 1.5",
+    ),
+    "scale is a tensor": (
+        lambda m: m.attention(Q, K, V, scale=torch.tensor(1.0)),
+        TypeError,
+        "scale must be a float or None, got Tensor",
+    ),
+    "scale is not finite": (
+        lambda m: m.attention(Q, K, V, scale=float("nan")),
+        ValueError,
+        "scale must be finite, got nan",
+    ),
+    "causal_align": (
+        lambda m: m.attention(Q, K, V, causal_align="left"),
+        ValueError,
+        "causal_align must be one of upper_left, lower_right, got 'left'",
+    ),
+    "window_size": (
+        lambda m: m.attention(Q, K, V, window_size=(-2, 0)),
+        ValueError,
+        "window_size must be two ints >= -1 (left, right; -1 = open), got (-2, 0)",
+    ),
+    "softcap": (
+        lambda m: m.attention(Q, K, V, softcap=-1.0),
+        ValueError,
+        "softcap must be finite and >= 0 (0 = off), got -1.0",
+    ),
+    "sink": (
+        lambda m: m.attention(Q, K, V, sink=torch.zeros(3)),
+        ValueError,
+        "sink must have shape (num_heads,) = (4,), got (3,)",
+    ),
+    "heads that do not divide": (
+        lambda m: m.attention(Q, K[:, :3], V[:, :3], enable_gqa=True),
+        ValueError,
+        "key: num_heads_k must divide query's num_heads 4, got 3",
+    ),
+    "dropout_seed": (
+        lambda m: m.attention(Q, K, V, dropout_p=0.5, dropout_seed=torch.zeros(2, dtype=torch.int64)),
+        ValueError,
+        "dropout_seed must be a one-element int64 tensor, got torch.int64 of shape (2,)",
+    ),
+    "a source for sources": (
+        lambda m: m.fuse(Q, GOOD),
+        TypeError,
+        "sources must be a list of crossmodal.Source or None, got Source",
+    ),
+    "a tensor for a source": (
+        lambda m: m.fuse(Q, [GOOD, K]),
+        TypeError,
+        "sources[1] must be a crossmodal.Source or None, got Tensor",
+    ),
+    "widths of values": (
+        lambda m: m.fuse(Q, [GOOD, Source(K, K)]),
+        ValueError,
+        "sources[1].value must have the head_dim_v of sources[0].value, 6, got 8",
+    ),
+    "lengths of a source": (
+        lambda m: m.fuse(Q, [None, Source(K, V, lengths=torch.tensor([8, 0]))]),
+        ValueError,
+        "sources[1].lengths must lie in [0, 7], got 8 at batch index 0",
+    ),
+    "mask of a source": (
+        lambda m: m.fuse(Q, [Source(K, V, mask=torch.zeros(2, 4, 5, 6))]),
+        ValueError,
+        "sources[0].mask of shape (2, 4, 5, 6) does not broadcast to (2, 4, 5, 7)",
+    ),
+    "bias of a source": (
+        lambda m: m.fuse(Q, [Source(K, V, bias=torch.zeros(3, 1, 1, 1))]),
+        ValueError,
+        "sources[0].bias of shape (3, 1, 1, 1) does not broadcast to (2, 4, 5, 7)",
+    ),
+    "weighted_sum: columns": (
+        lambda m: m.weighted_sum(torch.zeros(5, 6), torch.zeros(7, 8)),
+        ValueError,
+        "values must have seqlen_k = 6 rows as weights has columns, got 7 (weights (5, 6), values (7, 8))",
+    ),
+    "weighted_sum: dtypes": (
+        lambda m: m.weighted_sum(torch.zeros(5, 7), torch.zeros(7, 8).double()),
+        TypeError,
+        "values must have weights' dtype torch.float32, got torch.float64",
+    ),
+    "weighted_sum: float mask": (
+        lambda m: m.weighted_sum(torch.zeros(5, 7), torch.zeros(7, 8), mask=torch.zeros(5, 7)),
+        TypeError,
+        "mask must be bool (True = take part), got torch.float32",
+    ),
+    "weighted_sum: lengths": (
+        lambda m: m.weighted_sum(torch.zeros(1, 5, 7), torch.zeros(7, 8), lengths=torch.tensor([8])),
+        ValueError,
+        "lengths must lie in [0, 7], got 8 at batch index 0",
+    ),
+    "associate: reduce": (
+        lambda m: m.associate(Q, K, reduce="sum"),
+        ValueError,
+        "reduce must be one of None, 'heads', 'keys', 'entropy', 'mass', got 'sum'",
+    ),
+    "associate: topk": (lambda m: m.associate(Q, K, topk=0), ValueError, "topk must be at least 1, got 0"),
+    "associate: topk type": (
+        lambda m: m.associate(Q, K, topk=1.0),
+        TypeError,
+        "topk must be an int or None, got float",
+    ),
+    "associate: both": (
+        lambda m: m.associate(Q, K, topk=1, reduce="heads"),
+        ValueError,
+        "topk and reduce exclude each other, got topk=1 and reduce='heads'",
+    ),
+    "associate: lengths beside sources": (
+        lambda m: m.associate(Q, [GOOD], key_lengths=torch.tensor([1, 2])),
+        ValueError,
+        "key_lengths and attn_mask go with a key tensor; a Source carries its own",
+    ),
+    "key is no tensor": (lambda m: m.attention(Q, None, V), TypeError, "key must be a torch.Tensor, got NoneType"),
+    "value of integers": (
+        lambda m: m.attention(Q, K, V.long()),
+        TypeError,
+        "value must be float32, bfloat16, float16 or float64, got torch.int64",
+    ),
+    "six dimensions": (
+        lambda m: m.attention(Q, K, V[None, None]),
+        ValueError,
+        "value must have 2 to 5 dimensions, got 6 (shape (1, 1, 2, 4, 7, 6))",
+    ),
+    "mask is no tensor": (
+        lambda m: m.attention(Q, K, V, [[True]]),
+        TypeError,
+        "attn_mask must be a torch.Tensor, got list",
+    ),
+    "mask device": (
+        lambda m: m.attention(Q, K, V, torch.ones(5, 7, device="meta")),
+        ValueError,
+        "attn_mask must be on query's device cpu, got meta",
+    ),
+    "mask of more dimensions": (
+        lambda m: m.attention(Q, K, V, torch.ones(1, 2, 4, 5, 7)),
+        ValueError,
+        "attn_mask of shape (1, 2, 4, 5, 7) does not broadcast to (2, 4, 5, 7)",
+    ),
+    "lengths are no tensor": (
+        lambda m: m.attention(Q, K, V, key_lengths=[7, 7]),
+        TypeError,
+        "key_lengths must be a torch.Tensor, got list",
+    ),
+    "lengths of bool": (
+        lambda m: m.attention(Q, K, V, key_lengths=torch.tensor([True, True])),
+        TypeError,
+        "key_lengths must be int32 or int64, got torch.bool",
+    ),
+    "lengths device": (
+        lambda m: m.attention(Q, K, V, key_lengths=torch.ones(2, dtype=torch.int64, device="meta")),
+        ValueError,
+        "key_lengths must be on query's device cpu, got meta",
+    ),
+    "dropout_p is a text": (
+        lambda m: m.attention(Q, K, V, dropout_p="half"),
+        TypeError,
+        "dropout_p must be a float, got str",
+    ),
+    "dropout_p is NaN": (
+        lambda m: m.attention(Q, K, V, dropout_p=float("nan")),
+        ValueError,
+        "dropout_p must lie in [0, 1], got nan",
+    ),
+    "scale is a text": (
+        lambda m: m.attention(Q, K, V, scale="auto"),
+        TypeError,
+        "scale must be a float or None, got str",
+    ),
+    "softcap is None": (
+        lambda m: m.attention(Q, K, V, softcap=None),
+        TypeError,
+        "softcap must be a float, got NoneType",
+    ),
+    "softcap is infinite": (
+        lambda m: m.attention(Q, K, V, softcap=float("inf")),
+        ValueError,
+        "softcap must be finite and >= 0 (0 = off), got inf",
+    ),
+    "window_size is one number": (
+        lambda m: m.attention(Q, K, V, window_size=5),
+        ValueError,
+        "window_size must be two ints >= -1 (left, right; -1 = open), got 5",
+    ),
+    "window_size of floats": (
+        lambda m: m.attention(Q, K, V, window_size=(1.0, 2.0)),
+        ValueError,
+        "window_size must be two ints >= -1 (left, right; -1 = open), got (1.0, 2.0)",
+    ),
+    "sink of integers": (
+        lambda m: m.attention(Q, K, V, sink=torch.zeros(4, dtype=torch.int64)),
+        TypeError,
+        "sink must be float32, bfloat16, float16 or float64, got torch.int64",
+    ),
+    "sink is a number": (lambda m: m.attention(Q, K, V, sink=0.0), TypeError, "sink must be a torch.Tensor, got float"),
+    "sink device": (
+        lambda m: m.attention(Q, K, V, sink=torch.zeros(4, device="meta")),
+        ValueError,
+        "sink must be on query's device cpu, got meta",
+    ),
+    "seed is a number": (
+        lambda m: m.attention(Q, K, V, dropout_p=0.5, dropout_seed=3),
+        TypeError,
+        "dropout_seed must be a torch.Tensor, got int",
+    ),
+    "seed device": (
+        lambda m: m.attention(Q, K, V, dropout_p=0.5, dropout_seed=torch.zeros(1, dtype=torch.int64, device="meta")),
+        ValueError,
+        "dropout_seed must be on query's device cpu, got meta",
+    ),
+    "heads of values": (
+        lambda m: m.attention(Q, K[:, :2], V, enable_gqa=True),
+        ValueError,
+        "value must have key's num_heads_k 2, got 4",
+    ),
+    "float64 under autocast": (
+        lambda m: under_autocast(lambda: m.attention(Q.double(), K, V)),
+        TypeError,
+        "key must have query's dtype torch.float64, got torch.float32",
+    ),
+    "a generator for sources": (
+        lambda m: m.fuse(Q, (s for s in [GOOD])),
+        TypeError,
+        "sources must be a list of crossmodal.Source or None, got generator",
+    ),
+    "a pair for a source": (
+        lambda m: m.fuse(Q, [(K, V)]),
+        TypeError,
+        "sources[0] must be a crossmodal.Source or None, got tuple",
+    ),
+    "key of a source": (
+        lambda m: m.fuse(Q, [None, Source(None, V)]),
+        TypeError,
+        "sources[1].key must be a torch.Tensor, got NoneType",
+    ),
+    "leading dimensions of a source": (
+        lambda m: m.fuse(Q, [GOOD, Source(K[:, :, None].expand(2, 4, 3, 7, 8), V)]),
+        ValueError,
+        "sources[1].key: num_heads_k must divide query's num_heads 4, got 3",
+    ),
+    "weighted_sum: one dimension": (
+        lambda m: m.weighted_sum(torch.zeros(7), torch.zeros(7, 8)),
+        ValueError,
+        "weights must have 2 to 5 dimensions, got 1 (shape (7,))",
+    ),
+    "weighted_sum: integers": (
+        lambda m: m.weighted_sum(torch.zeros(5, 7).int(), torch.zeros(7, 8)),
+        TypeError,
+        "weights must be float32, bfloat16, float16 or float64, got torch.int32",
+    ),
+    "weighted_sum: device": (
+        lambda m: m.weighted_sum(torch.zeros(5, 7), torch.zeros(7, 8, device="meta")),
+        ValueError,
+        "values must be on weights' device cpu, got meta",
+    ),
+    "weighted_sum: leading dimensions": (
+        lambda m: m.weighted_sum(torch.zeros(2, 5, 7), torch.zeros(3, 7, 8)),
+        ValueError,
+        "leading dimensions of weights (2, 5, 7) and values (3, 7, 8) do not broadcast",
+    ),
+    "weighted_sum: mask shape": (
+        lambda m: m.weighted_sum(torch.zeros(5, 7), torch.zeros(7, 8), mask=torch.ones(7, 5, dtype=torch.bool)),
+        ValueError,
+        "mask of shape (7, 5) does not broadcast to (5, 7)",
+    ),
+    "associate: keys": (
+        lambda m: m.associate(Q, "keys"),
+        TypeError,
+        "key_or_sources must be a key tensor or a list of crossmodal.Source, got str",
+    ),
+    "associate: a tensor for a source": (
+        lambda m: m.associate(Q, [K]),
+        TypeError,
+        "key_or_sources[0] must be a crossmodal.Source or None, got Tensor",
+    ),
+    "associate: head_dim": (
+        lambda m: m.associate(Q, K[..., :5]),
+        ValueError,
+        "key must have query's head_dim 8, got 5 (shape (2, 4, 7, 5))",
+    ),
+}
+
+
+def under_autocast(call):
+    with torch.autocast("cpu", torch.bfloat16):
+        return call()
+
+
+@pytest.mark.parametrize("namespace", [crossmodal, reference], ids=["operator", "reference"])
+@pytest.mark.parametrize("name", BAD_CALLS)
+def test_bad_input_is_named(name, namespace):
+    call, error, message = BAD_CALLS[name]
+    with pytest.raises(error) as caught:
+        call(namespace)
+    assert str(caught.value) == message
+
+
+def test_key_padding_wants_two_dimensions():
+    with pytest.raises(ValueError, match=r"mask must have shape \(batch, seqlen_k\), got \(2, 1, 7\)"):
+        masks.key_padding(torch.ones(2, 1, 7, dtype=torch.bool))
+
+
+def test_key_padding_wants_bool_or_float():
+    with pytest.raises(TypeError, match=r"mask must be bool or floating point, got torch\.int64"):
+        masks.key_padding(torch.ones(2, 7, dtype=torch.int64))
+
+
+def test_key_padding_wants_a_tensor():
+    with pytest.raises(TypeError, match=r"mask must be a torch\.Tensor, got list"):
+        masks.key_padding([[True, False]])
+
+
+def test_key_padding_broadcasts_over_heads_and_queries():
+    mask = torch.tensor([[True, False, True, True, True, True, False]] * 2)
+    expected = crossmodal.attention(Q + 1, K[:, :, [0, 2, 3, 4, 5]] + 1, V[:, :, [0, 2, 3, 4, 5]] + 1)
+    assert torch.equal(crossmodal.attention(Q + 1, K + 1, V + 1, masks.key_padding(mask)), expected)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((Q[0], [K], [V], [None], [], [], False, 1.0, False, False), "query must have 4 dimensions"),
+        ((Q, [], [], [], [], [], False, 1.0, False, False), "at least one source is needed"),
+        ((Q, [K[:1]], [V], [None], [], [], False, 1.0, False, False), "key has size 1 in dimension 0, expected 2"),
+        ((Q, [K], [V[:, :, :3]], [None], [], [], False, 1.0, False, False), "value has size 3 in dimension 2"),
+        ((Q, [K], [V], [None], [torch.zeros(2, 4, 5, 6)], [0], False, 1.0, False, False), "a mask or bias has size 6"),
+        ((Q, [K], [V], [None], [torch.zeros(1, 1, 1, 1)], [1], False, 1.0, False, False), "no source 1"),
+        ((Q, [K], [V], [torch.zeros(3).int()], [], [], False, 1.0, False, False), "one entry per sample"),
+        ((Q.half(), [K.half()], [V.half()], [None], [], [], False, 1.0, False, False), "no CPU kernel for this dtype"),
+    ],
+)
+def test_raw_operator_refuses_what_would_read_out_of_bounds(arguments, message):
+    with pytest.raises(RuntimeError, match=message):
+        torch.ops.crossmodal.attention_fwd(*arguments)

@@ -1,0 +1,49 @@
+"""The two-reference rule: as accurate as torch in the same dtype, both measured against the exact result.
+
+    max|out - exact| <= 2 * max|same-dtype reference - exact| + 4 * eps * max|exact|
+
+After FlashAttention's tests (Dao et al., 2022). In random problems, often of one element, chance and cancellation need
+a fairer form of both terms: the reference's error is the larger one of two evaluations that add in different orders,
+and max|exact| gives way to the sum of absolute values, `magnitude`. No constant was chosen to make a test pass.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+def assert_as_accurate(
+    name: str,
+    got: Tensor,
+    references: Sequence[Tensor],
+    exact: np.ndarray,
+    eps: float,
+    magnitude: np.ndarray | None = None,
+) -> None:
+    """`got` obeys the rule; where the exact result is -inf (an lse of nothing) it is -inf."""
+    assert tuple(got.shape) == exact.shape, name
+    assert all(got.dtype == reference.dtype for reference in references), name
+    if got.numel() == 0:
+        return
+    hidden = np.isneginf(exact)
+    found = _wide(got)
+    assert np.array_equal(np.isneginf(found), hidden), f"{name}: -inf not where it belongs"
+    exact = np.where(hidden, 0, exact)
+    error = np.abs(np.where(hidden, 0, found) - exact).max()
+    reference = max(np.abs(np.where(hidden, 0, _wide(r)) - exact).max() for r in references)
+    largest = np.abs(exact if magnitude is None else magnitude).max()
+    allowed = 2 * reference + 4 * eps * largest
+    assert error <= allowed, (  # also false for NaN
+        f"{name}: error {error:.3g}, allowed {allowed:.3g} (reference {reference:.3g}, largest value {largest:.3g})"
+    )
+
+
+def eps_of(*dtypes: torch.dtype) -> float:
+    """The coarsest of them decides."""
+    return max(torch.finfo(dtype).eps for dtype in dtypes)
+
+
+def _wide(tensor: Tensor) -> np.ndarray:
+    return tensor.detach().double().numpy().astype(np.longdouble)
