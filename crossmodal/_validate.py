@@ -95,7 +95,7 @@ def check_float(name: str, tensor: Tensor) -> None:
 def check_same_dtype(name: str, tensor: Tensor, like: Tensor, owner: str) -> None:
     """Equal as they will be computed: autocast may make different dtypes equal, and float64 beside others unequal."""
     if tensor.dtype != like.dtype and dtype_under_autocast(tensor) != dtype_under_autocast(like):
-        raise TypeError(f"{name} must have {owner}'s dtype {like.dtype}, got {tensor.dtype}")
+        raise TypeError(f"{name} must have {possessive(owner)} dtype {like.dtype}, got {tensor.dtype}")
 
 
 def dtype_under_autocast(tensor: Tensor) -> torch.dtype:
@@ -113,21 +113,25 @@ def check_rank(name: str, tensor: Tensor) -> None:
 
 def check_device(name: str, tensor: Tensor, like: Tensor, owner: str = "query") -> None:
     if tensor.device != like.device:
-        raise ValueError(f"{name} must be on {owner}'s device {like.device}, got {tensor.device}")
+        raise ValueError(f"{name} must be on {possessive(owner)} device {like.device}, got {tensor.device}")
+
+
+def possessive(name: str) -> str:
+    return f"{name}'" if name.endswith("s") else f"{name}'s"
 
 
 def check_scale(scale: float | None, head_dim: int) -> float:
     if scale is None:
         return 1.0 / math.sqrt(head_dim) if head_dim > 0 else 1.0
     check_number("scale", scale, "a float or None")
-    if not math.isfinite(scale):
+    if not -math.inf < scale < math.inf:  # not isfinite: the scale may be a symbol of torch.compile
         raise ValueError(f"scale must be finite, got {scale}")
     return float(scale)
 
 
 def check_softcap(softcap: float) -> float:
     check_number("softcap", softcap, "a float")
-    if not softcap >= 0.0 or math.isinf(softcap):
+    if not 0.0 <= softcap < math.inf:
         raise ValueError(f"softcap must be finite and >= 0 (0 = off), got {softcap}")
     return float(softcap)
 

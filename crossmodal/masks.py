@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from crossmodal._validate import check_tensor
+
 
 def key_padding(mask: Tensor) -> Tensor:
     """Turns a ``(batch, seqlen_k)`` mask of valid keys into the ``(batch, 1, 1, seqlen_k)`` that broadcasts.
@@ -13,9 +15,10 @@ def key_padding(mask: Tensor) -> Tensor:
         mask: ``(batch, seqlen_k)``, bool (True = attend) or float (added to the scores).
 
     Raises:
-        TypeError: if ``mask`` is neither bool nor floating point.
+        TypeError: if ``mask`` is no tensor, or neither bool nor floating point.
         ValueError: if ``mask`` is not 2-D.
     """
+    check_tensor("mask", mask)
     if mask.dtype != torch.bool and not mask.is_floating_point():
         raise TypeError(f"mask must be bool or floating point, got {mask.dtype}")
     if mask.dim() != 2:

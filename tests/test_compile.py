@@ -40,12 +40,18 @@ def gradients(function, *tensors):
     return [loss.detach(), *(torch.zeros(()) if g is None else g for g in found)]
 
 
+def assert_close(got, wanted):
+    """Up to rounding, which scales with a tensor's largest element: small ones are differences of large ones."""
+    scale = max(1.0, float(wanted.detach().abs().max()))
+    torch.testing.assert_close(got, wanted, rtol=0.0, atol=1e-5 * scale)
+
+
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_compiled_in_one_graph_it_equals_eager(name):
     torch._dynamo.reset()
     compiled = torch.compile(FUNCTIONS[name], fullgraph=True, backend="aot_eager")
     for got, wanted in zip(gradients(compiled, Q, K, V), gradients(FUNCTIONS[name], Q, K, V), strict=True):
-        torch.testing.assert_close(got, wanted)
+        assert_close(got, wanted)
 
 
 def test_topk_compiles_in_one_graph():
@@ -60,7 +66,7 @@ def test_inductor_equals_eager():
     torch._dynamo.reset()
     compiled = torch.compile(fuse, fullgraph=True)
     for got, wanted in zip(gradients(compiled, Q, K, V), gradients(fuse, Q, K, V), strict=True):
-        torch.testing.assert_close(got, wanted)
+        assert_close(got, wanted)
 
 
 def test_other_sequence_lengths_need_one_more_compilation():
@@ -90,7 +96,7 @@ def test_with_dynamic_shapes_it_equals_eager(name):
         q, k = torch.randn(batch, 3, seqlen_q, head_dim), torch.randn(batch, 3, seqlen_k, head_dim)
         v = torch.randn(batch, 3, seqlen_k, 6)
         for got, wanted in zip(gradients(compiled, q, k, v), gradients(DYNAMIC[name], q, k, v), strict=True):
-            torch.testing.assert_close(got, wanted)
+            assert_close(got, wanted)
 
 
 def test_exported_program_gives_the_same():
