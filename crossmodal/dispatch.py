@@ -16,8 +16,6 @@ logger = logging.getLogger("crossmodal")
 _strict = os.environ.get("CROSSMODAL_STRICT", "0") not in ("", "0")
 _told: set[str] = set()
 
-_KERNEL_DTYPES = (torch.float32, torch.bfloat16, torch.float64)
-
 
 @contextmanager
 def strict() -> Iterator[None]:
@@ -48,39 +46,29 @@ def fall_back(op: str, reasons: Sequence[str]) -> None:
 
 def fusion_refusals(problem: FusionProblem) -> list[str]:
     """Why no kernel takes this problem; empty if one does."""
-    reasons = tensor_refusals(fusion_tensors(problem))
-    if any(source.key.shape[1] != problem.num_heads for source in problem.sources):
-        reasons.append("grouped-query attention has no kernel yet")
-    if problem.window_size != (-1, -1):
-        reasons.append("window_size has no kernel yet")
-    if problem.is_causal and problem.causal_align != "upper_left":
-        reasons.append("causal_align='lower_right' has no kernel yet")
-    if problem.softcap > 0.0:
-        reasons.append("softcap has no kernel yet")
-    if problem.sink is not None:
-        reasons.append("sink has no kernel yet")
-    if problem.query_lengths is not None:
-        reasons.append("query_lengths has no kernel yet")
-    if problem.dropout_p > 0.0:
-        reasons.append("dropout has no kernel yet")
+    tensors = fusion_tensors(problem)
+    reasons = tensor_refusals(tensors)
+    if problem.dropout_p > 0.0 and any(map(is_transformed, tensors)):
+        # Its mask depends on a sample's place in the batch, which vmap's folding would change.
+        reasons.append("dropout under torch.func transforms runs through plain torch")
     return reasons
 
 
 def tensor_refusals(tensors: Sequence[Tensor]) -> list[str]:
-    """Reasons that lie in the tensors themselves: device, dtype, function transforms. The first is the main operand."""
+    """Reasons that lie in the tensors themselves: device, forward mode. The first is the main operand."""
     reasons = []
-    first = tensors[0]
-    if first.device.type != "cpu":
-        reasons.append(f"no kernel for device type {first.device.type!r} yet")
-    if first.dtype not in _KERNEL_DTYPES:
-        reasons.append(f"no kernel for {first.dtype} yet")
-    if not torch.compiler.is_compiling():
-        if any(torch._C._functorch.is_functorch_wrapped_tensor(t) for t in tensors):
-            reasons.append("torch.func transforms run through plain torch")
-        elif torch.autograd.forward_ad._current_level >= 0:
-            # A custom operator has no forward-mode rule: its tangents would be silent zeros.
-            reasons.append("forward-mode differentiation runs through plain torch")
+    device = tensors[0].device.type
+    if device != "cpu":
+        reasons.append(f"no kernel for device type {device!r} yet")
+    if not torch.compiler.is_compiling() and torch.autograd.forward_ad._current_level >= 0:
+        # A custom operator has no forward-mode rule: its tangents would be silent zeros.
+        reasons.append("forward-mode differentiation runs through plain torch")
     return reasons
+
+
+def is_transformed(tensor: Tensor) -> bool:
+    """Whether a transform of torch.func is at work on the tensor."""
+    return not torch.compiler.is_compiling() and torch._C._functorch.is_functorch_wrapped_tensor(tensor)
 
 
 def fusion_tensors(problem: FusionProblem) -> list[Tensor]:

@@ -6,30 +6,61 @@
 
 STABLE_TORCH_LIBRARY(crossmodal, m) {
   m.def(
-      "attention_fwd(Tensor query, Tensor[] keys, Tensor[] values, Tensor?[] lengths, Tensor[] "
-      "terms, "
-      "int[] term_sources, bool is_causal, float scale, bool return_mass, bool for_backward) "
+      "attention_fwd(Tensor query, Tensor[] keys, Tensor[] values, Tensor?[] key_lengths, "
+      "Tensor[] terms, int[] term_sources, Tensor? query_lengths, Tensor? sink, "
+      "Tensor? dropout_seed, float scale, float softcap, float dropout_p, int[] window, "
+      "bool lower_right, bool return_mass, bool for_backward) "
       "-> (Tensor out, Tensor lse, Tensor mass, Tensor statistics)");
   m.def(
       "attention_bwd(Tensor dout, Tensor? dlse, Tensor? dmass, Tensor query, Tensor[] keys, "
-      "Tensor[] values, Tensor?[] lengths, Tensor[] terms, int[] term_sources, Tensor out, "
-      "Tensor statistics, Tensor mass, bool is_causal, float scale, int[] wanted) -> Tensor[]");
+      "Tensor[] values, Tensor?[] key_lengths, Tensor[] terms, int[] term_sources, "
+      "Tensor? query_lengths, Tensor? sink, Tensor? dropout_seed, Tensor out, Tensor statistics, "
+      "Tensor mass, float scale, float softcap, float dropout_p, int[] window, bool lower_right, "
+      "int[] wanted) -> Tensor[]");
   m.def(
-      "associate(Tensor query, Tensor[] keys, Tensor?[] lengths, Tensor[] terms, int[] "
-      "term_sources, float scale, "
-      "int output, int topk) -> (Tensor, Tensor)");
+      "attention_varlen_fwd(Tensor query, Tensor key, Tensor value, Tensor cu_seqlens_q, "
+      "Tensor cu_seqlens_k, SymInt max_seqlen_q, SymInt max_seqlen_k, Tensor? sink, "
+      "Tensor? dropout_seed, float scale, float softcap, float dropout_p, int[] window, "
+      "bool lower_right, bool for_backward) -> (Tensor out, Tensor lse, Tensor statistics)");
+  m.def(
+      "attention_varlen_bwd(Tensor dout, Tensor? dlse, Tensor query, Tensor key, Tensor value, "
+      "Tensor cu_seqlens_q, Tensor cu_seqlens_k, SymInt max_seqlen_q, SymInt max_seqlen_k, "
+      "Tensor? sink, Tensor? dropout_seed, Tensor out, Tensor statistics, float scale, "
+      "float softcap, float dropout_p, int[] window, bool lower_right, int[] wanted) "
+      "-> Tensor[]");
+  m.def(
+      "associate_fwd(Tensor query, Tensor[] keys, Tensor?[] key_lengths, Tensor[] terms, "
+      "int[] term_sources, Tensor? query_lengths, Tensor? sink, float scale, float softcap, "
+      "int output, SymInt topk, bool for_backward) "
+      "-> (Tensor weights, Tensor indices, Tensor statistics)");
+  m.def(
+      "associate_bwd(Tensor dweights, Tensor query, Tensor[] keys, Tensor?[] key_lengths, "
+      "Tensor[] terms, int[] term_sources, Tensor? query_lengths, Tensor? sink, Tensor indices, "
+      "Tensor statistics, float scale, float softcap, int output, int[] wanted) -> Tensor[]");
   m.def("weighted_sum_fwd(Tensor weights, Tensor values, Tensor? lengths, Tensor? mask) -> Tensor");
   m.def(
       "weighted_sum_bwd(Tensor dout, Tensor weights, Tensor values, Tensor? lengths, Tensor? mask, "
       "bool wants_dweights, bool wants_dvalues) -> (Tensor, Tensor)");
+  m.def(
+      "softmax_weighted_sum_fwd(Tensor scores, Tensor values, Tensor? lengths, Tensor? mask, "
+      "float scale, bool for_backward) -> (Tensor out, Tensor statistics)");
+  m.def(
+      "softmax_weighted_sum_bwd(Tensor dout, Tensor scores, Tensor values, Tensor? lengths, "
+      "Tensor? mask, Tensor out, Tensor statistics, float scale, bool wants_dscores, "
+      "bool wants_dvalues) -> (Tensor, Tensor)");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(crossmodal, CPU, m) {
   m.impl("attention_fwd", TORCH_BOX(&crossmodal::attention_fwd_cpu));
   m.impl("attention_bwd", TORCH_BOX(&crossmodal::attention_bwd_cpu));
-  m.impl("associate", TORCH_BOX(&crossmodal::associate_cpu));
+  m.impl("attention_varlen_fwd", TORCH_BOX(&crossmodal::attention_varlen_fwd_cpu));
+  m.impl("attention_varlen_bwd", TORCH_BOX(&crossmodal::attention_varlen_bwd_cpu));
+  m.impl("associate_fwd", TORCH_BOX(&crossmodal::associate_fwd_cpu));
+  m.impl("associate_bwd", TORCH_BOX(&crossmodal::associate_bwd_cpu));
   m.impl("weighted_sum_fwd", TORCH_BOX(&crossmodal::weighted_sum_fwd_cpu));
   m.impl("weighted_sum_bwd", TORCH_BOX(&crossmodal::weighted_sum_bwd_cpu));
+  m.impl("softmax_weighted_sum_fwd", TORCH_BOX(&crossmodal::softmax_weighted_sum_fwd_cpu));
+  m.impl("softmax_weighted_sum_bwd", TORCH_BOX(&crossmodal::softmax_weighted_sum_bwd_cpu));
 }
 
 #ifdef CROSSMODAL_WITH_CUDA

@@ -77,9 +77,11 @@ def test_private_copy_leaves_no_file(tmp_path, monkeypatch):
 
 def test_interrupt_while_speaking_is_raised():
     """It arrives inside the callback from C, where ctypes would swallow it."""
+    # A shell starts background jobs with SIGINT ignored, and Python then leaves it so.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     timer = threading.Timer(0.2, signal.raise_signal, [signal.SIGINT])
     with Espeak() as espeak, pytest.raises(KeyboardInterrupt):
         timer.start()
         for _ in range(20_000):
             espeak.say("one two three four five", voice="en")
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.signal(signal.SIGINT, before) is signal.default_int_handler

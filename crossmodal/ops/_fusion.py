@@ -1,5 +1,6 @@
 """Canonical problem -> compiled operator, with its gradient. ``attention``, ``fuse`` and mass all end here."""
 
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -9,8 +10,18 @@ from crossmodal import _library  # noqa: F401  registers torch.ops.crossmodal
 from crossmodal._problem import FusionProblem, KeySource
 from crossmodal.dispatch import fall_back, fusion_refusals, needs_gradient
 from crossmodal.ops._fakes import order_of
-from crossmodal.reference.fuse import nothing_to_attend, run_reference
+from crossmodal.reference.fuse import draw_seed, nothing_to_attend, run_reference
 from crossmodal.types import FusionResult
+
+
+class ScoreOptions(NamedTuple):
+    """How products become weights: the numbers that every attention operator takes, in its order."""
+
+    scale: float
+    softcap: float = 0.0
+    dropout_p: float = 0.0
+    window: tuple[int, int] = (-1, -1)
+    lower_right: bool = False
 
 
 class Layout(NamedTuple):
@@ -18,8 +29,10 @@ class Layout(NamedTuple):
 
     has_lengths: tuple[bool, ...]
     term_sources: tuple[int, ...]
-    is_causal: bool
-    scale: float
+    has_sink: bool
+    has_query_lengths: bool
+    has_seed: bool
+    options: ScoreOptions
     return_mass: bool
 
 
@@ -30,11 +43,18 @@ class Operands(NamedTuple):
     keys: list[Tensor]
     values: list[Tensor]
     terms: list[Tensor]
-    lengths: list[Tensor | None]
+    sink: Tensor | None
+    key_lengths: list[Tensor | None]
+    query_lengths: Tensor | None
+    seed: Tensor | None
 
     @property
     def differentiable(self) -> list[Tensor]:
-        return [self.query, *self.keys, *self.values, *self.terms]
+        return [self.query, *self.keys, *self.values, *self.terms, *([] if self.sink is None else [self.sink])]
+
+    @property
+    def constant(self) -> list[Tensor]:
+        return [t for t in (*self.key_lengths, self.query_lengths, self.seed) if t is not None]
 
 
 def run_fusion(op: str, problem: FusionProblem, *, return_lse: bool, return_mass: bool) -> FusionResult:
@@ -48,8 +68,7 @@ def run_fusion(op: str, problem: FusionProblem, *, return_lse: bool, return_mass
 
     layout, operands = describe(problem, return_mass)
     if needs_gradient(operands.differentiable):
-        lengths = [t for t in operands.lengths if t is not None]
-        out, lse, mass, _ = FusionFunction.apply(layout, *distinct([*operands.differentiable, *lengths]))
+        out, lse, mass, _ = FusionFunction.apply(layout, *distinct([*operands.differentiable, *operands.constant]))
     else:
         out, lse, mass, _ = call_forward(layout, operands, for_backward=False)
     return FusionResult(
@@ -61,12 +80,19 @@ def run_fusion(op: str, problem: FusionProblem, *, return_lse: bool, return_mass
 
 def describe(problem: FusionProblem, return_mass: bool) -> tuple[Layout, Operands]:
     sources = problem.sources
-    terms = [(i, _kernel_term(term)) for i, source in enumerate(sources) for term in source.terms]
+    terms = [(i, term) for i, source in enumerate(sources) for term in source.terms]
+    seed = problem.dropout_seed
+    if problem.dropout_p == 0.0:
+        seed = None
+    elif seed is None:
+        seed = draw_seed(problem.query.device)
     layout = Layout(
         has_lengths=tuple(source.lengths is not None for source in sources),
         term_sources=tuple(i for i, _ in terms),
-        is_causal=problem.is_causal,
-        scale=problem.scale,
+        has_sink=problem.sink is not None,
+        has_query_lengths=problem.query_lengths is not None,
+        has_seed=seed is not None,
+        options=score_options(problem),
         return_mass=return_mass,
     )
     operands = Operands(
@@ -74,9 +100,32 @@ def describe(problem: FusionProblem, return_mass: bool) -> tuple[Layout, Operand
         [source.key for source in sources],
         [source.value for source in sources],
         [term for _, term in terms],
+        kernel_sink(problem.sink, problem.query.dtype),
         [source.lengths for source in sources],
+        problem.query_lengths,
+        seed,
     )
     return layout, operands
+
+
+def score_options(problem: Any) -> ScoreOptions:
+    """Of a fusion or a packed problem; causal is a window that ends at the query's own position."""
+    left, right = problem.window_size
+    if problem.is_causal:
+        right = 0
+    return ScoreOptions(
+        problem.scale, problem.softcap, problem.dropout_p, (left, right), problem.causal_align == "lower_right"
+    )
+
+
+def kernel_sink(sink: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    """(1, num_heads) in the accumulator's dtype, as kernels read it."""
+    return None if sink is None else sink.to(accumulator(dtype)).unsqueeze(0)
+
+
+def accumulator(dtype: torch.dtype) -> torch.dtype:
+    """The dtype of sums, lse, mass and weights."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def call_forward(layout: Layout, x: Operands, *, for_backward: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -85,11 +134,13 @@ def call_forward(layout: Layout, x: Operands, *, for_backward: bool) -> tuple[Te
         x.query,
         x.keys,
         x.values,
-        x.lengths,
+        x.key_lengths,
         x.terms,
         layout.term_sources,
-        layout.is_causal,
-        layout.scale,
+        x.query_lengths,
+        x.sink,
+        x.seed,
+        *layout.options,
         layout.return_mass,
         for_backward,
     )
@@ -98,9 +149,11 @@ def call_forward(layout: Layout, x: Operands, *, for_backward: bool) -> tuple[Te
 class FusionFunction(torch.autograd.Function):
     """Compiled forward and backward; a second derivative goes through the formulas of the reference."""
 
+    generate_vmap_rule = True
+
     @staticmethod
     def forward(layout: Layout, *tensors: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        return call_forward(layout, _operands(layout, tensors), for_backward=True)
+        return call_forward(layout, operands_of(layout, tensors), for_backward=True)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -116,14 +169,20 @@ class FusionFunction(torch.autograd.Function):
         layout = ctx.layout
         *tensors, out, mass, statistics = ctx.saved_tensors
         dout, dlse, dmass, _ = grads
-        needs = ctx.needs_input_grad[1:]
-        x = _operands(layout, tensors)
-        count = len(x.differentiable)
-        rest = (None,) * (len(tensors) - count)
+        x = operands_of(layout, tensors)
+        needs = ctx.needs_input_grad[1 : 1 + len(x.differentiable)]
+        rest = (None,) * len(x.constant)
         if dout is None and dlse is None and dmass is None:
             return (None, *(None,) * len(tensors))
-        if torch.is_grad_enabled() and not torch.compiler.is_compiling():  # create_graph=True
-            return (None, *_differentiable_backward(layout, x, grads[:3], needs[:count]), *rest)
+        if differentiates_again():
+            problem = problem_of(layout, x)
+
+            def outputs(*leaves: Tensor) -> FusionResult:
+                return run_reference(
+                    with_differentiable(problem, leaves), return_lse=True, return_mass=layout.return_mass
+                )
+
+            return (None, *gradients_of_reference(outputs, x.differentiable, needs, grads[:3]), *rest)
         gradients = torch.ops.crossmodal.attention_bwd.default(
             torch.zeros_like(out) if dout is None else dout,
             dlse,
@@ -131,78 +190,115 @@ class FusionFunction(torch.autograd.Function):
             x.query,
             x.keys,
             x.values,
-            x.lengths,
+            x.key_lengths,
             x.terms,
             layout.term_sources,
+            x.query_lengths,
+            x.sink,
+            x.seed,
             out,
             statistics,
             mass,
-            layout.is_causal,
-            layout.scale,
-            [int(needed) for needed in needs[:count]],
+            *layout.options,
+            [int(needed) for needed in needs],
         )
-        return (
-            None,
-            *(g if needed else None for g, needed in zip(gradients, needs, strict=False)),
-            *rest,
-        )
+        return (None, *only_needed(gradients, needs), *rest)
 
 
-def _differentiable_backward(
-    layout: Layout, x: Operands, grads: tuple[Tensor | None, ...], needs: tuple[bool, ...]
+def differentiates_again() -> bool:
+    """Whether the gradient about to be computed needs a graph of its own (create_graph=True, torch.func)."""
+    return torch.is_grad_enabled() and not torch.compiler.is_compiling()
+
+
+def only_needed(gradients: Sequence[Tensor], needs: Sequence[bool]) -> list[Tensor | None]:
+    return [g if needed else None for g, needed in zip(gradients, needs, strict=True)]
+
+
+def gradients_of_reference(
+    function: Callable[..., Sequence[Tensor | None]],
+    inputs: Sequence[Tensor],
+    needs: Sequence[bool],
+    cotangents: Sequence[Tensor | None],
 ) -> list[Tensor | None]:
-    """The same gradients with a graph of their own, by differentiating the reference."""
+    """The same gradients with a graph of their own: what `torch.func.vjp` finds in the formulas of the reference."""
+    flowing = [i for i, g in enumerate(cotangents) if g is not None]
+    wanted = [i for i, needed in enumerate(needs) if needed]
+
+    def of_wanted(*leaves: Tensor) -> list[Tensor | None]:
+        operands = list(inputs)
+        for i, leaf in zip(wanted, leaves, strict=True):
+            operands[i] = leaf
+        outputs = function(*operands)
+        return [outputs[i] for i in flowing]
+
+    _, pull = torch.func.vjp(of_wanted, *(inputs[i] for i in wanted))
+    found = dict(zip(wanted, pull([cotangents[i] for i in flowing]), strict=True))
+    return [found.get(i) for i in range(len(inputs))]
+
+
+def problem_of(layout: Layout, x: Operands) -> FusionProblem:
+    """The problem that an operator call evaluates."""
     sources = tuple(
         KeySource(
             x.keys[s],
             x.values[s],
-            x.lengths[s],
+            x.key_lengths[s],
             tuple(t for t, owner in zip(x.terms, layout.term_sources, strict=True) if owner == s),
             s,
         )
         for s in range(len(x.keys))
     )
-    problem = FusionProblem(
+    options = layout.options
+    return FusionProblem(
         query=x.query,
         sources=sources,
         num_slots=len(sources),
         lead_shape=tuple(x.query.shape[:2]),
-        scale=layout.scale,
-        is_causal=layout.is_causal,
+        scale=options.scale,
+        causal_align="lower_right" if options.lower_right else "upper_left",
+        window_size=options.window,
+        softcap=options.softcap,
+        sink=None if x.sink is None else x.sink[0],
+        query_lengths=x.query_lengths,
+        dropout_p=options.dropout_p,
+        dropout_seed=x.seed,
     )
-    result = run_reference(problem, return_lse=True, return_mass=layout.return_mass)
-    outputs = [(o, g) for o, g in zip(result, grads, strict=True) if o is not None and g is not None]
-    wanted = [t for t, needed in zip(x.differentiable, needs, strict=True) if needed]
-    found = iter(
-        torch.autograd.grad(
-            [o for o, _ in outputs],
-            wanted,
-            [g for _, g in outputs],
-            create_graph=True,
-            allow_unused=True,
-        )
-    )
-    return [next(found) if needed else None for needed in needs]
 
 
-def _operands(layout: Layout, tensors: Any) -> Operands:
-    """The inverse of `Operands.differentiable` followed by the lengths that are there."""
+def with_differentiable(problem: FusionProblem, leaves: Sequence[Tensor]) -> FusionProblem:
+    """The problem with other tensors in the place of `Operands.differentiable`."""
+    count = len(problem.sources)
+    keys, values = leaves[1 : 1 + count], leaves[1 + count : 1 + 2 * count]
+    rest = iter(leaves[1 + 2 * count :])
+    sources = tuple(
+        source._replace(key=keys[s], value=values[s], terms=tuple(next(rest) for _ in source.terms))
+        for s, source in enumerate(problem.sources)
+    )
+    sink = None if problem.sink is None else next(rest)[0]
+    return problem._replace(query=leaves[0], sources=sources, sink=sink)
+
+
+def operands_of(layout: Layout, tensors: Sequence[Tensor]) -> Operands:
+    """The inverse of `Operands.differentiable` followed by `Operands.constant`."""
     sources, terms = len(layout.has_lengths), len(layout.term_sources)
-    query, rest = tensors[0], list(tensors[1:])
-    keys, values = rest[:sources], rest[sources : 2 * sources]
-    lengths = iter(rest[2 * sources + terms :])
+    rest = iter(tensors)
+
+    def take(count: int) -> list[Tensor]:
+        return [next(rest) for _ in range(count)]
+
+    def take_if(there: bool) -> Tensor | None:
+        return next(rest) if there else None
+
     return Operands(
-        query,
-        keys,
-        values,
-        rest[2 * sources : 2 * sources + terms],
-        [next(lengths) if there else None for there in layout.has_lengths],
+        next(rest),
+        take(sources),
+        take(sources),
+        take(terms),
+        take_if(layout.has_sink),
+        [take_if(there) for there in layout.has_lengths],
+        take_if(layout.has_query_lengths),
+        take_if(layout.has_seed),
     )
-
-
-def _kernel_term(term: Tensor) -> Tensor:
-    """Kernels read bool, float32, bfloat16 and float64 terms; torch widens float16 and narrows its gradient."""
-    return term.float() if term.dtype == torch.float16 else term
 
 
 def distinct(tensors: list[Tensor]) -> list[Tensor]:
@@ -224,10 +320,12 @@ def _absent_columns(problem: FusionProblem, mass: Tensor) -> Tensor:
     return torch.stack([mass[..., column[i]] if i in column else zero for i in range(problem.num_slots)], dim=-1)
 
 
+# The arguments that follow the tensors of interest are passed on by position, whatever they are.
 @torch.library.register_fake("crossmodal::attention_fwd")
-def _attention_fwd_fake(query, keys, values, lengths, terms, term_sources, is_causal, scale, return_mass, for_backward):  # type: ignore[no-untyped-def]
+def _attention_fwd_fake(query, keys, values, *rest):  # type: ignore[no-untyped-def]
+    return_mass, for_backward = rest[-2:]
     batch, num_heads, seqlen_q, _ = query.shape
-    accumulate = torch.float64 if query.dtype == torch.float64 else torch.float32
+    accumulate = accumulator(query.dtype)
     out = order_of(query, seqlen_q, values[0].shape[3])
     lse = query.new_empty((batch, num_heads, seqlen_q), dtype=accumulate)
     mass = query.new_empty((batch, num_heads, seqlen_q, len(keys)) if return_mass else (0,), dtype=accumulate)
@@ -236,24 +334,12 @@ def _attention_fwd_fake(query, keys, values, lengths, terms, term_sources, is_ca
 
 
 @torch.library.register_fake("crossmodal::attention_bwd")
-def _attention_bwd_fake(  # type: ignore[no-untyped-def]
-    dout,
-    dlse,
-    dmass,
-    query,
-    keys,
-    values,
-    lengths,
-    terms,
-    term_sources,
-    out,
-    lse,
-    mass,
-    is_causal,
-    scale,
-    wanted,
-):
+def _attention_bwd_fake(dout, dlse, dmass, query, keys, values, lengths, terms, owners, query_lengths, sink, *rest):  # type: ignore[no-untyped-def]
     gradients = [order_of(t, t.shape[2], t.shape[3]) for t in (query, *keys, *values)]
-    gradients += [t.new_empty(t.shape) for t in terms]
     inputs = [query, *keys, *values, *terms]
+    gradients += [t.new_empty(t.shape) for t in terms]
+    if sink is not None:
+        inputs.append(sink)
+        gradients.append(sink.new_empty(sink.shape))
+    wanted = rest[-1]
     return [g if w else t.new_empty((0,)) for g, w, t in zip(gradients, wanted, inputs, strict=True)]

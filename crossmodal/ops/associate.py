@@ -1,6 +1,7 @@
 """What attended to what."""
 
 from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -8,13 +9,28 @@ from torch import Tensor
 from crossmodal import _library  # noqa: F401  registers torch.ops.crossmodal
 from crossmodal._arguments import associate_problem
 from crossmodal._problem import FusionProblem
-from crossmodal.dispatch import fall_back, fusion_refusals, fusion_tensors, needs_gradient
-from crossmodal.ops._fusion import describe, run_fusion
+from crossmodal.dispatch import fall_back, fusion_refusals, needs_gradient
+from crossmodal.ops._fakes import order_of
+from crossmodal.ops._fusion import (
+    Layout,
+    Operands,
+    accumulator,
+    describe,
+    differentiates_again,
+    distinct,
+    gradients_of_reference,
+    only_needed,
+    operands_of,
+    problem_of,
+    run_fusion,
+    with_differentiable,
+)
+from crossmodal.reference._joint_softmax import joint_softmax
 from crossmodal.reference.associate import run_reference
 from crossmodal.types import Source
 
 # The operator's `output` argument, and what csrc/core/attention_problem.h calls AssociateOutput.
-_WEIGHTS, _HEAD_MEAN, _TOP_K = 0, 1, 2
+_OUTPUTS = {None: 0, "heads": 1, "topk": 2, "keys": 3, "entropy": 4}
 
 
 def associate(
@@ -76,38 +92,148 @@ def associate(
         return mass
     if not problem.sources:
         return run_reference(problem, reduce, topk)
-    reasons = _refusals(problem, reduce)
+    reasons = fusion_refusals(problem)
     if reasons:
         fall_back("associate", reasons)
         return run_reference(problem, reduce, topk)
 
-    output = _TOP_K if topk is not None else _HEAD_MEAN if reduce == "heads" else _WEIGHTS
+    request = Request(_OUTPUTS["topk" if topk is not None else reduce], topk or 0)
     layout, x = describe(problem, return_mass=False)
-    weights, indices = torch.ops.crossmodal.associate.default(
-        x.query, x.keys, x.lengths, x.terms, layout.term_sources, layout.scale, output, topk or 0
-    )
+    x = x._replace(values=[])
+    if needs_gradient(x.differentiable):
+        weights, indices, _ = AssociateFunction.apply(
+            layout, request, *distinct([*x.differentiable, *x.constant])
+        )
+    else:
+        weights, indices, _ = call_forward(layout, request, x, for_backward=False)
     if topk is not None:
         return problem.unfold(weights), problem.unfold(indices)
     return problem.unfold_without_heads(weights) if reduce == "heads" else problem.unfold(weights)
 
 
-def _refusals(problem: FusionProblem, reduce: str | None) -> list[str]:
-    reasons = fusion_refusals(problem)
-    if reduce in ("keys", "entropy"):
-        reasons.append(f"reduce={reduce!r} has no kernel yet")
-    if needs_gradient(fusion_tensors(problem)):
-        reasons.append("associate has no compiled backward yet")
-    return reasons
+class Request(NamedTuple):
+    """What is asked for, in the operator's numbers."""
+
+    output: int
+    topk: int
 
 
-@torch.library.register_fake("crossmodal::associate")
-def _associate_fake(query, keys, lengths, terms, term_sources, scale, output, topk):  # type: ignore[no-untyped-def]
+def call_forward(layout: Layout, request: Request, x: Operands, *, for_backward: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """Weights or their summary, indices (of the strongest), and the statistics that backward rebuilds weights from."""
+    return torch.ops.crossmodal.associate_fwd.default(
+        x.query,
+        x.keys,
+        x.key_lengths,
+        x.terms,
+        layout.term_sources,
+        x.query_lengths,
+        x.sink,
+        layout.options.scale,
+        layout.options.softcap,
+        *request,
+        for_backward,
+    )
+
+
+class AssociateFunction(torch.autograd.Function):
+    """Compiled forward and backward; a second derivative goes through the formulas of the reference."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(layout: Layout, request: Request, *tensors: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return call_forward(layout, request, _operands_of(layout, tensors), for_backward=True)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        layout, request, *tensors = inputs
+        _, indices, statistics = output
+        ctx.layout, ctx.request = layout, request
+        ctx.save_for_backward(*tensors, indices, statistics)
+        ctx.mark_non_differentiable(indices, statistics)
+
+    @staticmethod
+    def backward(ctx: Any, dweights: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+        layout, request = ctx.layout, ctx.request
+        *tensors, indices, statistics = ctx.saved_tensors
+        x = _operands_of(layout, tensors)
+        needs = ctx.needs_input_grad[2 : 2 + len(x.differentiable)]
+        rest = (None,) * len(x.constant)
+        if differentiates_again():
+            problem = problem_of(layout, x._replace(values=x.keys))
+
+            def weights(query: Tensor, *leaves: Tensor) -> tuple[Tensor]:
+                keys = leaves[: len(x.keys)]  # in the place of values, which are not read
+                return (_summary(with_differentiable(problem, (query, *keys, *leaves)), request, indices),)
+
+            return (None, None, *gradients_of_reference(weights, x.differentiable, needs, [dweights]), *rest)
+        gradients = torch.ops.crossmodal.associate_bwd.default(
+            dweights,
+            x.query,
+            x.keys,
+            x.key_lengths,
+            x.terms,
+            layout.term_sources,
+            x.query_lengths,
+            x.sink,
+            indices,
+            statistics,
+            layout.options.scale,
+            layout.options.softcap,
+            request.output,
+            [int(needed) for needed in needs],
+        )
+        return (None, None, *only_needed(gradients, needs), *rest)
+
+
+def _operands_of(layout: Layout, tensors: Sequence[Tensor]) -> Operands:
+    """As `operands_of`, without values."""
+    count = len(layout.has_lengths)
+    return operands_of(layout, [*tensors[: 1 + count], *tensors[1 : 1 + count], *tensors[1 + count :]])._replace(
+        values=[]
+    )
+
+
+def _summary(problem: FusionProblem, request: Request, indices: Tensor) -> Tensor:
+    """What the operator returns, by the reference; of the strongest links those that it found."""
+    reduce = next(name for name, output in _OUTPUTS.items() if output == request.output)
+    if reduce != "topk":
+        summary = run_reference(problem, reduce, None)
+        assert isinstance(summary, Tensor)
+        return summary
+    weights = joint_softmax(problem).weights
+    if weights.shape[-1] == 0:
+        return weights.new_zeros(indices.shape)
+    return weights.gather(-1, indices.clamp(min=0)).masked_fill(indices < 0, 0.0)
+
+
+@torch.library.register_fake("crossmodal::associate_fwd")
+def _associate_fwd_fake(query, keys, *rest):  # type: ignore[no-untyped-def]
+    output, topk, for_backward = rest[-3:]
     batch, num_heads, seqlen_q, _ = query.shape
     total = sum(key.shape[2] for key in keys)
-    shapes = {
-        _WEIGHTS: (batch, num_heads, seqlen_q, total),
-        _HEAD_MEAN: (batch, seqlen_q, total),
-        _TOP_K: (batch, num_heads, seqlen_q, topk),
-    }
-    weights = query.new_empty(shapes[output], dtype=torch.float64 if query.dtype == torch.float64 else torch.float32)
-    return weights, query.new_empty(shapes[_TOP_K] if output == _TOP_K else (0,), dtype=torch.int64)
+    shape = {
+        _OUTPUTS[None]: (batch, num_heads, seqlen_q, total),
+        _OUTPUTS["heads"]: (batch, seqlen_q, total),
+        _OUTPUTS["topk"]: (batch, num_heads, seqlen_q, topk),
+        _OUTPUTS["keys"]: (batch, num_heads, total),
+        _OUTPUTS["entropy"]: (batch, num_heads, seqlen_q),
+    }[output]
+    accumulate = accumulator(query.dtype)
+    return (
+        query.new_empty(shape, dtype=accumulate),
+        query.new_empty(shape if output == _OUTPUTS["topk"] else (0,), dtype=torch.int64),
+        query.new_empty((2 if for_backward else 0, batch * num_heads * seqlen_q), dtype=accumulate),
+    )
+
+
+@torch.library.register_fake("crossmodal::associate_bwd")
+def _associate_bwd_fake(dweights, query, keys, lengths, terms, owners, query_lengths, sink, *rest):  # type: ignore[no-untyped-def]
+    gradients = [order_of(t, t.shape[2], t.shape[3]) for t in (query, *keys)]
+    inputs = [query, *keys, *terms]
+    gradients += [t.new_empty(t.shape) for t in terms]
+    if sink is not None:
+        inputs.append(sink)
+        gradients.append(sink.new_empty(sink.shape))
+    wanted = rest[-1]
+    return [g if w else t.new_empty((0,)) for g, w, t in zip(gradients, wanted, inputs, strict=True)]

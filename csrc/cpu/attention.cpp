@@ -1,6 +1,7 @@
 #include "cpu/attention.h"
 
 #include <algorithm>
+#include <numeric>
 
 #include "cpu/kernels.h"
 
@@ -30,6 +31,15 @@ double score_count(const AttentionProblem& p) {
   return static_cast<double>(p.batch) * p.num_heads * p.seqlen_q * p.total_keys;
 }
 
+// Neighbouring heads that one task has to run, since they add to the gradient of one key head: a
+// multiple of every source's group that divides num_heads.
+int64_t heads_together(const AttentionProblem& p) {
+  int64_t heads = 1;
+  for (int s = 0; s < p.num_sources && p.num_heads > 0; ++s)
+    heads = std::lcm(heads, p.num_heads / p.sources[s].num_heads_k);
+  return heads;
+}
+
 // Sums over partial accumulators, each element in the order of the partials.
 template <class Acc>
 void sum_partials(const ScoreTerm& term, int64_t partials) {
@@ -42,10 +52,8 @@ void sum_partials(const ScoreTerm& term, int64_t partials) {
 
 }  // namespace
 
-bool has_kernels_for(DType dtype) { return kernels_for(active_isa(), dtype) != nullptr; }
-
 void attention_fwd(const AttentionProblem& p, const Threads& threads) {
-  const DTypeKernels& kernels = *kernels_for(active_isa(), p.dtype);
+  const DTypeKernels& kernels = kernels_for(active_isa(), p.dtype);
   const int64_t pairs = p.batch * p.num_heads;
   if (pairs == 0 || p.seqlen_q == 0) return;
   const int64_t rows = panel_rows(p, pairs, threads.count);
@@ -69,24 +77,26 @@ BackwardSplit split_backward(const AttentionProblem& p, int threads) {
       over_batch |= term.grad_stride[0] == 0 && p.batch > 1;
       over_heads |= term.grad_stride[1] == 0 && p.num_heads > 1;
     }
-  if (!over_batch && !over_heads) return {pairs, 1};
+  const int64_t units = pairs / heads_together(p);
+  if (!over_batch && !over_heads) return {units, 1};
   // Heads of a sample share an accumulator and nobody else does: a sample is a group, if there are
   // enough of them.
   if (!over_batch && p.batch >= threads) return {p.batch, 1};
-  const int64_t partials = std::max<int64_t>(1, std::min<int64_t>(threads, pairs));
+  const int64_t partials = std::max<int64_t>(1, std::min<int64_t>(threads, units));
   return {partials, partials};
 }
 
 void attention_bwd(const AttentionProblem& p, const AttentionBackward& g,
                    const BackwardSplit& split, const Threads& threads) {
-  const DTypeKernels& kernels = *kernels_for(active_isa(), p.dtype);
+  const DTypeKernels& kernels = kernels_for(active_isa(), p.dtype);
   const int64_t pairs = p.batch * p.num_heads;
   if (pairs == 0) return;
   const double operations = 5.0 * score_count(p) * (p.head_dim + p.head_dim_v);
   run_tasks(threads, split.groups, operations, kernels.attention_bwd_scratch(p, g),
             [&](int64_t group, char* scratch) {
-              const int64_t begin = pairs * group / split.groups,
-                            end = pairs * (group + 1) / split.groups;
+              const int64_t together = heads_together(p), units = pairs / together;
+              const int64_t begin = units * group / split.groups * together,
+                            end = units * (group + 1) / split.groups * together;
               for (int64_t pair = begin; pair < end; ++pair)
                 kernels.attention_bwd(p, g, split.partials > 1 ? group : 0, pair / p.num_heads,
                                       pair % p.num_heads, scratch);
@@ -104,11 +114,14 @@ void attention_bwd(const AttentionProblem& p, const AttentionBackward& g,
 }
 
 void associate(const AttentionProblem& p, const AssociateProblem& a, const Threads& threads) {
-  const DTypeKernels& kernels = *kernels_for(active_isa(), p.dtype);
+  const DTypeKernels& kernels = kernels_for(active_isa(), p.dtype);
   const int64_t heads = a.output == AssociateOutput::kHeadMean ? 1 : p.num_heads;
   const int64_t pairs = p.batch * heads;
   if (pairs == 0 || p.seqlen_q == 0 || p.num_heads == 0) return;
-  const int64_t rows = panel_rows(p, pairs, threads.count);
+  // The total over queries is one sum.
+  const int64_t rows = a.output == AssociateOutput::kKeyTotal
+                           ? p.seqlen_q
+                           : panel_rows(p, pairs, threads.count);
   const int64_t panels = ceil_div(p.seqlen_q, rows);
   const double operations = 2.0 * score_count(p) * p.head_dim;
   run_tasks(threads, pairs * panels, operations, kernels.associate_scratch(p, a),

@@ -7,8 +7,6 @@
 
 namespace crossmodal::cpu {
 
-bool has_kernels_for(DType dtype);
-
 void attention_fwd(const AttentionProblem& problem, const Threads& threads);
 
 // How backward is cut where bias gradients are summed over batch or heads, for a given thread

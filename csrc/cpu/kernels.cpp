@@ -41,17 +41,17 @@ static const KernelTable& table_for(Isa isa) {
   }
 }
 
-const DTypeKernels* kernels_for(Isa isa, DType dtype) {
+const DTypeKernels& kernels_for(Isa isa, DType dtype) {
   const KernelTable& table = table_for(isa);
   switch (dtype) {
     case DType::kFloat32:
-      return &table.float32;
+      return table.float32;
     case DType::kBFloat16:
-      return &table.bfloat16;
-    case DType::kFloat64:
-      return &table.float64;
+      return table.bfloat16;
+    case DType::kFloat16:
+      return table.float16;
     default:
-      return nullptr;
+      return table.float64;
   }
 }
 

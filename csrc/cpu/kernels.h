@@ -19,12 +19,14 @@ struct DTypeKernels {
                         int64_t q_begin, int64_t q_end, char* scratch);
 
   size_t (*attention_bwd_scratch)(const AttentionProblem&, const AttentionBackward&);
-  // One (b, h); bias gradients go to accumulator `partial`.
+  // One (b, h); bias gradients go to accumulator `partial`. Heads that share a key head have to come one
+  // after the other, in order.
   void (*attention_bwd)(const AttentionProblem&, const AttentionBackward&, int64_t partial,
                         int64_t b, int64_t h, char* scratch);
 
   size_t (*associate_scratch)(const AttentionProblem&, const AssociateProblem&);
-  // Queries [q_begin, q_end) of one (b, h); for head means h is 0 and all heads are taken.
+  // Queries [q_begin, q_end) of one (b, h); for head means h is 0 and all heads are taken, for key
+  // totals all queries.
   void (*associate)(const AttentionProblem&, const AssociateProblem&, int64_t b, int64_t h,
                     int64_t q_begin, int64_t q_end, char* scratch);
 
@@ -45,10 +47,9 @@ struct DTypeKernels {
 };
 
 struct KernelTable {
-  DTypeKernels float32, bfloat16, float64;
+  DTypeKernels float32, bfloat16, float16, float64;
 };
 
-// Null for a dtype without CPU kernels.
-const DTypeKernels* kernels_for(Isa isa, DType dtype);
+const DTypeKernels& kernels_for(Isa isa, DType dtype);
 
 }  // namespace crossmodal::cpu

@@ -30,7 +30,7 @@ extern "C" const char* crossmodal_attention_plan(int dtype, int64_t batch, int64
   static thread_local std::string text;
   const DType type = static_cast<DType>(dtype);
   const Isa active = active_isa();
-  const DTypeKernels* kernels = kernels_for(active, type);
+  const DTypeKernels& kernels = kernels_for(active, type);
 
   std::ostringstream json;
   json << "{\"dtype\": \"" << dtype_name(type) << "\", \"refused\": [";
@@ -45,19 +45,14 @@ extern "C" const char* crossmodal_attention_plan(int dtype, int64_t batch, int64
     json << separator << "{\"kernel\": \"" << entry.name << "\", \"reason\": \"" << reason << "\"}";
     separator = ", ";
   }
-  if (kernels == nullptr) {
-    json << separator << "{\"kernel\": \"" << chosen << "\", \"reason\": \"no CPU kernel for "
-         << dtype_name(type) << "\"}], \"kernel\": \"reference\"}";
-  } else {
-    const double flops = 2.0 * batch * num_heads * seqlen_q * seqlen_k * (head_dim + head_dim_v) /
-                         (is_causal ? 2 : 1);
-    json << "], \"kernel\": \"" << chosen << "\", \"multiply\": \"" << kernels->multiply
-         << "\", \"lanes\": " << kernels->lanes << ", \"tile\": [" << kernels->tile_rows << ", "
-         << kernels->tile_vectors * kernels->lanes
-         << "], \"block_m\": " << std::min<int64_t>(kernels->block_m, seqlen_q)
-         << ", \"block_n\": " << std::min<int64_t>(kernels->block_n, seqlen_k)
-         << ", \"gflop\": " << flops / 1e9 << "}";
-  }
+  const double flops = 2.0 * batch * num_heads * seqlen_q * seqlen_k * (head_dim + head_dim_v) /
+                       (is_causal ? 2 : 1);
+  json << "], \"kernel\": \"" << chosen << "\", \"multiply\": \"" << kernels.multiply
+       << "\", \"lanes\": " << kernels.lanes << ", \"tile\": [" << kernels.tile_rows << ", "
+       << kernels.tile_vectors * kernels.lanes
+       << "], \"block_m\": " << std::min<int64_t>(kernels.block_m, seqlen_q)
+       << ", \"block_n\": " << std::min<int64_t>(kernels.block_n, seqlen_k)
+       << ", \"gflop\": " << flops / 1e9 << "}";
   text = json.str();
   return text.c_str();
 }

@@ -16,7 +16,7 @@ double multiply_count(const WeightedSumProblem& w) {
 }  // namespace
 
 void weighted_sum_fwd(const WeightedSumProblem& w, const Threads& threads) {
-  const DTypeKernels& kernels = *kernels_for(active_isa(), w.dtype);
+  const DTypeKernels& kernels = kernels_for(active_isa(), w.dtype);
   const int64_t pairs = w.batch * w.num_heads;
   if (pairs == 0 || w.seqlen_q == 0) return;
   const int64_t rows = std::min(w.seqlen_q, kPanelRows), panels = (w.seqlen_q + rows - 1) / rows;
@@ -31,7 +31,7 @@ void weighted_sum_fwd(const WeightedSumProblem& w, const Threads& threads) {
 
 void weighted_sum_bwd(const WeightedSumProblem& w, const WeightedSumBackward& g,
                       const Threads& threads) {
-  const DTypeKernels& kernels = *kernels_for(active_isa(), w.dtype);
+  const DTypeKernels& kernels = kernels_for(active_isa(), w.dtype);
   const int64_t pairs = w.batch * w.num_heads;
   const size_t scratch_bytes = kernels.weighted_sum_bwd_scratch(w, g);
   run_tasks(threads, pairs, 4.0 * multiply_count(w), scratch_bytes,

@@ -1,45 +1,99 @@
-// The operators attention_fwd, attention_bwd and associate on tensors. Python has checked shapes,
-// dtypes and values; what could read out of bounds is checked again here.
+// The operators on attention problems: attention, attention_varlen, associate, softmax_weighted_sum.
+// Python has checked shapes, dtypes and values; what could read out of bounds is checked again here.
+// `statistics` (2, rows of lse), empty unless a backward follows, holds the largest score of each row,
+// then the sums of exponentials relative to it.
 #pragma once
 
 #include <tuple>
 #include <vector>
 
-#include "torch/tensors.h"
+#include "torch/attention_problem.h"
 
 namespace crossmodal {
 
-using TensorList = std::vector<torch::stable::Tensor>;
-
-// query (B, H, Lq, D); per source key (B, H, Lk, D), value (B, H, Lk, Dv), lengths (B,) or none.
+// query (B, H, Lq, D); per source key (B, Hk, Lk, D), value (B, Hk, Lk, Dv), lengths (B,) or none.
 // terms: masks and biases as 4-D tensors whose dimensions are 1 or those of (B, H, Lq, Lk);
-// term_sources[t] is the source of terms[t]. Returns out (B, H, Lq, Dv), lse (B, H, Lq), mass
-// (B, H, Lq, sources) (empty unless wanted) and statistics (2, B * H * Lq) (empty unless a backward
-// follows): the largest score of each row, then the sums of exponentials relative to it.
+// term_sources[t] is the source of terms[t]. sink (1 or B, H) of the accumulator's dtype. window: keys
+// to the left and right, -1 = open. Returns out (B, H, Lq, Dv), lse (B, H, Lq), mass (B, H, Lq,
+// sources) (empty unless wanted) and statistics.
 std::tuple<torch::stable::Tensor, torch::stable::Tensor, torch::stable::Tensor,
            torch::stable::Tensor>
 attention_fwd_cpu(const torch::stable::Tensor& query, const TensorList& keys,
-                  const TensorList& values, const std::vector<OptionalTensor>& lengths,
-                  const TensorList& terms, const std::vector<int64_t>& term_sources, bool is_causal,
-                  double scale, bool return_mass, bool for_backward);
+                  const TensorList& values, const std::vector<OptionalTensor>& key_lengths,
+                  const TensorList& terms, const std::vector<int64_t>& term_sources,
+                  const OptionalTensor& query_lengths, const OptionalTensor& sink,
+                  const OptionalTensor& dropout_seed, double scale, double softcap,
+                  double dropout_p, const std::vector<int64_t>& window, bool lower_right,
+                  bool return_mass, bool for_backward);
 
-// wanted: one flag for query, then for each key, each value, each term. Returns as many gradients
-// in that order, an empty tensor where none was wanted.
+// wanted: one flag for query, then for each key, each value, each term, and the sink. Returns as many
+// gradients in that order, an empty tensor where none was wanted.
 TensorList attention_bwd_cpu(const torch::stable::Tensor& dout, const OptionalTensor& dlse,
                              const OptionalTensor& dmass, const torch::stable::Tensor& query,
                              const TensorList& keys, const TensorList& values,
-                             const std::vector<OptionalTensor>& lengths, const TensorList& terms,
-                             const std::vector<int64_t>& term_sources,
-                             const torch::stable::Tensor& out,
+                             const std::vector<OptionalTensor>& key_lengths,
+                             const TensorList& terms, const std::vector<int64_t>& term_sources,
+                             const OptionalTensor& query_lengths, const OptionalTensor& sink,
+                             const OptionalTensor& dropout_seed, const torch::stable::Tensor& out,
                              const torch::stable::Tensor& statistics,
-                             const torch::stable::Tensor& mass, bool is_causal, double scale,
-                             const std::vector<int64_t>& wanted);
+                             const torch::stable::Tensor& mass, double scale, double softcap,
+                             double dropout_p, const std::vector<int64_t>& window,
+                             bool lower_right, const std::vector<int64_t>& wanted);
 
-// output: 0 all weights (B, H, Lq, keys), 1 their mean over heads (B, Lq, keys), 2 the topk
-// strongest (B, H, Lq, topk) with their indices. The second result is empty but for 2.
-std::tuple<torch::stable::Tensor, torch::stable::Tensor> associate_cpu(
+// query (total_q, H, D), key (total_k, Hk, D), value (total_k, Hk, Dv), cu_seqlens (B + 1,) int32.
+// Returns out (total_q, H, Dv), lse (H, total_q) and statistics.
+std::tuple<torch::stable::Tensor, torch::stable::Tensor, torch::stable::Tensor>
+attention_varlen_fwd_cpu(const torch::stable::Tensor& query, const torch::stable::Tensor& key,
+                         const torch::stable::Tensor& value,
+                         const torch::stable::Tensor& cu_seqlens_q,
+                         const torch::stable::Tensor& cu_seqlens_k, int64_t max_seqlen_q,
+                         int64_t max_seqlen_k, const OptionalTensor& sink,
+                         const OptionalTensor& dropout_seed, double scale, double softcap,
+                         double dropout_p, const std::vector<int64_t>& window, bool lower_right,
+                         bool for_backward);
+
+// wanted and the gradients: query, key, value, sink.
+TensorList attention_varlen_bwd_cpu(
+    const torch::stable::Tensor& dout, const OptionalTensor& dlse,
+    const torch::stable::Tensor& query, const torch::stable::Tensor& key,
+    const torch::stable::Tensor& value, const torch::stable::Tensor& cu_seqlens_q,
+    const torch::stable::Tensor& cu_seqlens_k, int64_t max_seqlen_q, int64_t max_seqlen_k,
+    const OptionalTensor& sink, const OptionalTensor& dropout_seed,
+    const torch::stable::Tensor& out, const torch::stable::Tensor& statistics, double scale,
+    double softcap, double dropout_p, const std::vector<int64_t>& window, bool lower_right,
+    const std::vector<int64_t>& wanted);
+
+// output: 0 all weights (B, H, Lq, keys), 1 their mean over heads (B, Lq, keys), 2 the topk strongest
+// (B, H, Lq, topk) with their indices, 3 their total over queries (B, H, keys), 4 their entropy
+// (B, H, Lq). The second result is empty but for 2, the third holds statistics.
+std::tuple<torch::stable::Tensor, torch::stable::Tensor, torch::stable::Tensor> associate_fwd_cpu(
     const torch::stable::Tensor& query, const TensorList& keys,
-    const std::vector<OptionalTensor>& lengths, const TensorList& terms,
-    const std::vector<int64_t>& term_sources, double scale, int64_t output, int64_t topk);
+    const std::vector<OptionalTensor>& key_lengths, const TensorList& terms,
+    const std::vector<int64_t>& term_sources, const OptionalTensor& query_lengths,
+    const OptionalTensor& sink, double scale, double softcap, int64_t output, int64_t topk,
+    bool for_backward);
+
+// wanted and the gradients: query, each key, each term, sink.
+TensorList associate_bwd_cpu(const torch::stable::Tensor& dweights,
+                             const torch::stable::Tensor& query, const TensorList& keys,
+                             const std::vector<OptionalTensor>& key_lengths,
+                             const TensorList& terms, const std::vector<int64_t>& term_sources,
+                             const OptionalTensor& query_lengths, const OptionalTensor& sink,
+                             const torch::stable::Tensor& indices,
+                             const torch::stable::Tensor& statistics, double scale, double softcap,
+                             int64_t output, const std::vector<int64_t>& wanted);
+
+// scores (B, H, Lq, Lk), values (B, H, Lk, D), lengths (B,), mask (B, H, Lq, Lk) bool. Returns out
+// (B, H, Lq, D) and statistics.
+std::tuple<torch::stable::Tensor, torch::stable::Tensor> softmax_weighted_sum_fwd_cpu(
+    const torch::stable::Tensor& scores, const torch::stable::Tensor& values,
+    const OptionalTensor& lengths, const OptionalTensor& mask, double scale, bool for_backward);
+
+// dscores and dvalues; an empty tensor where none is wanted.
+std::tuple<torch::stable::Tensor, torch::stable::Tensor> softmax_weighted_sum_bwd_cpu(
+    const torch::stable::Tensor& dout, const torch::stable::Tensor& scores,
+    const torch::stable::Tensor& values, const OptionalTensor& lengths, const OptionalTensor& mask,
+    const torch::stable::Tensor& out, const torch::stable::Tensor& statistics, double scale,
+    bool wants_dscores, bool wants_dvalues);
 
 }  // namespace crossmodal

@@ -48,11 +48,14 @@ Tensor empty_in_order_of(const Tensor& like, int64_t rows, int64_t width) {
 namespace {
 
 template <class Int>
-void check_range(const Int* lengths, const char* op, int64_t batch, int64_t limit) {
+void check_range(const Int* lengths, const char* op, const char* name, int64_t batch,
+                 int64_t limit) {
   for (int64_t b = 0; b < batch; ++b)
-    STD_TORCH_CHECK(lengths[b] >= 0 && lengths[b] <= limit, op, ": lengths must lie in [0, ", limit,
-                    "], got ", lengths[b], " at batch index ", b);
+    STD_TORCH_CHECK(lengths[b] >= 0 && lengths[b] <= limit, op, ": ", name, " must lie in [0, ",
+                    limit, "], got ", lengths[b], " at batch index ", b);
 }
+
+}  // namespace
 
 bool checks_values() {
   static const bool asked = [] {
@@ -62,20 +65,19 @@ bool checks_values() {
   return asked;
 }
 
-}  // namespace
-
-Tensor checked_lengths(const Tensor& lengths, const char* op, int64_t batch, int64_t limit) {
+Tensor checked_lengths(const Tensor& lengths, const char* op, const char* name, int64_t batch,
+                       int64_t limit) {
   const ScalarType type = lengths.scalar_type();
-  STD_TORCH_CHECK(type == ScalarType::Int || type == ScalarType::Long, op,
-                  ": lengths must be int32 or int64");
-  STD_TORCH_CHECK(lengths.dim() == 1 && lengths.size(0) == batch, op,
-                  ": lengths must have one entry per sample");
+  STD_TORCH_CHECK(type == ScalarType::Int || type == ScalarType::Long, op, ": ", name,
+                  " must be int32 or int64");
+  STD_TORCH_CHECK(lengths.dim() == 1 && lengths.size(0) == batch, op, ": ", name,
+                  " must have one entry per sample");
   const Tensor row = torch::stable::contiguous(lengths);
   if (checks_values() && row.is_cpu()) {
     if (type == ScalarType::Long) {
-      check_range(static_cast<const int64_t*>(row.const_data_ptr()), op, batch, limit);
+      check_range(static_cast<const int64_t*>(row.const_data_ptr()), op, name, batch, limit);
     } else {
-      check_range(static_cast<const int32_t*>(row.const_data_ptr()), op, batch, limit);
+      check_range(static_cast<const int32_t*>(row.const_data_ptr()), op, name, batch, limit);
     }
   }
   return row;

@@ -30,7 +30,10 @@ torch::stable::Tensor empty_in_order_of(const torch::stable::Tensor& like, int64
 // A sample's lengths as kernels read them: one int32 or int64 per sample, in a row. Kernels clamp
 // what lies outside [0, limit]; under CROSSMODAL_CHECK=1 it is an error here, on the CPU.
 torch::stable::Tensor checked_lengths(const torch::stable::Tensor& lengths, const char* op,
-                                      int64_t batch, int64_t limit);
+                                      const char* name, int64_t batch, int64_t limit);
+
+// Whether CROSSMODAL_CHECK=1 asks for errors where kernels would clamp.
+bool checks_values();
 
 // torch's intra-op threads.
 cpu::Threads torch_threads();

@@ -3,20 +3,11 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/headeronly/util/Exception.h>
 
-#include "cpu/attention.h"
 #include "torch/weighted_sum.h"
 
 namespace crossmodal {
 
 using torch::stable::Tensor;
-
-namespace {
-
-void check_kernels(DType dtype) {
-  STD_TORCH_CHECK(cpu::has_kernels_for(dtype), "weighted_sum: no CPU kernel for this dtype");
-}
-
-}  // namespace
 
 Tensor weighted_sum_fwd_cpu(const Tensor& weights, const Tensor& values_in,
                             const OptionalTensor& lengths, const OptionalTensor& mask) {
@@ -24,7 +15,6 @@ Tensor weighted_sum_fwd_cpu(const Tensor& weights, const Tensor& values_in,
   const Tensor out = empty_weighted_sum(weights, values);
   const OptionalTensor checked = checked_weighted_sum_lengths(lengths, values);
   const WeightedSumProblem problem = describe_weighted_sum(weights, values, checked, mask, out);
-  check_kernels(problem.dtype);
   cpu::weighted_sum_fwd(problem, torch_threads());
   return out;
 }
@@ -37,7 +27,6 @@ std::tuple<Tensor, Tensor> weighted_sum_bwd_cpu(const Tensor& dout_in, const Ten
   const Tensor values = with_unit_last_stride(values_in), dout = with_unit_last_stride(dout_in);
   const OptionalTensor checked = checked_weighted_sum_lengths(lengths, values);
   const WeightedSumProblem problem = describe_weighted_sum(weights, values, checked, mask, dout);
-  check_kernels(problem.dtype);
   const int64_t shape[4] = {problem.batch, problem.num_heads, problem.seqlen_q, problem.head_dim};
   for (int64_t d = 0; d < 4; ++d)
     STD_TORCH_CHECK(dout.dim() == 4 && dout.size(d) == shape[d],

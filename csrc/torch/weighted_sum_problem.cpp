@@ -35,7 +35,7 @@ Tensor empty_weighted_sum(const Tensor& weights, const Tensor& values) {
 
 OptionalTensor checked_weighted_sum_lengths(const OptionalTensor& lengths, const Tensor& values) {
   if (!lengths.has_value()) return lengths;
-  return checked_lengths(*lengths, "weighted_sum", values.size(0), values.size(2));
+  return checked_lengths(*lengths, "weighted_sum", "lengths", values.size(0), values.size(2));
 }
 
 WeightedSumProblem describe_weighted_sum(const Tensor& weights, const Tensor& values,

@@ -6,7 +6,7 @@
 
 #include <cstdint>
 
-#include "core/bfloat16.h"
+#include "cpu/kernels/half.h"
 
 namespace crossmodal::cpu::CROSSMODAL_ISA {
 namespace {
@@ -46,6 +46,22 @@ struct VecF {
     store(lanes);
     for (int i = 0; i < n; ++i) p[i] = lanes[i];
   }
+  static VecF load(const Float16* p) {
+    return {_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)))};
+  }
+  static VecF load_first(const Float16* p, int n) {
+    alignas(16) Float16 lanes[8] = {};
+    for (int i = 0; i < n; ++i) lanes[i] = p[i];
+    return load(lanes);
+  }
+  void store(Float16* p) const {
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT));
+  }
+  void store_first(Float16* p, int n) const {
+    alignas(16) Float16 lanes[8];
+    store(lanes);
+    for (int i = 0; i < n; ++i) p[i] = lanes[i];
+  }
 
   static VecF widen(__m128i bits) {
     return {_mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(bits), 16))};
@@ -69,6 +85,7 @@ struct VecF {
 inline VecF operator+(VecF a, VecF b) { return {_mm256_add_ps(a.x, b.x)}; }
 inline VecF operator-(VecF a, VecF b) { return {_mm256_sub_ps(a.x, b.x)}; }
 inline VecF operator*(VecF a, VecF b) { return {_mm256_mul_ps(a.x, b.x)}; }
+inline VecF operator/(VecF a, VecF b) { return {_mm256_div_ps(a.x, b.x)}; }
 inline VecF fmadd(VecF a, VecF b, VecF c) { return {_mm256_fmadd_ps(a.x, b.x, c.x)}; }
 // b where either is NaN: the newer operand goes second, so that a NaN score is not lost against a
 // bound.
@@ -76,6 +93,10 @@ inline VecF max(VecF a, VecF b) { return {_mm256_max_ps(a.x, b.x)}; }
 // then where a == b, otherwise.
 inline VecF select_equal(VecF a, VecF b, VecF then, VecF otherwise) {
   return {_mm256_blendv_ps(otherwise.x, then.x, _mm256_cmp_ps(a.x, b.x, _CMP_EQ_OQ))};
+}
+// then where a < b, otherwise (also where either is NaN).
+inline VecF select_less(VecF a, VecF b, VecF then, VecF otherwise) {
+  return {_mm256_blendv_ps(otherwise.x, then.x, _mm256_cmp_ps(a.x, b.x, _CMP_LT_OQ))};
 }
 inline VecF keep_first(VecF a, int n, VecF otherwise) {
   return {_mm256_blendv_ps(otherwise.x, a.x, _mm256_castsi256_ps(first_lanes_32(n)))};
@@ -124,10 +145,14 @@ struct VecD {
 inline VecD operator+(VecD a, VecD b) { return {_mm256_add_pd(a.x, b.x)}; }
 inline VecD operator-(VecD a, VecD b) { return {_mm256_sub_pd(a.x, b.x)}; }
 inline VecD operator*(VecD a, VecD b) { return {_mm256_mul_pd(a.x, b.x)}; }
+inline VecD operator/(VecD a, VecD b) { return {_mm256_div_pd(a.x, b.x)}; }
 inline VecD fmadd(VecD a, VecD b, VecD c) { return {_mm256_fmadd_pd(a.x, b.x, c.x)}; }
 inline VecD max(VecD a, VecD b) { return {_mm256_max_pd(a.x, b.x)}; }
 inline VecD select_equal(VecD a, VecD b, VecD then, VecD otherwise) {
   return {_mm256_blendv_pd(otherwise.x, then.x, _mm256_cmp_pd(a.x, b.x, _CMP_EQ_OQ))};
+}
+inline VecD select_less(VecD a, VecD b, VecD then, VecD otherwise) {
+  return {_mm256_blendv_pd(otherwise.x, then.x, _mm256_cmp_pd(a.x, b.x, _CMP_LT_OQ))};
 }
 inline VecD keep_first(VecD a, int n, VecD otherwise) {
   return {_mm256_blendv_pd(otherwise.x, a.x, _mm256_castsi256_pd(first_lanes_64(n)))};

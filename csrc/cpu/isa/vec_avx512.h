@@ -6,7 +6,7 @@
 
 #include <cstdint>
 
-#include "core/bfloat16.h"
+#include "cpu/kernels/half.h"
 
 namespace crossmodal::cpu::CROSSMODAL_ISA {
 namespace {
@@ -31,6 +31,19 @@ struct VecF {
   void store_first(float* p, int n) const { _mm512_mask_storeu_ps(p, first(n), x); }
   void store(BFloat16* p) const { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), narrow()); }
   void store_first(BFloat16* p, int n) const { _mm256_mask_storeu_epi16(p, first(n), narrow()); }
+  static VecF load(const Float16* p) {
+    return {_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)))};
+  }
+  static VecF load_first(const Float16* p, int n) {
+    return {_mm512_cvtph_ps(_mm256_maskz_loadu_epi16(first(n), p))};
+  }
+  void store(Float16* p) const {
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p),
+                        _mm512_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT));
+  }
+  void store_first(Float16* p, int n) const {
+    _mm256_mask_storeu_epi16(p, first(n), _mm512_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT));
+  }
 
   static VecF widen(__m256i bits) {
     return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16))};
@@ -55,6 +68,7 @@ struct VecF {
 inline VecF operator+(VecF a, VecF b) { return {_mm512_add_ps(a.x, b.x)}; }
 inline VecF operator-(VecF a, VecF b) { return {_mm512_sub_ps(a.x, b.x)}; }
 inline VecF operator*(VecF a, VecF b) { return {_mm512_mul_ps(a.x, b.x)}; }
+inline VecF operator/(VecF a, VecF b) { return {_mm512_div_ps(a.x, b.x)}; }
 inline VecF fmadd(VecF a, VecF b, VecF c) { return {_mm512_fmadd_ps(a.x, b.x, c.x)}; }
 // b where either is NaN: the newer operand goes second, so that a NaN score is not lost against a
 // bound.
@@ -62,6 +76,10 @@ inline VecF max(VecF a, VecF b) { return {_mm512_max_ps(a.x, b.x)}; }
 // then where a == b, otherwise.
 inline VecF select_equal(VecF a, VecF b, VecF then, VecF otherwise) {
   return {_mm512_mask_blend_ps(_mm512_cmp_ps_mask(a.x, b.x, _CMP_EQ_OQ), otherwise.x, then.x)};
+}
+// then where a < b, otherwise (also where either is NaN).
+inline VecF select_less(VecF a, VecF b, VecF then, VecF otherwise) {
+  return {_mm512_mask_blend_ps(_mm512_cmp_ps_mask(a.x, b.x, _CMP_LT_OQ), otherwise.x, then.x)};
 }
 inline VecF keep_first(VecF a, int n, VecF otherwise) {
   return {_mm512_mask_blend_ps(VecF::first(n), otherwise.x, a.x)};
@@ -94,10 +112,14 @@ struct VecD {
 inline VecD operator+(VecD a, VecD b) { return {_mm512_add_pd(a.x, b.x)}; }
 inline VecD operator-(VecD a, VecD b) { return {_mm512_sub_pd(a.x, b.x)}; }
 inline VecD operator*(VecD a, VecD b) { return {_mm512_mul_pd(a.x, b.x)}; }
+inline VecD operator/(VecD a, VecD b) { return {_mm512_div_pd(a.x, b.x)}; }
 inline VecD fmadd(VecD a, VecD b, VecD c) { return {_mm512_fmadd_pd(a.x, b.x, c.x)}; }
 inline VecD max(VecD a, VecD b) { return {_mm512_max_pd(a.x, b.x)}; }
 inline VecD select_equal(VecD a, VecD b, VecD then, VecD otherwise) {
   return {_mm512_mask_blend_pd(_mm512_cmp_pd_mask(a.x, b.x, _CMP_EQ_OQ), otherwise.x, then.x)};
+}
+inline VecD select_less(VecD a, VecD b, VecD then, VecD otherwise) {
+  return {_mm512_mask_blend_pd(_mm512_cmp_pd_mask(a.x, b.x, _CMP_LT_OQ), otherwise.x, then.x)};
 }
 inline VecD keep_first(VecD a, int n, VecD otherwise) {
   return {_mm512_mask_blend_pd(VecD::first(n), otherwise.x, a.x)};

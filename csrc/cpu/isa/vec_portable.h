@@ -5,7 +5,7 @@
 #include <cstdint>
 #include <cstring>
 
-#include "core/bfloat16.h"
+#include "cpu/kernels/half.h"
 
 namespace crossmodal::cpu::CROSSMODAL_ISA {
 namespace {
@@ -37,28 +37,24 @@ struct PortableVec {
     for (int i = 0; i < n; ++i) p[i] = x[i];
   }
 
-  static PortableVec load(const BFloat16* p) { return load_first(p, kLanes); }
-  static PortableVec load_first(const BFloat16* p, int n) {
+  // Half-precision types go number by number.
+  template <class Half>
+  static PortableVec load(const Half* p) {
+    return load_first(p, kLanes);
+  }
+  template <class Half>
+  static PortableVec load_first(const Half* p, int n) {
     PortableVec v = zero();
-    for (int i = 0; i < n; ++i) {
-      const uint32_t bits = static_cast<uint32_t>(p[i].bits) << 16;
-      float f;
-      std::memcpy(&f, &bits, sizeof(f));
-      v.x[i] = f;
-    }
+    for (int i = 0; i < n; ++i) v.x[i] = to_float(p[i]);
     return v;
   }
   void store(BFloat16* p) const { store_first(p, kLanes); }
-  // Round to nearest even; a NaN keeps its upper bits and is made quiet, so that rounding cannot
-  // turn it into Inf.
+  void store(Float16* p) const { store_first(p, kLanes); }
   void store_first(BFloat16* p, int n) const {
-    for (int i = 0; i < n; ++i) {
-      const float f = static_cast<float>(x[i]);
-      uint32_t bits;
-      std::memcpy(&bits, &f, sizeof(bits));
-      bits = f != f ? bits | 0x400000u : bits + 0x7fffu + ((bits >> 16) & 1u);
-      p[i].bits = static_cast<uint16_t>(bits >> 16);
-    }
+    for (int i = 0; i < n; ++i) p[i] = to_bfloat16(x[i]);
+  }
+  void store_first(Float16* p, int n) const {
+    for (int i = 0; i < n; ++i) p[i] = to_float16(x[i]);
   }
 };
 
@@ -77,6 +73,10 @@ template <class S, class I>
 PortableVec<S, I> operator*(PortableVec<S, I> a, PortableVec<S, I> b) {
   return {a.x * b.x};
 }
+template <class S, class I>
+PortableVec<S, I> operator/(PortableVec<S, I> a, PortableVec<S, I> b) {
+  return {a.x / b.x};
+}
 // Fused only where the target has it: the baseline of x86-64 has not, aarch64 has.
 template <class S, class I>
 PortableVec<S, I> fmadd(PortableVec<S, I> a, PortableVec<S, I> b, PortableVec<S, I> c) {
@@ -93,6 +93,12 @@ template <class S, class I>
 PortableVec<S, I> select_equal(PortableVec<S, I> a, PortableVec<S, I> b, PortableVec<S, I> then,
                                PortableVec<S, I> otherwise) {
   return {a.x == b.x ? then.x : otherwise.x};
+}
+// then where a < b, otherwise (also where either is NaN).
+template <class S, class I>
+PortableVec<S, I> select_less(PortableVec<S, I> a, PortableVec<S, I> b, PortableVec<S, I> then,
+                              PortableVec<S, I> otherwise) {
+  return {a.x < b.x ? then.x : otherwise.x};
 }
 template <class S, class I>
 PortableVec<S, I> keep_first(PortableVec<S, I> a, int n, PortableVec<S, I> otherwise) {

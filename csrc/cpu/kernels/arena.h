@@ -20,6 +20,7 @@ class Arena {
     return p;
   }
   size_t used() const { return used_; }
+  bool has_memory() const { return memory_ != nullptr; }
 
  private:
   char* memory_;

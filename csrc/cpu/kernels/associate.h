@@ -43,21 +43,32 @@ class Associate {
     row_bias_ = arena_.take<Acc>(chunk_);
     top_ = arena_.take<Acc>(a.topk);
     top_index_ = arena_.take<int64_t>(a.topk);
+    key_total_ =
+        arena_.take<double>(a.output == AssociateOutput::kKeyTotal ? p.total_keys : 0);
   }
   size_t scratch_bytes() const { return arena_.used(); }
 
-  // Queries [q_begin, q_end) of one (b, h); for kHeadMean of all heads of b, in order.
+  // Queries [q_begin, q_end) of one (b, h); for kHeadMean of all heads of b, in order; for kKeyTotal
+  // all queries.
   void run(int64_t b, int64_t h, int64_t q_begin, int64_t q_end) {
     const bool mean = a_.output == AssociateOutput::kHeadMean;
-    for (int64_t i = q_begin; i < q_end; i += block_) {
-      const int64_t end = min_of(q_end, i + block_);
+    const int64_t alive = max_of(q_begin, min_of(q_end, query_rows(p_, b).count));
+    for (int64_t head = mean ? 0 : h; head < (mean ? p_.num_heads : h + 1); ++head)
+      for (int64_t i = alive; i < q_end; ++i) emit_nothing(b, head, i);
+    if (a_.output == AssociateOutput::kKeyTotal)
+      for (int64_t j = 0; j < p_.total_keys; ++j) key_total_[j] = 0;
+    for (int64_t i = q_begin; i < alive; i += block_) {
+      const int64_t end = min_of(alive, i + block_);
       if (mean) {
-        if (p_.total_keys > 0)
-          std::memset(mean_row(b, i), 0, (end - i) * p_.total_keys * sizeof(Acc));
+        zero_row(mean_row(b, i), (end - i) * p_.total_keys);
         for (int64_t head = 0; head < p_.num_heads; ++head) block(b, head, i, end);
       } else {
         block(b, h, i, end);
       }
+    }
+    if (a_.output == AssociateOutput::kKeyTotal) {
+      Acc* out = static_cast<Acc*>(a_.weights) + (b * p_.num_heads + h) * p_.total_keys;
+      for (int64_t j = 0; j < p_.total_keys; ++j) out[j] = static_cast<Acc>(key_total_[j]);
     }
   }
 
@@ -69,8 +80,8 @@ class Associate {
   void block(int64_t b, int64_t h, int64_t i_begin, int64_t i_end) {
     const VisibleKeys keys = find_visible_keys(p_, b, h, rows_, segments_);
     const int64_t rows = i_end - i_begin;
-    const T* q = static_cast<const T*>(p_.q) + b * p_.q_stride[0] + h * p_.q_stride[1];
-    for (int64_t i = 0; i < rows; ++i) q_rows_[i] = q + (i_begin + i) * p_.q_stride[2];
+    const T* q = row_at<const T>(p_.q, p_.q_stride, b, h, i_begin);
+    for (int64_t i = 0; i < rows; ++i) q_rows_[i] = q + i * p_.q_stride[2];
     pack_along_row<E>(q_rows_, rows, p_.head_dim, q_packed_, words_);
 
     // Scores of all chunks stand side by side, each chunk from position begin on; a later chunk
@@ -85,44 +96,100 @@ class Associate {
       gemm<E, Into::kStore>(rows, ceil_div(end - begin, V::kLanes), words_, {q_packed_, words_, 1},
                             {k_packed_, true, 0}, weights_ + begin, row_);
       for (int64_t i = 0; i < rows; ++i)
-        finish_scores<V>(weights_ + i * row_ + begin, end - begin, static_cast<Acc>(p_.scale),
-                         bias.for_query(i_begin + i));
+        products_to_scores<V>(p_, weights_ + i * row_ + begin, {0, end - begin},
+                              bias.for_query(i_begin + i));
     }
-    for (int64_t i = 0; i < rows; ++i) {
-      Acc* w = weights_ + i * row_;
-      normalise(w, keys.count);
-      emit(b, h, i_begin + i, keys, w);
-    }
+    for (int64_t i = 0; i < rows; ++i) emit(b, h, i_begin + i, keys, weights_ + i * row_);
   }
 
-  void normalise(Acc* w, int64_t n) {
+  // w: scores of the visible keys -> what is asked for.
+  void emit(int64_t b, int64_t h, int64_t i, const VisibleKeys& keys, Acc* w) {
     // Chunks need not begin at whole vectors, so the last one's padding may end before the row's.
-    for (int64_t x = n; x < round_up(n, V::kLanes); ++x) w[x] = minus_infinity<Acc>();
+    for (int64_t x = keys.count; x < round_up(keys.count, V::kLanes); ++x)
+      w[x] = minus_infinity<Acc>();
     V lanes = V::set1(minus_infinity<Acc>());
-    for (int64_t x = 0; x < n; x += V::kLanes) lanes = max(lanes, V::load(w + x));
-    const Acc top = reduce_max(lanes);
-    const Acc sum = exponentiate<V>(w, n, top == minus_infinity<Acc>() ? Acc(0) : top);
-    scale_row<V>(w, n, sum == 0 ? Acc(0) : 1 / sum);
+    for (int64_t x = 0; x < keys.count; x += V::kLanes) lanes = max(lanes, V::load(w + x));
+    const Acc top = reduce_max(lanes), shift = top == minus_infinity<Acc>() ? Acc(0) : top;
+    if (a_.output == AssociateOutput::kEntropy) return emit_entropy(b, h, i, keys, w, top, shift);
+    const Acc sum = exponentiate<V>(w, keys.count, shift);
+    const RowTotal<Acc> total = with_sink<V>(p_, b, h, top, sum);
+    write_statistics(b, h, i, total);
+    scale_row<V>(w, keys.count, total.inverse);
+    switch (a_.output) {
+      case AssociateOutput::kTopK:
+        return emit_topk(b, h, i, keys, w);
+      case AssociateOutput::kHeadMean:
+        return scatter(keys, w, Acc(1) / static_cast<Acc>(p_.num_heads), mean_row(b, i));
+      case AssociateOutput::kKeyTotal:
+        return scatter(keys, w, 1.0, key_total_);
+      default: {
+        Acc* out = static_cast<Acc*>(a_.weights) + row_index(p_, b, h, i) * p_.total_keys;
+        zero_row(out, p_.total_keys);
+        return scatter(keys, w, Acc(1), out);
+      }
+    }
   }
 
-  void emit(int64_t b, int64_t h, int64_t i, const VisibleKeys& keys, const Acc* w) {
-    if (a_.output == AssociateOutput::kTopK) return emit_topk(b, h, i, keys, w);
-    Acc* out;
-    Acc factor = 1;
-    if (a_.output == AssociateOutput::kHeadMean) {
-      out = mean_row(b, i);
-      factor = Acc(1) / static_cast<Acc>(p_.num_heads);
-    } else {
-      out = static_cast<Acc*>(a_.weights) +
-            ((b * p_.num_heads + h) * p_.seqlen_q + i) * p_.total_keys;
-      std::memset(out, 0, p_.total_keys * sizeof(Acc));
-    }
+  // out[j] += factor * w at the key's place along the padded concatenation.
+  template <class Sum>
+  void scatter(const VisibleKeys& keys, const Acc* w, Sum factor, Sum* out) {
     int64_t offset = 0;
     for (int s = 0; s < p_.num_sources; ++s) {
       for (int64_t x = keys.segments[s].begin; x < keys.segments[s].end; ++x)
         out[offset + keys.rows[x]] += factor * w[x];
       offset += p_.sources[s].seqlen_k;
     }
+  }
+
+  // -sum w log w with w = e^t / total, t <= 0: both parts of log w have one sign, nothing cancels.
+  void emit_entropy(int64_t b, int64_t h, int64_t i, const VisibleKeys& keys, const Acc* scores,
+                    Acc top, Acc shift) {
+    const V zero = V::zero(), log2e = V::set1(static_cast<Acc>(kLog2E)), from = V::set1(shift);
+    V sums = zero, products = zero;
+    for (int64_t x = 0; x < keys.count; x += V::kLanes) {
+      const V t = V::load(scores + x) - from, e = exp2_nonpositive(t * log2e);
+      sums = sums + e;
+      products = products + select_equal(e, zero, zero, e * t);
+    }
+    const Acc sum = reduce_add(sums);
+    const RowTotal<Acc> total = with_sink<V>(p_, b, h, top, sum);
+    write_statistics(b, h, i, total);
+    const Acc log_total = natural_log(total.sum) + (total.top - top);
+    static_cast<Acc*>(a_.weights)[row_index(p_, b, h, i)] =
+        sum == 0 ? Acc(0) : total.inverse * (log_total * sum - reduce_add(products));
+  }
+
+  // What a query gives that does not exist.
+  void emit_nothing(int64_t b, int64_t h, int64_t i) {
+    const int64_t row = row_index(p_, b, h, i);
+    write_statistics(b, h, i, RowTotal<Acc>::none());
+    Acc* weights = static_cast<Acc*>(a_.weights);
+    switch (a_.output) {
+      case AssociateOutput::kWeights:
+        zero_row(weights + row * p_.total_keys, p_.total_keys);
+        break;
+      case AssociateOutput::kHeadMean:
+        zero_row(mean_row(b, i), p_.total_keys);
+        break;
+      case AssociateOutput::kTopK:
+        for (int64_t x = row * a_.topk; x < (row + 1) * a_.topk; ++x) {
+          weights[x] = 0;
+          a_.indices[x] = -1;
+        }
+        break;
+      case AssociateOutput::kEntropy:
+        weights[row] = 0;
+        break;
+      case AssociateOutput::kKeyTotal:
+        break;
+    }
+  }
+
+  void write_statistics(int64_t b, int64_t h, int64_t i, const RowTotal<Acc>& total) {
+    if (!p_.row_top) return;
+    const int64_t row = row_index(p_, b, h, i);
+    static_cast<Acc*>(p_.row_top)[row] = total.top;
+    static_cast<Acc*>(p_.row_sum)[row] = total.sum;
   }
 
   // Insertion into a sorted list: k is small, and a weight that does not reach the list costs one
@@ -142,7 +209,7 @@ class Associate {
       }
       offset += p_.sources[s].seqlen_k;
     }
-    const int64_t first = ((b * p_.num_heads + h) * p_.seqlen_q + i) * a_.topk;
+    const int64_t first = row_index(p_, b, h, i) * a_.topk;
     for (int64_t x = 0; x < a_.topk; ++x) {
       static_cast<Acc*>(a_.weights)[first + x] = x < found ? top_[x] : Acc(0);
       a_.indices[first + x] = x < found ? top_index_[x] : -1;
@@ -160,6 +227,7 @@ class Associate {
   Word *k_packed_, *q_packed_;
   Acc *weights_, *key_bias_, *row_bias_, *top_;
   int64_t* top_index_;
+  double* key_total_;
 };
 
 }  // namespace

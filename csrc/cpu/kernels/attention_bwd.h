@@ -3,17 +3,20 @@
 //
 //   for each chunk of visible keys:  pack K^T, V^T, K
 //     for each block of queries:
-//       P  = exp(S - top) / sum,  dP = dout V^T
-//       dS = P * (dP + dmass - delta),  delta = rowsum(dout * out) + rowsum(dmass * mass) - dlse
-//       dV += P^T dout;  dK += scale * dS^T Q;  dQ += scale * dS K;  bias gradients += dS
+//       P  = exp(S - top) / sum,  dP = dropped(dout V^T) or what reached the weights themselves
+//       dS = P * (dP + dmass - delta),  delta = sum_j P dP + rowsum(dmass * mass) - dlse
+//       dV += dropped(P)^T dout;  bias gradients += dS;  dsink -= P_sink delta
+//       dS *= the slope of softcap;  dK += scale * dS^T Q;  dQ += scale * dS K
 //
-// (FlashAttention, Dao et al., 2022, algorithm 4; the terms of mass and lse follow from the same
-// softmax Jacobian.)
+// (FlashAttention, Dao et al., 2022, algorithm 4; the terms of mass, lse, sink and softcap follow from
+// the same softmax Jacobian.)
 #pragma once
 
 #include <cstdint>
 
 #include "cpu/kernels/attention_fwd.h"
+#include "cpu/kernels/key_gradients.h"
+#include "cpu/kernels/weight_gradient.h"
 
 namespace crossmodal::cpu::CROSSMODAL_ISA {
 namespace {
@@ -33,18 +36,20 @@ class AttentionBackwardTask {
       : p_(p),
         g_(g),
         kinds_(p),
+        dropout_(p),
+        weight_gradient_(p, g.associate),
         arena_(memory),
+        key_gradients_(p, &arena_),
         chunk_(min_of(p.total_keys, kBackwardBlockN)),
         block_(round_up(max_of(1, min_of(p.seqlen_q, kBackwardBlockM)), E::kPerWord)),
         words_(words_for<E>(p.head_dim)),
         words_v_(words_for<E>(p.head_dim_v)),
         width_(round_up(p.head_dim, V::kLanes)),
         width_v_(round_up(p.head_dim_v, V::kLanes)),
-        score_row_(score_row<E>(chunk_)) {
-    for (int s = 0; s < p.num_sources; ++s) {
-      wants_dk_ |= p.sources[s].dk != nullptr;
-      wants_dv_ |= p.sources[s].dv != nullptr;
-    }
+        score_row_(score_row<E>(chunk_)),
+        // Forward packed the keys of `associate` for few queries too, and both must form the same
+        // products.
+        few_queries_(has_few_queries(p) && !g.associate) {
     const int64_t chunk_lanes = round_up(chunk_, V::kLanes);
     rows_ = arena_.take<int32_t>(p.total_keys);
     segments_ = arena_.take<Segment>(p.num_sources);
@@ -76,118 +81,191 @@ class AttentionBackwardTask {
     dmass_row_ = arena_.take<Acc>(chunk_lanes);
     key_bias_ = arena_.take<Acc>(chunk_);
     row_bias_ = arena_.take<Acc>(chunk_);
+    kept_ = arena_.take<Acc>(dropout_.active() ? chunk_lanes : 0);
+    slope_ = arena_.take<Acc>(p.softcap > 0 ? chunk_lanes : 0);
   }
   size_t scratch_bytes() const { return arena_.used(); }
 
   void run(int64_t partial, int64_t b, int64_t h) {
+    partial_ = partial;
+    b_ = b;
+    h_ = h;
+    dsink_ = 0;
+    queries_ = query_rows(p_, b);
+    if (g_.dq && !p_.cu_seqlens_q) zero_queries(queries_.count, p_.seqlen_q);
     const VisibleKeys keys = find_visible_keys(p_, b, h, rows_, segments_);
-    zero_hidden_gradients(keys, b, h);
-    if (keys.count == 0) {
-      if (g_.dq) zero_queries(b, h, 0, p_.seqlen_q);
-      return;
-    }
+    key_gradients_.start(keys, b, h);
+    const Blocks chunks(keys.count, kBackwardBlockN);
+    one_chunk_ = chunks.count <= 1;
     ChunkBias<Acc> bias(p_, kinds_, keys, b, h, key_bias_, row_bias_);
-    const Blocks chunks(keys.count, kBackwardBlockN), blocks(p_.seqlen_q, block_);
-    one_chunk_ = chunks.count == 1;
-    start_delta(b, h, one_chunk_);
+    const Band band(p_, b);
+    start_delta();
+    if (!one_chunk_ && g_.associate)
+      each_chunk(keys, chunks, band, bias, Pass::kDelta);
+    if (!one_chunk_ && g_.dsink)
+      for (int64_t i = 0; i < queries_.count; ++i)
+        if (!is_dead(i)) add_sink_gradient(i, delta_[i]);
+    if (keys.count == 0) {
+      if (g_.dq) zero_queries(0, queries_.count);
+    } else {
+      each_chunk(keys, chunks, band, bias, Pass::kGradients);
+    }
+    key_gradients_.finish(b, h);
+    if (g_.dsink) g_.dsink[b * p_.num_heads + h] = dsink_;
+  }
+
+ private:
+  // Over several chunks delta has to be known before the first gradient. Attention has it from out,
+  // a summary of the weights has not.
+  enum class Pass { kDelta, kGradients };
+
+  void each_chunk(const VisibleKeys& keys, const Blocks& chunks, const Band& band,
+                  ChunkBias<Acc>& bias, Pass pass) {
+    const Blocks blocks(queries_.count, block_);
     for (int64_t c = 0; c < chunks.count; ++c) {
       const int64_t begin = chunks.begin(c), end = chunks.end(c), n = end - begin;
-      key_rows<T>(p_, keys, b, h, begin, end, k_rows_, v_rows_);
-      if (!has_few_queries(p_)) {
+      key_rows<T>(p_, keys, b_, h_, begin, end, k_rows_, v_rows_);
+      if (!few_queries_) {
         pack_transposed<E>(k_rows_, n, p_.head_dim, k_transposed_);
-        pack_transposed<E>(v_rows_, n, p_.head_dim_v, v_transposed_);
+        if (!g_.associate) pack_transposed<E>(v_rows_, n, p_.head_dim_v, v_transposed_);
+      }
+      bias.start_chunk(begin, end);
+      if (pass == Pass::kDelta) {
+        for (int64_t m = 0; m < blocks.count; ++m)
+          delta_step(blocks.begin(m), blocks.end(m), keys, band, begin, end, bias);
+        continue;
       }
       // dQ = dS K: where dS is 0 because the key is hidden from this query, a NaN in K must not
       // make it NaN. Queries that see the key have NaN in dS already.
       pack_across_rows<E, NonFinite::kZero>(k_rows_, n, p_.head_dim, k_across_, width_);
-      bias.start_chunk(begin, end);
       for (int64_t x = 0; x < n * width_; ++x) dk_[x] = 0;
       for (int64_t x = 0; x < n * width_v_; ++x) dv_[x] = 0;
       for (int64_t m = 0; m < blocks.count; ++m) {
         const int64_t i_begin = blocks.begin(m), i_end = blocks.end(m);
-        const bool reached = !p_.is_causal || causal_prefix(p_, keys, i_end - 1) > begin;
-        if (reached) {
-          step(partial, b, h, i_begin, i_end, keys, begin, end, bias);
-        } else {
+        const Range reached = reach(band, keys, i_begin, i_end - 1, begin, end);
+        if (reached.empty()) {
           for (int64_t x = 0; x < (i_end - i_begin) * width_; ++x) dq_[x] = 0;
+        } else {
+          step(i_begin, i_end, keys, band, reached, begin, end, bias);
         }
-        if (g_.dq) add_dq(b, h, i_begin, i_end, c == 0, c + 1 == chunks.count);
+        if (g_.dq) add_dq(i_begin, i_end, c == 0, c + 1 == chunks.count);
       }
-      store_key_gradients(keys, b, h, begin, end);
+      key_gradients_.add(keys, b_, h_, begin, end, dk_, width_, dv_, width_v_);
     }
   }
 
- private:
-  int64_t row_index(int64_t b, int64_t h, int64_t i) const {
-    return (b * p_.num_heads + h) * p_.seqlen_q + i;
-  }
+  int64_t row_of(int64_t i) const { return row_index(p_, b_, h_, i); }
   // A query that sees nothing takes no part: its rows and its dout may hold anything.
-  bool is_dead(int64_t b, int64_t h, int64_t i) const {
-    return static_cast<const Acc*>(p_.row_sum)[row_index(b, h, i)] == 0;
+  bool is_dead(int64_t i) const { return static_cast<const Acc*>(p_.row_sum)[row_of(i)] == 0; }
+  const T* q_row(int64_t i) const {
+    return row_at<const T>(p_.q, p_.q_stride, b_, h_, queries_.first + i);
   }
-  const T* dout_row(int64_t b, int64_t h, int64_t i) const {
-    return static_cast<const T*>(g_.dout) + b * g_.dout_stride[0] + h * g_.dout_stride[1] +
-           i * g_.dout_stride[2];
+  const T* dout_row(int64_t i) const {
+    return row_at<const T>(g_.dout, g_.dout_stride, b_, h_, queries_.first + i);
   }
-  T* dq_row(int64_t b, int64_t h, int64_t i) const {
-    return static_cast<T*>(g_.dq) + b * g_.dq_stride[0] + h * g_.dq_stride[1] + i * g_.dq_stride[2];
+  T* dq_row(int64_t i) const {
+    return row_at<T>(g_.dq, g_.dq_stride, b_, h_, queries_.first + i);
   }
 
   // The part of delta that is known before the weights are: -dlse, and over several chunks of keys
   // also rowsum(dout * out) + rowsum(dmass * mass). Within one chunk the sum over the weights
   // themselves takes its place: out was rounded, and gradients of biases are small differences.
-  void start_delta(int64_t b, int64_t h, bool one_chunk) {
-    const T* out = static_cast<const T*>(p_.out) + b * p_.out_stride[0] + h * p_.out_stride[1];
-    for (int64_t i = 0; i < p_.seqlen_q; ++i) {
+  void start_delta() {
+    for (int64_t i = 0; i < queries_.count; ++i) {
       delta_[i] = 0;
-      if (is_dead(b, h, i)) continue;
-      const int64_t row = row_index(b, h, i);
-      if (g_.dlse) delta_[i] = -static_cast<const Acc*>(g_.dlse)[row];
-      if (one_chunk) continue;
-      delta_[i] += dot_rows<V>(dout_row(b, h, i), out + i * p_.out_stride[2], p_.head_dim_v);
+      const int64_t row = row_of(i);
+      const Acc dlse = g_.dlse ? static_cast<const Acc*>(g_.dlse)[row] : Acc(0);
+      if (is_dead(i)) {
+        // Where only the sink is left, it is lse.
+        if (static_cast<const Acc*>(p_.row_top)[row] != minus_infinity<Acc>()) dsink_ += dlse;
+        continue;
+      }
+      delta_[i] = -dlse;
+      if (one_chunk_ || g_.associate) continue;
+      const T* out = row_at<const T>(p_.out, p_.out_stride, b_, h_, queries_.first + i);
+      delta_[i] += dot_rows<V>(dout_row(i), out, p_.head_dim_v);
       if (g_.dmass)
         for (int64_t x = row * p_.num_sources; x < (row + 1) * p_.num_sources; ++x)
           delta_[i] += static_cast<const Acc*>(g_.dmass)[x] * static_cast<const Acc*>(p_.mass)[x];
     }
   }
 
-  // One block of queries against one chunk of keys; leaves the block's share of dQ in dq_.
-  void step(int64_t partial, int64_t b, int64_t h, int64_t i_begin, int64_t i_end,
-            const VisibleKeys& keys, int64_t k_begin, int64_t k_end, ChunkBias<Acc>& bias) {
-    const int64_t rows = i_end - i_begin, n = k_end - k_begin;
-    const T* q = static_cast<const T*>(p_.q) + b * p_.q_stride[0] + h * p_.q_stride[1];
-    for (int64_t i = 0; i < rows; ++i) {
-      dead_[i] = is_dead(b, h, i_begin + i);
-      q_rows_[i] = dead_[i] ? nullptr : q + (i_begin + i) * p_.q_stride[2];
-      dout_rows_[i] = dead_[i] ? nullptr : dout_row(b, h, i_begin + i);
-    }
-    products(rows, n);
-    for (int64_t i = 0; i < rows; ++i)
-      softmax_gradient(partial, b, h, i_begin + i, p_ij_ + i * score_row_, ds_ij_ + i * score_row_,
-                       keys, k_begin, k_end, bias);
+  // The sink is a key of value 0: dS_sink = P_sink * (0 - delta).
+  void add_sink_gradient(int64_t i, Acc delta) {
+    const int64_t row = row_of(i);
+    const Acc sink = sink_of<Acc>(p_, b_, h_);
+    if (sink == minus_infinity<Acc>()) return;
+    const Acc share = exponential<V>(sink - static_cast<const Acc*>(p_.row_top)[row]) /
+                      static_cast<const Acc*>(p_.row_sum)[row];
+    dsink_ -= static_cast<double>(share) * delta;
+  }
 
-    const Word *p_across, *ds_across, *ds_along;
-    words_of_block(rows, n, &p_across, &ds_across, &ds_along);
-    const int64_t row_words = words_for<E>(rows);
-    if (wants_dv_) {
-      pack_across_rows<E>(dout_rows_, rows, p_.head_dim_v, dout_across_, width_v_);
-      gemm<E, Into::kAdd>(n, width_v_ / V::kLanes, row_words, {p_across, 1, score_row_},
-                          {dout_across_, false, width_v_}, dv_, width_v_);
-    }
-    if (wants_dk_) {
-      pack_across_rows<E>(q_rows_, rows, p_.head_dim, q_across_, width_);
-      gemm<E, Into::kAdd>(n, width_ / V::kLanes, row_words, {ds_across, 1, score_row_},
-                          {q_across_, false, width_}, dk_, width_);
-    }
-    if (g_.dq) {
-      gemm<E, Into::kStore>(rows, width_ / V::kLanes, words_for<E>(n), {ds_along, score_row_, 1},
-                            {k_across_, false, width_}, dq_, width_);
+  void take_rows(int64_t i_begin, int64_t rows) {
+    for (int64_t i = 0; i < rows; ++i) {
+      dead_[i] = is_dead(i_begin + i);
+      q_rows_[i] = dead_[i] ? nullptr : q_row(i_begin + i);
+      dout_rows_[i] = dead_[i] || g_.associate ? nullptr : dout_row(i_begin + i);
     }
   }
 
-  // S = Q K^T into p_ij_, dP = dout V^T into ds_ij_. Rows of dead queries may hold anything finite.
-  void products(int64_t rows, int64_t n) {
-    if (has_few_queries(p_)) {
+  // One block of queries against one chunk of keys; leaves the block's share of dQ in dq_.
+  void step(int64_t i_begin, int64_t i_end, const VisibleKeys& keys, const Band& band,
+            Range reached, int64_t k_begin, int64_t k_end, ChunkBias<Acc>& bias) {
+    const int64_t rows = i_end - i_begin;
+    take_rows(i_begin, rows);
+    products(rows, k_end - k_begin, reached);
+    // Whole vectors of keys that some query of the block sees.
+    const int64_t from = round_down(reached.begin, V::kLanes), to = reached.end, n = to - from;
+    for (int64_t i = 0; i < rows; ++i) {
+      Acc *s = p_ij_ + i * score_row_, *ds = ds_ij_ + i * score_row_;
+      Range seen = reach(band, keys, i_begin + i, i_begin + i, k_begin, k_end);
+      if (dead_[i]) seen = {0, 0};
+      if (!seen.empty()) softmax_gradient(i_begin + i, s, ds, seen, keys, k_begin, bias);
+      zero_around<V>(s, from, round_up(to, V::kLanes), seen);
+      zero_around<V>(ds, from, round_up(to, V::kLanes), seen);
+    }
+
+    const Word *p_across, *ds_across, *ds_along;
+    words_of_block(rows, from, to, &p_across, &ds_across, &ds_along);
+    const int64_t row_words = words_for<E>(rows);
+    if (key_gradients_.wants_dv()) {
+      pack_across_rows<E>(dout_rows_, rows, p_.head_dim_v, dout_across_, width_v_);
+      gemm<E, Into::kAdd>(n, width_v_ / V::kLanes, row_words, {p_across + from, 1, score_row_},
+                          {dout_across_, false, width_v_}, dv_ + from * width_v_, width_v_);
+    }
+    if (key_gradients_.wants_dk()) {
+      pack_across_rows<E>(q_rows_, rows, p_.head_dim, q_across_, width_);
+      gemm<E, Into::kAdd>(n, width_ / V::kLanes, row_words, {ds_across + from, 1, score_row_},
+                          {q_across_, false, width_}, dk_ + from * width_, width_);
+    }
+    if (g_.dq) {
+      gemm<E, Into::kStore>(rows, width_ / V::kLanes, words_for<E>(n),
+                            {ds_along + from / E::kPerWord, score_row_, 1},
+                            {k_across_ + from / E::kPerWord * width_, false, width_}, dq_, width_);
+    }
+  }
+
+  // The chunk's share of delta, for a gradient that flows in through the weights.
+  void delta_step(int64_t i_begin, int64_t i_end, const VisibleKeys& keys, const Band& band,
+                  int64_t k_begin, int64_t k_end, ChunkBias<Acc>& bias) {
+    const int64_t rows = i_end - i_begin;
+    take_rows(i_begin, rows);
+    products(rows, k_end - k_begin, {0, k_end - k_begin});
+    for (int64_t i = 0; i < rows; ++i) {
+      if (dead_[i]) continue;
+      Acc *s = p_ij_ + i * score_row_, *ds = ds_ij_ + i * score_row_;
+      const Range seen = reach(band, keys, i_begin + i, i_begin + i, k_begin, k_end);
+      products_to_scores<V>(p_, s, seen, bias.for_query(i_begin + i));
+      rebuild_weights(i_begin + i, s, seen);
+      weight_gradient_.fill(b_, h_, i_begin + i, keys, k_begin, seen, s, ds);
+      delta_[i_begin + i] += weighted_gradient_sum(s, ds, nullptr, seen);
+    }
+  }
+
+  // S = Q K^T into p_ij_, dP = dout V^T into ds_ij_, at least for the keys reached. Rows of dead
+  // queries may hold anything finite.
+  void products(int64_t rows, int64_t n, Range reached) {
+    if (few_queries_) {
       for (int64_t i = 0; i < rows; ++i) {
         if (dead_[i]) continue;
         dot_with_rows<V>(q_rows_[i], k_rows_, n, p_.head_dim, p_ij_ + i * score_row_);
@@ -197,99 +275,108 @@ class AttentionBackwardTask {
     }
     const int64_t vectors = ceil_div(n, V::kLanes);
     pack_along_row<E>(q_rows_, rows, p_.head_dim, q_along_, words_);
-    pack_along_row<E>(dout_rows_, rows, p_.head_dim_v, dout_along_, words_v_);
     gemm<E, Into::kStore>(rows, vectors, words_, {q_along_, words_, 1}, {k_transposed_, true, 0},
-                          p_ij_, score_row_);
+                          p_ij_, score_row_, reached.begin, reached.end);
+    if (g_.associate) return;
+    pack_along_row<E>(dout_rows_, rows, p_.head_dim_v, dout_along_, words_v_);
     gemm<E, Into::kStore>(rows, vectors, words_v_, {dout_along_, words_v_, 1},
-                          {v_transposed_, true, 0}, ds_ij_, score_row_);
+                          {v_transposed_, true, 0}, ds_ij_, score_row_, reached.begin, reached.end);
   }
 
-  // s: products -> P; ds: dP -> scale * dS. Both 0 for keys that query i does not see.
-  void softmax_gradient(int64_t partial, int64_t b, int64_t h, int64_t i, Acc* s, Acc* ds,
-                        const VisibleKeys& keys, int64_t k_begin, int64_t k_end,
-                        ChunkBias<Acc>& bias) {
-    const int64_t n = k_end - k_begin, lanes = round_up(n, V::kLanes);
-    int64_t seen = n;
-    if (p_.is_causal) seen = max_of(0, min_of(n, causal_prefix(p_, keys, i) - k_begin));
-    if (is_dead(b, h, i)) seen = 0;
-    const Acc* dmass = nullptr;
-    if (g_.dmass) {
-      const Acc* per_source =
-          static_cast<const Acc*>(g_.dmass) + row_index(b, h, i) * p_.num_sources;
-      for_each_stretch(p_, keys, k_begin, k_begin + seen,
-                       [&](int source, int64_t from, int64_t to, bool) {
-                         for (int64_t x = from; x < to; ++x)
-                           dmass_row_[x - k_begin] = per_source[source];
-                       });
-      for (int64_t x = seen; x < lanes; ++x) dmass_row_[x] = 0;
-      dmass = dmass_row_;
+  // s: products -> P, dropped; ds: dP -> what Q and K are multiplied with. Both 0 on the lanes of
+  // their vectors that hold no key seen.
+  void softmax_gradient(int64_t i, Acc* s, Acc* ds, Range seen, const VisibleKeys& keys,
+                        int64_t k_begin, ChunkBias<Acc>& bias) {
+    products_to_scores<V>(p_, s, seen, bias.for_query(i), slope_);
+    rebuild_weights(i, s, seen);
+    if (g_.associate) weight_gradient_.fill(b_, h_, i, keys, k_begin, seen, s, ds);
+    if (dropout_.active()) {
+      dropout_.draw(b_, h_, i, keys, k_begin, seen, kept_);
+      drop<V>(ds, seen, kept_);
     }
-    if (seen > 0) finish_scores<V>(s, seen, static_cast<Acc>(p_.scale), bias.for_query(i));
+    const Acc* dmass = g_.dmass ? dmass_of_keys(i, seen, keys, k_begin) : nullptr;
+    const Acc delta_i =
+        one_chunk_ ? delta_[i] + weighted_gradient_sum(s, ds, dmass, seen) : delta_[i];
+    if (one_chunk_ && g_.dsink) add_sink_gradient(i, delta_i);
 
-    const V zero = V::zero();
-    int64_t x = 0;
-    if (seen > 0) {
-      const V delta = V::set1(rebuild_weights(row_index(b, h, i), i, s, ds, dmass, seen));
-      const V scale = V::set1(static_cast<Acc>(p_.scale));
-      for (; x < seen; x += V::kLanes) {
-        const V weight = V::load(s + x);
-        V gradient = V::load(ds + x) - delta;
-        if (dmass) gradient = gradient + V::load(dmass + x);
-        // By choice, not by 0 * gradient: behind a mask the gradient may be NaN.
-        gradient = select_equal(weight, zero, zero, weight * gradient);
-        if (kinds_.gradients) gradient.store(dscore_ + x);
-        (gradient * scale).store(ds + x);
-      }
+    const V zero = V::zero(), delta = V::set1(delta_i), scale = V::set1(static_cast<Acc>(p_.scale));
+    for (int64_t x = round_down(seen.begin, V::kLanes); x < seen.end; x += V::kLanes) {
+      const V weight = V::load(s + x);
+      V gradient = V::load(ds + x) - delta;
+      if (dmass) gradient = gradient + V::load(dmass + x);
+      // By choice, not by 0 * gradient: behind a mask the gradient may be NaN.
+      gradient = select_equal(weight, zero, zero, weight * gradient);
+      if (kinds_.gradients) gradient.store(dscore_ + x);
+      // The slope of a hidden key may be NaN, too.
+      if (p_.softcap > 0)
+        gradient = select_equal(weight, zero, zero, gradient * V::load(slope_ + x));
+      (gradient * scale).store(ds + x);
     }
-    for (; x < lanes; x += V::kLanes) {
-      zero.store(s + x);
-      zero.store(ds + x);
-    }
-    if (kinds_.gradients) add_term_gradients(partial, b, h, i, keys, k_begin, k_begin + seen);
+    if (kinds_.gradients) add_term_gradients(i, keys, k_begin, seen);
+    if (dropout_.active()) drop<V>(s, seen, kept_);
   }
 
-  // s: scores -> weights. Returns delta.
-  Acc rebuild_weights(int64_t row, int64_t i, Acc* s, const Acc* dp, const Acc* dmass,
-                      int64_t seen) {
+  // [keys of the chunk] what flows back to the mass of each key's source.
+  const Acc* dmass_of_keys(int64_t i, Range seen, const VisibleKeys& keys, int64_t k_begin) {
+    const Acc* per_source = static_cast<const Acc*>(g_.dmass) + row_of(i) * p_.num_sources;
+    for (int64_t x = round_down(seen.begin, V::kLanes); x < seen.begin; ++x) dmass_row_[x] = 0;
+    for_each_stretch(p_, keys, k_begin + seen.begin, k_begin + seen.end,
+                     [&](int source, int64_t from, int64_t to, bool) {
+                       for (int64_t x = from; x < to; ++x)
+                         dmass_row_[x - k_begin] = per_source[source];
+                     });
+    for (int64_t x = seen.end; x < round_up(seen.end, V::kLanes); ++x) dmass_row_[x] = 0;
+    return dmass_row_;
+  }
+
+  // s: scores -> weights, 0 on the other lanes of the vectors.
+  void rebuild_weights(int64_t i, Acc* s, Range seen) {
+    const int64_t row = row_of(i);
     const V zero = V::zero(), log2e = V::set1(static_cast<Acc>(kLog2E));
     const V top = V::set1(static_cast<const Acc*>(p_.row_top)[row]);
     const V inverse = V::set1(1 / static_cast<const Acc*>(p_.row_sum)[row]);
-    V sum = zero;
-    for (int64_t x = 0; x < seen; x += V::kLanes) {
+    for (int64_t x = round_down(seen.begin, V::kLanes); x < seen.end; x += V::kLanes) {
       const V exponential = exp2_nonpositive((V::load(s + x) - top) * log2e);
       // What is hidden stays 0 even in a row whose sum is NaN.
-      const V weight = select_equal(exponential, zero, zero, exponential * inverse);
-      weight.store(s + x);
-      if (!one_chunk_) continue;
+      select_equal(exponential, zero, zero, exponential * inverse).store(s + x);
+    }
+  }
+
+  // sum_j P (dP + dmass): delta but for lse.
+  Acc weighted_gradient_sum(const Acc* weights, const Acc* dp, const Acc* dmass, Range seen) {
+    const V zero = V::zero();
+    V sum = zero;
+    for (int64_t x = round_down(seen.begin, V::kLanes); x < seen.end; x += V::kLanes) {
+      const V weight = V::load(weights + x);
       const V gradient = dmass ? V::load(dp + x) + V::load(dmass + x) : V::load(dp + x);
       sum = sum + select_equal(weight, zero, zero, weight * gradient);
     }
-    return delta_[i] + reduce_add(sum);
+    return reduce_add(sum);
   }
 
-  void add_term_gradients(int64_t partial, int64_t b, int64_t h, int64_t i, const VisibleKeys& keys,
-                          int64_t k_begin, int64_t seen_end) {
-    for_each_stretch(p_, keys, k_begin, seen_end,
+  void add_term_gradients(int64_t i, const VisibleKeys& keys, int64_t k_begin, Range seen) {
+    for_each_stretch(p_, keys, k_begin + seen.begin, k_begin + seen.end,
                      [&](int s, int64_t from, int64_t to, bool contiguous) {
                        const KeySource& source = p_.sources[s];
                        for (int t = 0; t < source.num_terms; ++t)
                          if (source.terms[t].grad)
-                           add_term_gradient<V>(source.terms[t], partial, b, h, i, keys.rows + from,
-                                                to - from, contiguous, dscore_ + (from - k_begin));
+                           add_term_gradient<V>(source.terms[t], partial_, b_, h_, i,
+                                                keys.rows + from, to - from, contiguous,
+                                                dscore_ + (from - k_begin));
                      });
   }
 
-  // The three forms in which P and dS enter the products. With one element per word they are the
-  // arrays themselves.
-  void words_of_block(int64_t rows, int64_t n, const Word** p_across, const Word** ds_across,
-                      const Word** ds_along) {
+  // The three forms in which P and dS enter the products, for the keys [from, to) of whole vectors.
+  // With one element per word they are the arrays themselves.
+  void words_of_block(int64_t rows, int64_t from, int64_t to, const Word** p_across,
+                      const Word** ds_across, const Word** ds_along) {
     if constexpr (E::kPerWord == 1) {
       *p_across = p_ij_;
       *ds_across = *ds_along = ds_ij_;
     } else {
-      const int64_t lanes = round_up(n, V::kLanes);
+      const int64_t end = round_up(to, V::kLanes);
       for (int64_t i = 0; i < rows; i += 2) {
-        for (int64_t x = 0; x < lanes; x += V::kLanes) {
+        for (int64_t x = from; x < end; x += V::kLanes) {
           const bool two = i + 1 < rows;
           const Acc *p = p_ij_ + i * score_row_ + x, *ds = ds_ij_ + i * score_row_ + x;
           store_pairs(V::load(p), two ? V::load(p + score_row_) : V::zero(),
@@ -298,82 +385,51 @@ class AttentionBackwardTask {
                       ds_pairs_ + i / 2 * score_row_ + x);
         }
       }
-      for (int64_t i = 0; i < rows; ++i) words_in_place<E>(ds_ij_ + i * score_row_, lanes);
+      for (int64_t i = 0; i < rows; ++i) words_in_place<E>(ds_ij_ + i * score_row_, from, end);
       *p_across = p_pairs_;
       *ds_across = ds_pairs_;
       *ds_along = reinterpret_cast<const Word*>(ds_ij_);
     }
   }
 
-  void add_dq(int64_t b, int64_t h, int64_t i_begin, int64_t i_end, bool first, bool last) {
+  void add_dq(int64_t i_begin, int64_t i_end, bool first, bool last) {
     for (int64_t i = i_begin; i < i_end; ++i) {
       Acc* block_row = dq_ + (i - i_begin) * width_;
       if (first && last) {
-        store_row<V>(block_row, p_.head_dim, dq_row(b, h, i));
+        store_row<V>(block_row, p_.head_dim, dq_row(i));
       } else if constexpr (kNarrow) {
         Acc* sum = dq_sum_ + i * p_.head_dim;
         for (int64_t d = 0; d < p_.head_dim; ++d)
           sum[d] = first ? block_row[d] : sum[d] + block_row[d];
-        if (last) store_row<V>(sum, p_.head_dim, dq_row(b, h, i));
+        if (last) store_row<V>(sum, p_.head_dim, dq_row(i));
       } else {
-        T* sum = dq_row(b, h, i);
+        T* sum = dq_row(i);
         for (int64_t d = 0; d < p_.head_dim; ++d)
           sum[d] = first ? block_row[d] : sum[d] + block_row[d];
       }
     }
   }
 
-  void zero_queries(int64_t b, int64_t h, int64_t i_begin, int64_t i_end) {
-    for (int64_t i = i_begin; i < i_end; ++i)
-      std::memset(dq_row(b, h, i), 0, p_.head_dim * sizeof(T));
-  }
-
-  T* gradient_row(void* base, const int64_t* stride, int64_t b, int64_t h, int64_t j) const {
-    return static_cast<T*>(base) + b * stride[0] + h * stride[1] + j * stride[2];
-  }
-
-  // Keys that are not in the list have gradient 0.
-  void zero_hidden_gradients(const VisibleKeys& keys, int64_t b, int64_t h) {
-    for (int s = 0; s < p_.num_sources; ++s) {
-      const KeySource& source = p_.sources[s];
-      int64_t next = keys.segments[s].begin;
-      for (int64_t j = 0; j < source.seqlen_k; ++j) {
-        if (next < keys.segments[s].end && keys.rows[next] == j) {
-          ++next;
-          continue;
-        }
-        if (source.dk)
-          std::memset(gradient_row(source.dk, source.dk_stride, b, h, j), 0,
-                      p_.head_dim * sizeof(T));
-        if (source.dv)
-          std::memset(gradient_row(source.dv, source.dv_stride, b, h, j), 0,
-                      p_.head_dim_v * sizeof(T));
-      }
-    }
-  }
-
-  void store_key_gradients(const VisibleKeys& keys, int64_t b, int64_t h, int64_t k_begin,
-                           int64_t k_end) {
-    for_each_stretch(p_, keys, k_begin, k_end, [&](int s, int64_t from, int64_t to, bool) {
-      const KeySource& source = p_.sources[s];
-      for (int64_t j = from; j < to; ++j) {
-        const int64_t row = keys.rows[j], x = j - k_begin;
-        if (source.dk)
-          store_row<V>(dk_ + x * width_, p_.head_dim,
-                       gradient_row(source.dk, source.dk_stride, b, h, row));
-        if (source.dv)
-          store_row<V>(dv_ + x * width_v_, p_.head_dim_v,
-                       gradient_row(source.dv, source.dv_stride, b, h, row));
-      }
-    });
+  void zero_queries(int64_t i_begin, int64_t i_end) {
+    for (int64_t i = i_begin; i < i_end; ++i) zero_row(dq_row(i), p_.head_dim);
   }
 
   const AttentionProblem& p_;
   const AttentionBackward& g_;
   TermKinds kinds_;
+  Dropout<Acc> dropout_;
+  WeightGradient<V> weight_gradient_;
   Arena arena_;
+  KeyGradients<E> key_gradients_;
   int64_t chunk_, block_, words_, words_v_, width_, width_v_, score_row_;
-  bool wants_dk_ = false, wants_dv_ = false, one_chunk_ = true;
+  bool few_queries_;
+
+  // The (batch, head) that is being run.
+  int64_t partial_ = 0, b_ = 0, h_ = 0;
+  Rows queries_{};
+  bool one_chunk_ = true;
+  double dsink_ = 0;
+
   int32_t* rows_;
   Segment* segments_;
   bool* dead_;
@@ -382,7 +438,7 @@ class AttentionBackwardTask {
       *dout_across_;
   Word *p_pairs_ = nullptr, *ds_pairs_ = nullptr;
   Acc *dk_, *dv_, *p_ij_, *ds_ij_, *dq_, *dq_sum_ = nullptr, *delta_, *dscore_, *dmass_row_,
-                                         *key_bias_, *row_bias_;
+                                         *key_bias_, *row_bias_, *kept_, *slope_;
 };
 
 }  // namespace

@@ -6,6 +6,8 @@
 #include <cstdint>
 #include <cstring>
 
+#include "core/float16.h"
+
 namespace crossmodal::cpu::CROSSMODAL_ISA {
 namespace {
 
@@ -55,6 +57,7 @@ using Bf16Engine = FmaEngine<VecF, BFloat16>;
 #endif
 
 using F32Engine = FmaEngine<VecF, float>;
+using F16Engine = FmaEngine<VecF, Float16>;
 using F64Engine = FmaEngine<VecD, double>;
 
 constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }

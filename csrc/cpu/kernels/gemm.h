@@ -104,14 +104,18 @@ TileFn<E> pick_tile(int rows, int vectors) {
 }
 
 // C[rows][vectors * lanes] (+)= A[rows][words] * B[words][vectors * lanes]. No contraction leaves C
-// as kInto says: zero or untouched. C's rows must have room for whole vectors.
+// as kInto says: zero or untouched. C's rows must have room for whole vectors. Strips without a
+// column in [first_column, last_column) may be left out.
 template <class E, Into kInto>
 void gemm(int64_t rows, int64_t vectors, int64_t words, OperandA<E> a, OperandB<E> b,
-          typename E::Acc* c, int64_t c_row) {
+          typename E::Acc* c, int64_t c_row, int64_t first_column = 0,
+          int64_t last_column = INT64_MAX) {
   constexpr int kLanes = E::Vec::kLanes;
   const Strips strips(vectors);
   for (int64_t s = 0; s < strips.count; ++s) {
     const int width = strips.width(s);
+    const int64_t start = strips.start(s) * kLanes;
+    if (start >= last_column || start + width * kLanes <= first_column) continue;
     const int64_t first = strips.start(s) * kLanes;
     const typename E::Word* b_strip = b.data + (b.panels ? first * words : first);
     const int64_t b_row = b.panels ? width * kLanes : b.ld;

@@ -1,12 +1,19 @@
-// Vector loops over one row.
+// Loops over one row.
 #pragma once
 
 #include <cstdint>
+#include <cstring>
 
 #include "cpu/kernels/engine.h"
 
 namespace crossmodal::cpu::CROSSMODAL_ISA {
 namespace {
+
+// A row without elements may have no address.
+template <class T>
+void zero_row(T* row, int64_t n) {
+  if (n > 0) std::memset(row, 0, n * sizeof(T));
+}
 
 // dst[i] = src[i] as T, n elements.
 template <class V, class T>

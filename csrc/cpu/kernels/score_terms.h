@@ -4,8 +4,8 @@
 #include <cstdint>
 
 #include "core/attention_problem.h"
-#include "core/bfloat16.h"
 #include "cpu/kernels/engine.h"
+#include "cpu/kernels/half.h"
 #include "cpu/kernels/rows.h"
 
 namespace crossmodal::cpu::CROSSMODAL_ISA {
@@ -21,12 +21,8 @@ inline bool is_per_key(const ScoreTerm& term) { return term.stride[2] == 0; }
 
 inline double term_value(const float* p) { return *p; }
 inline double term_value(const double* p) { return *p; }
-inline double term_value(const BFloat16* p) {
-  const uint32_t bits = static_cast<uint32_t>(p->bits) << 16;
-  float f;
-  std::memcpy(&f, &bits, sizeof(f));
-  return f;
-}
+inline double term_value(const BFloat16* p) { return to_float(*p); }
+inline double term_value(const Float16* p) { return to_float(*p); }
 
 // Calls fn with a typed null pointer that stands for the term's float type.
 template <class Fn>
@@ -36,10 +32,12 @@ void with_float_type(TermType type, Fn fn) {
       return fn(static_cast<const float*>(nullptr));
     case TermType::kBFloat16:
       return fn(static_cast<const BFloat16*>(nullptr));
+    case TermType::kFloat16:
+      return fn(static_cast<const Float16*>(nullptr));
     case TermType::kFloat64:
       return fn(static_cast<const double*>(nullptr));
-    default:
-      return;  // float16 terms are refused before a problem is built
+    case TermType::kBool:
+      return;
   }
 }
 
@@ -78,9 +76,10 @@ void add_term(const ScoreTerm& term, int64_t b, int64_t h, int64_t i, const int3
   }
   with_float_type(term.type, [&](auto* type) {
     auto* p = static_cast<decltype(type)>(term.data) + at;
-    auto add = [](Acc old, Acc value) {
+    const Acc factor = static_cast<Acc>(term.factor);
+    auto add = [factor](Acc old, Acc value) {
       return old == minus_infinity<Acc>() || value == minus_infinity<Acc>() ? minus_infinity<Acc>()
-                                                                            : old + value;
+                                                                            : old + factor * value;
     };
     if (direct) {
       p += rows[0];
@@ -92,17 +91,17 @@ void add_term(const ScoreTerm& term, int64_t b, int64_t h, int64_t i, const int3
   });
 }
 
-// grad[key rows[x]] += dscore[x].
+// grad[key rows[x]] += factor * dscore[x].
 template <class V, class Sum>
 void add_gradient_row(Sum* grad, int64_t step, const int32_t* rows, int64_t n, bool contiguous,
-                      const typename V::Scalar* dscore) {
+                      Sum factor, const typename V::Scalar* dscore) {
   if (step == 0) {
-    *grad += sum_row<V>(dscore, n);
+    *grad += factor * sum_row<V>(dscore, n);
   } else if (contiguous && step == 1) {
     grad += rows[0];
-    for (int64_t x = 0; x < n; ++x) grad[x] += dscore[x];
+    for (int64_t x = 0; x < n; ++x) grad[x] += factor * dscore[x];
   } else {
-    for (int64_t x = 0; x < n; ++x) grad[rows[x] * step] += dscore[x];
+    for (int64_t x = 0; x < n; ++x) grad[rows[x] * step] += factor * dscore[x];
   }
 }
 
@@ -116,10 +115,10 @@ void add_term_gradient(const ScoreTerm& term, int64_t partial, int64_t b, int64_
   const int64_t at = partial * term.grad_size + b * stride[0] + h * stride[1] + i * stride[2];
   if (term.grad_is_double) {
     add_gradient_row<V>(static_cast<double*>(term.grad) + at, stride[3], rows, n, contiguous,
-                        dscore);
+                        term.factor, dscore);
   } else {
     add_gradient_row<V>(static_cast<float*>(term.grad) + at, stride[3], rows, n, contiguous,
-                        dscore);
+                        static_cast<float>(term.factor), dscore);
   }
 }
 

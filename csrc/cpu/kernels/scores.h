@@ -4,6 +4,7 @@
 
 #include <cstdint>
 
+#include "cpu/kernels/tanh.h"
 #include "cpu/kernels/visible_keys.h"
 
 namespace crossmodal::cpu::CROSSMODAL_ISA {
@@ -73,27 +74,56 @@ class ChunkBias {
   int64_t begin_ = 0, end_ = 0;
 };
 
-// s[x] -> scale * s[x] + bias[x] for x < n, -inf where bias is -inf (even if s is NaN there) and
-// for the lanes from n up to a whole vector. Returns the largest score. NaN scores stay NaN.
+constexpr int64_t round_down(int64_t a, int64_t b) { return a / b * b; }
+
+// s[x] -> c * tanh(scale * s[x] / c) for the keys seen; slope[x], if wanted, is its derivative by the
+// scaled score.
 template <class V>
-typename V::Scalar finish_scores(typename V::Scalar* s, int64_t n, typename V::Scalar scale,
+void cap_scores(typename V::Scalar* s, Range seen, typename V::Scalar scale,
+                typename V::Scalar softcap, typename V::Scalar* slope) {
+  using Acc = typename V::Scalar;
+  const V factor = V::set1(scale), cap = V::set1(softcap), one = V::set1(Acc(1));
+  for (int64_t x = round_down(seen.begin, V::kLanes); x < seen.end; x += V::kLanes) {
+    const V t = tanh(factor * V::load(s + x) / cap);
+    (cap * t).store(s + x);
+    if (slope) (one - t * t).store(slope + x);
+  }
+}
+
+// s[x] -> scale * s[x] + bias[x] for the keys seen, -inf where bias is -inf (even if s is NaN there)
+// and for the other lanes of their vectors. Returns the largest score. NaN scores stay NaN.
+template <class V>
+typename V::Scalar finish_scores(typename V::Scalar* s, Range seen, typename V::Scalar scale,
                                  const typename V::Scalar* bias) {
   using Acc = typename V::Scalar;
   const V hidden = V::set1(minus_infinity<Acc>());
   const V factor = V::set1(scale);
   V top = hidden;
-  for (int64_t x = 0; x < n; x += V::kLanes) {
+  for (int64_t x = round_down(seen.begin, V::kLanes); x < seen.end; x += V::kLanes) {
     V score = factor * V::load(s + x);
-    const int rest = static_cast<int>(min_of(V::kLanes, n - x));
+    const int rest = static_cast<int>(min_of(V::kLanes, seen.end - x));
     if (bias != nullptr) {
       const V b = rest == V::kLanes ? V::load(bias + x) : V::load_first(bias + x, rest);
       score = select_equal(b, hidden, hidden, score + b);
     }
     if (rest < V::kLanes) score = keep_first(score, rest, hidden);
+    if (x < seen.begin) score = keep_first(hidden, static_cast<int>(seen.begin - x), score);
     score.store(s + x);
     top = max(top, score);
   }
   return reduce_max(top);
+}
+
+// Products to scores, with everything that stands between them; slope as in cap_scores.
+template <class V>
+typename V::Scalar products_to_scores(const AttentionProblem& p, typename V::Scalar* s, Range seen,
+                                      const typename V::Scalar* bias,
+                                      typename V::Scalar* slope = nullptr) {
+  using Acc = typename V::Scalar;
+  const Acc scale = static_cast<Acc>(p.scale);
+  if (p.softcap <= 0) return finish_scores<V>(s, seen, scale, bias);
+  cap_scores<V>(s, seen, scale, static_cast<Acc>(p.softcap), slope);
+  return finish_scores<V>(s, seen, Acc(1), bias);
 }
 
 }  // namespace

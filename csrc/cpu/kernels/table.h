@@ -79,6 +79,6 @@ struct Kernels {
 
 extern const KernelTable kTable;
 const KernelTable kTable = {Kernels<F32Engine>::table(), Kernels<Bf16Engine>::table(),
-                            Kernels<F64Engine>::table()};
+                            Kernels<F16Engine>::table(), Kernels<F64Engine>::table()};
 
 }  // namespace crossmodal::cpu::CROSSMODAL_ISA

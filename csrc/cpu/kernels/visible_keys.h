@@ -5,6 +5,7 @@
 #include <cstdint>
 
 #include "core/attention_problem.h"
+#include "cpu/kernels/sample.h"
 #include "cpu/kernels/score_terms.h"
 
 namespace crossmodal::cpu::CROSSMODAL_ISA {
@@ -18,16 +19,9 @@ struct Segment {
 
 struct VisibleKeys {
   int64_t count;
-  int32_t* rows;      // [count], row within its own source
+  int32_t* rows;      // [count], row within its own sample and source
   Segment* segments;  // [num_sources]
 };
-
-inline int64_t visible_length(const KeySource& source, int64_t b) {
-  if (source.lengths == nullptr) return source.seqlen_k;
-  const int64_t length = source.lengths_are_int64 ? static_cast<const int64_t*>(source.lengths)[b]
-                                                  : static_cast<const int32_t*>(source.lengths)[b];
-  return max_of(0, min_of(length, source.seqlen_k));
-}
 
 // `rows` and `segments` have room for total_keys and num_sources entries.
 inline VisibleKeys find_visible_keys(const AttentionProblem& p, int64_t b, int64_t h, int32_t* rows,
@@ -36,7 +30,7 @@ inline VisibleKeys find_visible_keys(const AttentionProblem& p, int64_t b, int64
   for (int s = 0; s < p.num_sources; ++s) {
     const KeySource& source = p.sources[s];
     // Without queries nobody sees a key, and masks have no element that could be read.
-    const int64_t length = p.seqlen_q > 0 ? visible_length(source, b) : 0;
+    const int64_t length = p.seqlen_q > 0 ? key_rows_of(source, b).count : 0;
     const int64_t begin = keys.count;
     bool masked = false;
     for (int t = 0; t < source.num_terms; ++t) masked |= is_per_key(source.terms[t]);
@@ -57,25 +51,37 @@ inline VisibleKeys find_visible_keys(const AttentionProblem& p, int64_t b, int64
   return keys;
 }
 
-// How many keys of the list a causal query i sees: those at positions <= i of the padded
-// concatenation, a prefix.
-inline int64_t causal_prefix(const AttentionProblem& p, const VisibleKeys& keys, int64_t i) {
-  int64_t offset = 0;
-  for (int s = 0; s < p.num_sources; ++s) {
-    const Segment& segment = keys.segments[s];
-    int64_t low = segment.begin, high = segment.end;
-    while (low < high) {
-      const int64_t middle = (low + high) / 2;
-      if (offset + keys.rows[middle] <= i) {
-        low = middle + 1;
-      } else {
-        high = middle;
-      }
+// Positions [begin, end) of the list, or of a chunk of it.
+struct Range {
+  int64_t begin, end;
+  bool empty() const { return begin >= end; }
+};
+
+// How many keys of the only source stand before row `row`.
+inline int64_t keys_before(const VisibleKeys& keys, int64_t row) {
+  if (keys.count == 0 || row <= keys.rows[0]) return 0;
+  if (row > keys.rows[keys.count - 1]) return keys.count;
+  if (keys.segments[0].contiguous) return row - keys.rows[0];
+  int64_t low = 0, high = keys.count;
+  while (low < high) {
+    const int64_t middle = (low + high) / 2;
+    if (keys.rows[middle] < row) {
+      low = middle + 1;
+    } else {
+      high = middle;
     }
-    if (low < segment.end) return low;
-    offset += p.sources[s].seqlen_k;
   }
-  return keys.count;
+  return low;
+}
+
+// Which of the chunk [begin, end) of the list queries [i_first, i_last] reach together, counted from
+// the chunk's beginning.
+inline Range reach(const Band& band, const VisibleKeys& keys, int64_t i_first, int64_t i_last,
+                   int64_t begin, int64_t end) {
+  if (band.open) return {0, end - begin};
+  const int64_t from = max_of(begin, keys_before(keys, i_first + band.first));
+  const int64_t to = min_of(end, keys_before(keys, i_last + band.last + 1));
+  return {from - begin, max_of(from, to) - begin};
 }
 
 // Calls fn(source index, begin, end, contiguous) for each stretch of [begin, end) that lies in one
@@ -96,8 +102,9 @@ void key_rows(const AttentionProblem& p, const VisibleKeys& keys, int64_t b, int
               int64_t begin, int64_t end, const T** k_rows, const T** v_rows) {
   for_each_stretch(p, keys, begin, end, [&](int s, int64_t from, int64_t to, bool) {
     const KeySource& source = p.sources[s];
-    const T* k = static_cast<const T*>(source.k) + b * source.k_stride[0] + h * source.k_stride[1];
-    const T* v = static_cast<const T*>(source.v) + b * source.v_stride[0] + h * source.v_stride[1];
+    const int64_t first = key_rows_of(source, b).first, head = key_head(p, source, h);
+    const T* k = row_at<const T>(source.k, source.k_stride, b, head, first);
+    const T* v = row_at<const T>(source.v, source.v_stride, b, head, first);
     for (int64_t j = from; j < to; ++j) {
       k_rows[j - begin] = k + keys.rows[j] * source.k_stride[2];
       v_rows[j - begin] = v + keys.rows[j] * source.v_stride[2];

@@ -24,6 +24,7 @@ struct AsAttention {
   explicit AsAttention(const WeightedSumProblem& w) : source(), problem() {
     source.k = source.v = w.values;
     for (int d = 0; d < 3; ++d) source.k_stride[d] = source.v_stride[d] = w.values_stride[d];
+    source.num_heads_k = w.num_heads;
     source.seqlen_k = w.seqlen_k;
     source.lengths = w.lengths;
     source.lengths_are_int64 = w.lengths_are_int64;
@@ -31,6 +32,7 @@ struct AsAttention {
       source.num_terms = 1;
       source.terms[0].data = w.mask;
       source.terms[0].type = TermType::kBool;
+      source.terms[0].factor = 1;
       for (int d = 0; d < 4; ++d) source.terms[0].stride[d] = w.mask_stride[d];
     }
     problem.sources = &source;
@@ -39,6 +41,7 @@ struct AsAttention {
     problem.num_heads = w.num_heads;
     problem.seqlen_q = w.seqlen_q;
     problem.total_keys = w.seqlen_k;
+    problem.window_left = problem.window_right = -1;
   }
   AsAttention(const AsAttention&) = delete;
 };
@@ -163,7 +166,7 @@ class WeightedSumForward : WeightedSumBase<E> {
           Acc* row = this->weights_ + i * this->score_row_;
           const int64_t query = q_begin + first + i;
           this->gather_weights(b, h, query, keys, begin, end, bias.for_query(query), row);
-          words_in_place<E>(row, round_up(n, V::kLanes));
+          words_in_place<E>(row, 0, round_up(n, V::kLanes));
         }
         gemm<E, Into::kAdd>(rows, width / V::kLanes, words_for<E>(n),
                             {reinterpret_cast<const Word*>(this->weights_), this->score_row_, 1},

@@ -1,0 +1,135 @@
+// Where dK and dV of a chunk of visible keys go. A key head that serves several query heads
+// (grouped-query attention) collects their shares in the order of the heads, which one task runs.
+#pragma once
+
+#include <cstdint>
+
+#include "cpu/kernels/arena.h"
+#include "cpu/kernels/rows.h"
+#include "cpu/kernels/visible_keys.h"
+
+namespace crossmodal::cpu::CROSSMODAL_ISA {
+namespace {
+
+template <class E>
+class KeyGradients {
+  using T = typename E::Element;
+  using V = typename E::Vec;
+  using Acc = typename E::Acc;
+  // Sums in T would round after each head; they get memory of their own.
+  static constexpr bool kNarrow = sizeof(T) < sizeof(Acc);
+
+ public:
+  KeyGradients(const AttentionProblem& p, Arena* arena) : p_(p) {
+    sums_ = arena->take<Sums>(p.num_sources);
+    for (int s = 0; s < p.num_sources; ++s) {
+      const KeySource& source = p.sources[s];
+      wants_dk_ |= source.dk != nullptr;
+      wants_dv_ |= source.dv != nullptr;
+      if (!kNarrow || !is_shared(source)) continue;
+      Acc* dk = arena->take<Acc>(source.dk ? source.seqlen_k * p.head_dim : 0);
+      Acc* dv = arena->take<Acc>(source.dv ? source.seqlen_k * p.head_dim_v : 0);
+      if (arena->has_memory()) sums_[s] = {dk, dv};
+    }
+  }
+
+  bool wants_dk() const { return wants_dk_; }
+  bool wants_dv() const { return wants_dv_; }
+
+  // Before the chunks of (b, h): keys that are not in the list have gradient 0.
+  void start(const VisibleKeys& keys, int64_t b, int64_t h) {
+    for (int s = 0; s < p_.num_sources; ++s) {
+      const KeySource& source = p_.sources[s];
+      const int64_t count = rows_of(source, b).count;
+      if (is_shared(source)) {
+        if (h % group(source) != 0) continue;
+        for (int64_t j = 0; j < count; ++j) {
+          if (source.dk) zero_row(dk_sum(s, b, h, j), p_.head_dim);
+          if (source.dv) zero_row(dv_sum(s, b, h, j), p_.head_dim_v);
+        }
+        continue;
+      }
+      int64_t next = keys.segments[s].begin;
+      for (int64_t j = 0; j < count; ++j) {
+        if (next < keys.segments[s].end && keys.rows[next] == j) {
+          ++next;
+          continue;
+        }
+        if (source.dk) zero_row(dk_row(source, b, h, j), p_.head_dim);
+        if (source.dv) zero_row(dv_row(source, b, h, j), p_.head_dim_v);
+      }
+    }
+  }
+
+  // The shares of visible keys [k_begin, k_end) of (b, h), row by row; every key comes once.
+  void add(const VisibleKeys& keys, int64_t b, int64_t h, int64_t k_begin, int64_t k_end,
+           const Acc* dk, int64_t width, const Acc* dv, int64_t width_v) {
+    for_each_stretch(p_, keys, k_begin, k_end, [&](int s, int64_t from, int64_t to, bool) {
+      const KeySource& source = p_.sources[s];
+      const bool shared = is_shared(source);
+      for (int64_t x = from; x < to; ++x) {
+        const int64_t j = keys.rows[x];
+        const Acc *dk_x = dk + (x - k_begin) * width, *dv_x = dv + (x - k_begin) * width_v;
+        if (shared) {
+          if (source.dk) add_row(dk_x, p_.head_dim, dk_sum(s, b, h, j));
+          if (source.dv) add_row(dv_x, p_.head_dim_v, dv_sum(s, b, h, j));
+        } else {
+          if (source.dk) store_row<V>(dk_x, p_.head_dim, dk_row(source, b, h, j));
+          if (source.dv) store_row<V>(dv_x, p_.head_dim_v, dv_row(source, b, h, j));
+        }
+      }
+    });
+  }
+
+  // After the chunks of (b, h).
+  void finish(int64_t b, int64_t h) {
+    if (!kNarrow) return;
+    for (int s = 0; s < p_.num_sources; ++s) {
+      const KeySource& source = p_.sources[s];
+      if (!is_shared(source) || (h + 1) % group(source) != 0) continue;
+      for (int64_t j = 0; j < rows_of(source, b).count; ++j) {
+        if (source.dk) store_row<V>(dk_sum(s, b, h, j), p_.head_dim, dk_row(source, b, h, j));
+        if (source.dv) store_row<V>(dv_sum(s, b, h, j), p_.head_dim_v, dv_row(source, b, h, j));
+      }
+    }
+  }
+
+ private:
+  struct Sums {
+    Acc *dk, *dv;  // [seqlen_k, width]
+  };
+
+  int64_t group(const KeySource& source) const { return p_.num_heads / source.num_heads_k; }
+  bool is_shared(const KeySource& source) const { return source.num_heads_k != p_.num_heads; }
+
+  // All rows that belong to the sample, hidden ones included.
+  static Rows rows_of(const KeySource& source, int64_t b) {
+    return source.cu_seqlens ? key_rows_of(source, b) : Rows{0, source.seqlen_k};
+  }
+  T* dk_row(const KeySource& source, int64_t b, int64_t h, int64_t j) const {
+    return row_at<T>(source.dk, source.dk_stride, b, key_head(p_, source, h),
+                     rows_of(source, b).first + j);
+  }
+  T* dv_row(const KeySource& source, int64_t b, int64_t h, int64_t j) const {
+    return row_at<T>(source.dv, source.dv_stride, b, key_head(p_, source, h),
+                     rows_of(source, b).first + j);
+  }
+  Acc* dk_sum(int s, int64_t b, int64_t h, int64_t j) const {
+    if constexpr (kNarrow) return sums_[s].dk + j * p_.head_dim;
+    else return dk_row(p_.sources[s], b, h, j);
+  }
+  Acc* dv_sum(int s, int64_t b, int64_t h, int64_t j) const {
+    if constexpr (kNarrow) return sums_[s].dv + j * p_.head_dim_v;
+    else return dv_row(p_.sources[s], b, h, j);
+  }
+  static void add_row(const Acc* share, int64_t n, Acc* sum) {
+    for (int64_t d = 0; d < n; ++d) sum[d] += share[d];
+  }
+
+  const AttentionProblem& p_;
+  Sums* sums_;
+  bool wants_dk_ = false, wants_dv_ = false;
+};
+
+}  // namespace
+}  // namespace crossmodal::cpu::CROSSMODAL_ISA
