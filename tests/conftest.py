@@ -23,7 +23,7 @@ def isa(request):
     _library.select_isa(before)
 
 
-@pytest.fixture(params=[torch.float32, torch.bfloat16, torch.float64], ids=lambda dtype: str(dtype)[6:])
+@pytest.fixture(params=[torch.float32, torch.bfloat16, torch.float16, torch.float64], ids=lambda dtype: str(dtype)[6:])
 def dtype(request):
     """Runs the test once for each dtype that has kernels."""
     return request.param

@@ -1,4 +1,4 @@
-"""Derivatives: first and second by finite differences, forward mode, and the operators' registration with torch."""
+"""Derivatives, first and second, by finite differences; what else asks for gradients."""
 
 import pytest
 import torch
@@ -101,74 +101,3 @@ def test_gradients_keep_dtype_and_shape_of_a_wider_mask():
     mask = torch.randn(1, 2, 1, 6, requires_grad=True)
     gradient = torch.autograd.grad(crossmodal.attention(q, k, v, mask).float().square().sum(), mask)[0]
     assert gradient.dtype == torch.float32 and gradient.shape == mask.shape
-
-
-@pytest.mark.filterwarnings("ignore")
-def test_forward_mode_agrees_with_the_reference():
-    q, k, v = (t.detach() for t in doubles((1, 2, 6, 3), (1, 2, 5, 3), (1, 2, 5, 3)))
-    tangent = torch.randn_like(q)
-    got = torch.func.jvp(lambda x: crossmodal.attention(x, k, v), (q,), (tangent,))[1]
-    wanted = torch.func.jvp(lambda x: crossmodal.reference.attention(x, k, v), (q,), (tangent,))[1]
-    assert torch.allclose(got, wanted) and (got != 0).any()
-
-
-def test_vmap_agrees_with_a_loop():
-    q, k = torch.randn(3, 2, 2, 6, 4), torch.randn(3, 2, 2, 5, 4)
-    got = torch.func.vmap(lambda a, b: crossmodal.attention(a, b, b))(q, k)
-    wanted = torch.stack([crossmodal.attention(a, b, b) for a, b in zip(q, k, strict=True)])
-    torch.testing.assert_close(got, wanted)
-
-
-def test_vmap_over_lengths_alone_agrees_with_a_loop():
-    q, k = torch.randn(2, 2, 6, 4), torch.randn(2, 2, 5, 4)
-    lengths = torch.tensor([[1, 5], [0, 3], [2, 2]])
-    got = torch.func.vmap(lambda n: crossmodal.attention(q, k, k, key_lengths=n))(lengths)
-    wanted = torch.stack([crossmodal.attention(q, k, k, key_lengths=n) for n in lengths])
-    torch.testing.assert_close(got, wanted)
-
-
-@pytest.mark.filterwarnings("ignore")
-def test_vmap_over_lengths_and_mask_of_a_weighted_sum_agrees_with_a_loop():
-    weights, values = torch.rand(2, 2, 6, 5), torch.randn(2, 2, 5, 4)
-    lengths, mask = torch.tensor([[1, 5], [0, 3], [2, 2]]), torch.rand(3, 6, 5) < 0.5
-    got = torch.func.vmap(lambda n, m: crossmodal.weighted_sum(weights, values, lengths=n, mask=m))(lengths, mask)
-    wanted = [crossmodal.weighted_sum(weights, values, lengths=n, mask=m) for n, m in zip(lengths, mask, strict=True)]
-    torch.testing.assert_close(got, torch.stack(wanted))
-
-
-Q, K, V = torch.randn(2, 3, 5, 8), torch.randn(2, 3, 7, 8), torch.randn(2, 3, 7, 6)
-MASK, KEEP = torch.randn(1, 3, 5, 7), torch.rand(2, 1, 1, 7) < 0.5
-OPS = torch.ops.crossmodal
-
-
-def forward_arguments(return_mass: bool, for_backward: bool):
-    return (Q, [K, K], [V, V], [torch.tensor([3, 7]), None], [MASK, KEEP], [0, 1], True, 0.3, return_mass, for_backward)
-
-
-@pytest.mark.parametrize("return_mass", [False, True])
-@pytest.mark.parametrize("for_backward", [False, True])
-def test_attention_fwd_passes_opcheck(return_mass, for_backward):
-    torch.library.opcheck(OPS.attention_fwd.default, forward_arguments(return_mass, for_backward))
-
-
-@pytest.mark.parametrize("layout", ["plain", "heads_inside"])
-@pytest.mark.parametrize("wanted", [[1] * 7, [0, 1, 0, 0, 1, 0, 0]], ids=["all", "some"])
-def test_attention_bwd_passes_opcheck(wanted, layout):
-    query = Q if layout == "plain" else Q.transpose(1, 2).contiguous().transpose(1, 2)
-    out, lse, mass, statistics = OPS.attention_fwd(query, *forward_arguments(True, True)[1:])
-    inputs = (query, [K, K], [V, V], [torch.tensor([3, 7]), None], [MASK, KEEP.float()], [0, 1])
-    arguments = (out, lse, mass, *inputs, out, statistics, mass, True, 0.3, wanted)
-    torch.library.opcheck(OPS.attention_bwd.default, arguments)
-
-
-@pytest.mark.parametrize("output", [0, 1, 2])
-def test_associate_passes_opcheck(output):
-    torch.library.opcheck(OPS.associate.default, (Q, [K], [None], [MASK], [0], 0.3, output, 3))
-
-
-def test_weighted_sum_passes_opcheck():
-    weights, mask = torch.rand(2, 3, 5, 7), torch.rand(2, 3, 5, 7) < 0.5
-    lengths = torch.tensor([3, 7])
-    torch.library.opcheck(OPS.weighted_sum_fwd.default, (weights, V, lengths, mask))
-    dout = torch.randn(2, 3, 5, 6)
-    torch.library.opcheck(OPS.weighted_sum_bwd.default, (dout, weights, V, lengths, None, True, False))

@@ -9,7 +9,7 @@ from crossmodal import Source, masks
 NAN, INF = float("nan"), float("inf")
 
 
-@pytest.fixture(params=[torch.float32, torch.bfloat16, torch.float64], ids=lambda d: str(d)[6:])
+@pytest.fixture(params=[torch.float32, torch.bfloat16, torch.float16, torch.float64], ids=lambda d: str(d)[6:])
 def dtype(request):
     return request.param
 

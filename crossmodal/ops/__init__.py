@@ -1,5 +1,6 @@
 """One file per public function, of its name: the function, its autograd Function, its fake."""
 
+from crossmodal.ops import _vmap  # noqa: F401  registers the rules
 from crossmodal.ops.associate import associate
 from crossmodal.ops.attention import attention
 from crossmodal.ops.fuse import fuse

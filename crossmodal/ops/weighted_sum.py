@@ -9,7 +9,7 @@ from crossmodal import _library  # noqa: F401  registers torch.ops.crossmodal
 from crossmodal._arguments import weighted_sum_problem
 from crossmodal._problem import WeightedSumProblem
 from crossmodal.dispatch import fall_back, needs_gradient, tensor_refusals
-from crossmodal.ops._fusion import distinct
+from crossmodal.ops._fusion import differentiates_again, distinct, gradients_of_reference, only_needed
 from crossmodal.reference.weighted_sum import run_reference
 
 
@@ -56,15 +56,16 @@ def weighted_sum(
 
 def _refusals(problem: WeightedSumProblem, differentiate: bool) -> list[str]:
     if problem.weights.device.type != "cuda":
-        optional = [t for t in (problem.lengths, problem.mask) if t is not None]
-        return tensor_refusals([problem.weights, problem.values, *optional])
+        return tensor_refusals([problem.weights])
     if not torch._C._dispatch_has_kernel_for_dispatch_key("crossmodal::weighted_sum_fwd", "CUDA"):
         return ["this build has no CUDA kernels"]
     return ["weighted_sum has no CUDA backward yet"] if differentiate else []
 
 
 class WeightedSumFunction(torch.autograd.Function):
-    """Compiled forward and backward; a second derivative goes through the formulas."""
+    """Compiled forward and backward; a second derivative goes through the formulas of the reference."""
+
+    generate_vmap_rule = True
 
     @staticmethod
     def forward(lengths: Tensor | None, mask: Tensor | None, weights: Tensor, values: Tensor) -> Tensor:
@@ -78,17 +79,14 @@ class WeightedSumFunction(torch.autograd.Function):
     def backward(ctx: Any, dout: Tensor) -> tuple[Tensor | None, ...]:
         lengths, mask, weights, values = ctx.saved_tensors
         needs = ctx.needs_input_grad[2:]
-        if torch.is_grad_enabled() and not torch.compiler.is_compiling():  # create_graph=True
-            problem = WeightedSumProblem(weights, values, lengths, mask, tuple(weights.shape[:2]))
-            wanted = [t for t, needed in zip((weights, values), needs, strict=True) if needed]
-            found = iter(torch.autograd.grad(run_reference(problem), wanted, dout, create_graph=True))
-            return (None, None, *(next(found) if needed else None for needed in needs))
+        if differentiates_again():
+
+            def formulas(weights: Tensor, values: Tensor) -> tuple[Tensor]:
+                return (run_reference(WeightedSumProblem(weights, values, lengths, mask, tuple(weights.shape[:2]))),)
+
+            return (None, None, *gradients_of_reference(formulas, (weights, values), needs, [dout]))
         gradients = torch.ops.crossmodal.weighted_sum_bwd.default(dout, weights, values, lengths, mask, *needs)
-        return (
-            None,
-            None,
-            *(g if needed else None for g, needed in zip(gradients, needs, strict=True)),
-        )
+        return (None, None, *only_needed(gradients, needs))
 
 
 @torch.library.register_fake("crossmodal::weighted_sum_fwd")
