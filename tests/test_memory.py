@@ -19,7 +19,7 @@ from crossmodal import Source, reference
 
 pytestmark = pytest.mark.memory
 
-DTYPES = (torch.float32, torch.bfloat16, torch.float64)
+DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 LAYOUTS = ("plain", "heads_inside", "gaps", "strided_last")
 # Around the widths of vectors (4 to 32 elements) and of the kernels' blocks (48 to 512).
 SIZES = (0, 1, 2, 3, 5, 8, 15, 17, 33, 47, 49, 65, 97, 130)
@@ -56,7 +56,7 @@ def make(shape: tuple[int, ...], dtype: torch.dtype, layout: str) -> torch.Tenso
 
 
 # Coarse on purpose: exactness is tested elsewhere, here a wrong element is one read from nowhere.
-TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float64: 1e-8}
+TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 1e-2, torch.float64: 1e-8}
 
 
 def assert_close(got: torch.Tensor, wanted: torch.Tensor, dtype: torch.dtype) -> None:
