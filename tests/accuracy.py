@@ -1,122 +1,145 @@
 """Runs a problem through the operator, the reference in two orders of summation, and the exact formulas."""
 
-import math
-from types import ModuleType
+from dataclasses import replace
+from functools import partial
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 import crossmodal
-from crossmodal import Source, reference
-from tests.exact import ExactFusion, ExactWeightedSum, wider_than
-from tests.problems import Fusion, FusionTensors, WeightedSum, lay_out
-from tests.tolerance import assert_as_accurate, eps_of
+from crossmodal import reference
+from tests.calls import Results, call_links, call_of, flipped_back
+from tests.exact import (
+    Exact,
+    ExactAssociation,
+    ExactFusion,
+    ExactProblem,
+    ExactSoftmaxWeightedSum,
+    ExactVarlen,
+    ExactWeightedSum,
+    wider_than,
+)
+from tests.problems import Association, Fusion, Varlen, WeightedSum
+from tests.tolerance import allowed_error, assert_as_accurate, eps_of
 
-Results = dict[str, Tensor]
+Problem = Fusion | Varlen | WeightedSum | Association
+OUTPUTS = ("out", "lse", "mass", "associated")
 
 
-def check_fusion(problem: Fusion) -> None:
+def check(problem: Problem) -> None:
     """Outputs and every gradient that the problem asks for obey the two-reference rule."""
-    tensors = problem.build()
-    got = _run(crossmodal, problem, tensors)
-    references = [_run(reference, problem, tensors), _flip(_run(reference, problem, _flipped(tensors)))]
-
-    scale = problem.scale
-    if scale is None:
-        scale = 1 / math.sqrt(problem.head_dim) if problem.head_dim else 1.0
-    exact = ExactFusion(
-        tensors.query,
-        tensors.sources,
-        scale=scale,
-        is_causal=problem.is_causal,
-        precision=wider_than(problem.dtype),
-    )
-    gradients = exact.backward(tensors.dout, tensors.dlse, tensors.dmass)
+    tensors, call = built(problem), call_of(problem)
+    got = call(crossmodal, problem, tensors)
+    links = got.pop("indices", None)
+    if links is not None:
+        # Weights that differ by rounding only may come in any order; references answer for the links that were chosen.
+        call = partial(call_links, indices=links)
+    references = [call(reference, problem, tensors), flipped_back(call(reference, problem, tensors.flipped()))]
+    exact = exact_of(problem, tensors, wider_than(dtype_of(problem)), links)
+    wanted = with_gradients(exact, problem, tensors, got)
     for name, result in got.items():
-        if name in ("out", "lse", "mass"):
-            wanted, eps, magnitude = getattr(exact, name), eps_of(result.dtype), exact.magnitudes[name]
-        elif name == "query":
-            wanted, eps, magnitude = gradients.query, eps_of(problem.dtype), gradients.query_magnitude
-        else:
-            index, field = int(name[len("sources[") : name.index("]")]), name.rpartition(".")[2]
-            wanted, eps = gradients.sources[index][field], eps_of(problem.dtype, result.dtype)
-            magnitude = gradients.magnitudes[index][field]
-        assert_as_accurate(name, result, [r[name] for r in references], wanted, eps, magnitude)
+        # An output is as fine as its own dtype; a gradient has also passed through factors in that of the operands.
+        eps = eps_of(result.dtype) if name in OUTPUTS else eps_of(dtype_of(problem), result.dtype)
+        assert_as_accurate(name, result, [r[name] for r in references], wanted[name].value, eps, wanted[name].magnitude)
+    if links is not None:
+        assert isinstance(exact, ExactAssociation)
+        _check_links(links, got["associated"], references, exact)
 
 
-def check_weighted_sum(problem: WeightedSum) -> None:
-    """The same for a weighted sum."""
-    generator = torch.Generator().manual_seed(problem.seed)
-    rows = (problem.batch, problem.heads, problem.seqlen_q)
-    weights = lay_out((*rows, problem.seqlen_k), problem.weights_layout, problem.dtype, generator).detach()
-    shape = (problem.batch, problem.heads, problem.seqlen_k, problem.head_dim)
-    values = lay_out(shape, problem.values_layout, problem.dtype, generator).detach()
-    dout = lay_out((*rows, problem.head_dim), problem.dout_layout, problem.dtype, generator)
-    lengths = mask = None
-    if problem.lengths is not None:
-        lengths = torch.randint(0, problem.seqlen_k + 1, (problem.batch,), generator=generator).to(problem.lengths)
-    if problem.mask is not None:
-        mask = problem.mask.build((*rows, problem.seqlen_k), generator)
-
-    def run(namespace: ModuleType, flip: bool) -> Results:
-        turn = (lambda t: t.flip(-1)) if flip else (lambda t: t)
-        leaves = {"weights": weights, "values": turn(values)}
-        leaves = {n: t.detach().requires_grad_(n in problem.differentiated) for n, t in leaves.items()}
-        out = namespace.weighted_sum(*leaves.values(), lengths=lengths, mask=mask)
-        wanted = {n: t for n, t in leaves.items() if t.requires_grad}
-        found = torch.autograd.grad(out, list(wanted.values()), turn(dout)) if wanted else []
-        results = {"out": out, **dict(zip(wanted, found, strict=True))}
-        return {n: turn(t) if n in ("out", "values") else t for n, t in results.items()}
-
-    got, references = run(crossmodal, False), [run(reference, False), run(reference, True)]
-    exact = ExactWeightedSum(weights, values, lengths, mask, precision=wider_than(problem.dtype))
-    wanted = {"out": exact.out, **exact.backward(dout)}
+def check_reference(problem: Problem) -> None:
+    """The reference has the same formulas: in float64 it agrees with them beyond what float32 could tell apart."""
+    problem = in_float64(problem)
+    tensors = built(problem)
+    got = call_of(problem)(reference, problem, tensors)
+    links = got.pop("indices", None)
+    exact = exact_of(problem, tensors, np.float64, links)
+    wanted = with_gradients(exact, problem, tensors, got)
     for name, result in got.items():
-        assert_as_accurate(name, result, [r[name] for r in references], wanted[name], eps_of(problem.dtype))
+        eps = eps_of(torch.float32, result.dtype)
+        assert_as_accurate(name, result, [], wanted[name].value, eps, wanted[name].magnitude)
+    if links is not None:
+        assert isinstance(exact, ExactAssociation)
+        _check_links(links, got["associated"], [], exact)
 
 
-def _run(namespace: ModuleType, problem: Fusion, tensors: FusionTensors) -> Results:
-    if problem.as_attention:
-        source = tensors.sources[0]
-        assert source is not None and source.bias is None
-        out, lse = namespace.attention(
-            tensors.query,
-            source.key,
-            source.value,
-            source.mask,
-            is_causal=problem.is_causal,
-            scale=problem.scale,
-            key_lengths=source.lengths,
-            return_lse=True,
-        )
-        outputs = {"out": out, "lse": lse}
+def built(problem: Problem) -> Any:
+    return problem.fusion.build() if isinstance(problem, Association) else problem.build()
+
+
+def dtype_of(problem: Problem) -> torch.dtype:
+    return problem.fusion.dtype if isinstance(problem, Association) else problem.dtype
+
+
+def in_float64(problem: Any) -> Any:
+    if isinstance(problem, Association):
+        return replace(problem, fusion=in_float64(problem.fusion))
+    return replace(problem, dtype=torch.float64)
+
+
+def exact_of(problem: Problem, tensors: Any, precision: type, links: Tensor | None = None) -> ExactProblem:
+    if isinstance(problem, Association):
+        fusion = exact_of(problem.fusion, tensors, precision)
+        assert isinstance(fusion, ExactFusion)
+        return ExactAssociation(fusion, problem.reduce, links)
+    if isinstance(problem, WeightedSum):
+        arguments = (tensors.weights, tensors.values, tensors.lengths, tensors.mask)
+        if problem.softmax:
+            return ExactSoftmaxWeightedSum(*arguments, scale=problem.scale_in_full, precision=precision)
+        return ExactWeightedSum(*arguments, precision=precision)
+    options: dict[str, Any] = {
+        "scale": problem.scale_in_full,
+        "is_causal": problem.is_causal,
+        "causal_align": problem.causal_align,
+        "window_size": problem.window_size,
+        "softcap": problem.softcap,
+        "sink": tensors.sink,
+        "dropout_p": problem.dropout_p,
+        "dropout_seed": problem.dropout_seed,
+        "precision": precision,
+    }
+    if isinstance(problem, Varlen):
+        offsets = (tensors.cu_seqlens_q, tensors.cu_seqlens_k)
+        return ExactVarlen(tensors.query, tensors.key, tensors.value, *offsets, **options)
+    return ExactFusion(tensors.query, tensors.sources, query_lengths=tensors.query_lengths, **options)
+
+
+def with_gradients(exact: ExactProblem, problem: Problem, tensors: Any, got: Results) -> dict[str, Exact]:
+    if isinstance(problem, Association):
+        cotangents = {"associated": problem.cotangent(got["associated"])}
     else:
-        result = namespace.fuse(tensors.query, tensors.sources, scale=problem.scale, return_lse=True, return_mass=True)
-        outputs = result._asdict()
-    cotangents = {"out": tensors.dout, "lse": tensors.dlse, "mass": tensors.dmass}
-    flowing = [(o, cotangents[n]) for n, o in outputs.items() if cotangents[n] is not None and o.requires_grad]
-    found = {name: torch.zeros_like(leaf) for name, leaf in tensors.leaves().items()}
-    if flowing and found:  # what does not depend on a leaf has gradient zero
-        gradients = torch.autograd.grad(
-            [o for o, _ in flowing], list(tensors.leaves().values()), [c for _, c in flowing], allow_unused=True
-        )
-        found.update({name: g for name, g in zip(found, gradients, strict=True) if g is not None})
-    return {**{n: o.detach() for n, o in outputs.items()}, **found}
+        cotangents = tensors.cotangents
+    return {**exact.results, **exact.backward(**{f"d{name}": c for name, c in cotangents.items()})}
 
 
-def _flipped(tensors: FusionTensors) -> FusionTensors:
-    """The same problem with features in reverse order: equal results, another order of summation."""
+def _check_links(links: Tensor, weights: Tensor, references: list[Results], exact: ExactAssociation) -> None:
+    """The links of `topk` are the strongest, but for rounding."""
+    everything, deep = exact.weights
+    _check_indices(links, weights, everything, exact.fusion.seen)
+    if links.numel() == 0 or everything.shape[-1] == 0:
+        return
+    k = links.shape[-1]
+    best = -np.sort(-everything, axis=-1)[..., :k]
+    best = np.pad(best, [(0, 0)] * 3 + [(0, k - best.shape[-1])])
+    eps = eps_of(weights.dtype, *([] if references else [torch.float32]))
+    allowed = allowed_error(weights.dtype, [r["all weights"] for r in references], everything, eps, deep)
+    # Once for the k-th of the computed weights beside the k-th of the exact ones, once for the weight that it is of.
+    off = np.abs(exact.results["associated"].value - best).max()
+    assert off <= 2 * allowed, f"indices: weight off by {off:.3g} from the k-th strongest, allowed {2 * allowed:.3g}"
 
-    def turn(tensor: Tensor) -> Tensor:
-        return tensor.detach().flip(-1).requires_grad_(tensor.requires_grad)
 
-    sources = [
-        None if s is None else Source(turn(s.key), turn(s.value), s.lengths, s.mask, s.bias) for s in tensors.sources
-    ]
-    dout = None if tensors.dout is None else tensors.dout.flip(-1)
-    return FusionTensors(turn(tensors.query), sources, dout, tensors.dlse, tensors.dmass)
-
-
-def _flip(results: Results) -> Results:
-    features = ("out", "query", "key", "value")
-    return {n: t.flip(-1) if n.rpartition(".")[2] in features else t for n, t in results.items()}
+def _check_indices(index: Tensor, weights: Tensor, exact: np.ndarray, seen: np.ndarray) -> None:
+    total = exact.shape[-1]
+    assert index.dtype == torch.int64
+    assert ((index >= -1) & (index < total)).all(), "indices: outside the keys"
+    assert torch.equal(index == -1, weights == 0), "indices: -1 is where there is no weight"
+    assert (weights[..., 1:] <= weights[..., :-1]).all(), "weights: strongest first"
+    numbered = torch.where(index >= 0, index, -1 - torch.arange(index.shape[-1])).sort(dim=-1).values
+    assert (numbered[..., 1:] != numbered[..., :-1]).all(), "indices: each key once"
+    # Below the smallest normal number a weight may be zero. 2^10: scores of half precision may be off by several units,
+    # which is a factor of exp(7).
+    surely = (exact > 2.0**10 * torch.finfo(weights.dtype).smallest_normal).sum(axis=-1)
+    found, k = (index >= 0).sum(dim=-1).numpy(), index.shape[-1]
+    assert (found >= np.minimum(k, surely)).all(), "indices: -1 although keys have weight"
+    assert (found <= np.minimum(k, seen.sum(axis=-1))).all(), "indices: a key that is hidden"

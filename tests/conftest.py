@@ -31,6 +31,7 @@ def dtype(request):
 
 def pytest_addoption(parser):
     parser.addoption("--runs", type=int, help="draw this many fresh random problems in tests/test_random.py")
+    parser.addoption("--runs-seed", type=int, help="which problems --runs draws; by default others each time")
 
 
 def pytest_runtest_setup(item):

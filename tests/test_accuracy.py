@@ -51,9 +51,7 @@ class Case:
 
         exact = ExactFusion(self.query, self.sources, scale=width**-0.5, precision=wider_than(dtype))
         gradients = exact.backward(self.dout, None, self.dmass)
-        self.exact = {"out": exact.out, "lse": exact.lse, "mass": exact.mass, "query": gradients.query}
-        for i, source in enumerate(gradients.sources):
-            self.exact.update({f"{field} {i}": gradient for field, gradient in source.items()})
+        self.exact = {name: found.value for name, found in {**exact.results, **gradients}.items()}
         self.same_dtype = self.run(reference.fuse)
 
     def run(self, fuse) -> dict[str, torch.Tensor]:
@@ -62,7 +60,7 @@ class Case:
         for i, source in enumerate(self.sources):
             fields = {f: getattr(source, f) for f in ("key", "value", "bias") if getattr(source, f) is not None}
             fields = {f: t.detach().requires_grad_() for f, t in fields.items()}
-            leaves.update({f"{f} {i}": t for f, t in fields.items()})
+            leaves.update({f"sources[{i}].{f}": t for f, t in fields.items()})
             sources.append(source._replace(**fields))
         result = fuse(query, sources, return_lse=True, return_mass=True)
         found = torch.autograd.grad([result.out, result.mass], list(leaves.values()), [self.dout, self.dmass])

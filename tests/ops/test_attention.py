@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import crossmodal
-from tests.accuracy import check_fusion
+from tests.accuracy import check
 from tests.problems import LAYOUTS, Fusion, Modality, Term
 
 PLAIN = Fusion((Modality(33),), batch=2, heads=3, seqlen_q=17, head_dim=20, head_dim_v=12, as_attention=True)
@@ -47,24 +47,24 @@ def attention_of(shape: tuple[int, ...], **changes) -> Fusion:
 
 @pytest.mark.parametrize("name", SHAPES)
 def test_is_as_accurate_as_torch(isa, dtype, name):
-    check_fusion(attention_of(SHAPES[name], dtype=dtype))
+    check(attention_of(SHAPES[name], dtype=dtype))
 
 
 @pytest.mark.parametrize("shape", [(1, 2, 130, 530, 16, 16), (2, 1, 40, 9, 8, 8), (1, 1, 3, 600, 8, 8)], ids=str)
 def test_causal_is_as_accurate_as_torch(isa, dtype, shape):
-    check_fusion(attention_of(shape, dtype=dtype, is_causal=True))
+    check(attention_of(shape, dtype=dtype, is_causal=True))
 
 
 @pytest.mark.parametrize("kind", ["bool", "float"])
 @pytest.mark.parametrize("broadcast", BROADCAST_FORMS, ids=lambda form: "".join("1" if one else "n" for one in form))
 def test_mask_of_every_broadcast_form_is_as_accurate_as_torch(isa, kind, broadcast):
     term = Term(getattr(torch, kind), broadcast, hides=0.3)
-    check_fusion(replace(PLAIN, modalities=(Modality(33, mask=term),), asked=BOTH))
+    check(replace(PLAIN, modalities=(Modality(33, mask=term),), asked=BOTH))
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_mask_in_every_memory_layout_is_as_accurate_as_torch(isa, layout):
-    check_fusion(replace(PLAIN, modalities=(Modality(33, mask=Term(torch.float32, layout=layout, hides=0.3)),)))
+    check(replace(PLAIN, modalities=(Modality(33, mask=Term(torch.float32, layout=layout, hides=0.3)),)))
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -74,28 +74,28 @@ def test_operand_in_every_memory_layout_is_as_accurate_as_torch(isa, dtype, oper
         problem = replace(PLAIN, **{f"{operand}_layout": layout})
     else:
         problem = replace(PLAIN, modalities=(Modality(33, **{f"{operand}_layout": layout}),))
-    check_fusion(replace(problem, dtype=dtype))
+    check(replace(problem, dtype=dtype))
 
 
 def test_every_head_dim_is_as_accurate_as_torch(isa, dtype):
     for head_dim in (*range(1, 36), 63, 64, 65, 127, 129, 255, 257):
-        check_fusion(replace(PLAIN, dtype=dtype, batch=1, heads=1, head_dim=head_dim, head_dim_v=head_dim))
+        check(replace(PLAIN, dtype=dtype, batch=1, heads=1, head_dim=head_dim, head_dim_v=head_dim))
 
 
 def test_every_number_of_keys_is_as_accurate_as_torch(isa, dtype):
     for seqlen_k in (*range(36), 63, 64, 65, 255, 256, 257, 511, 512, 513):
         modality = Modality(seqlen_k, lengths=torch.int64)
-        check_fusion(replace(PLAIN, modalities=(modality,), dtype=dtype, batch=1, heads=1))
+        check(replace(PLAIN, modalities=(modality,), dtype=dtype, batch=1, heads=1))
 
 
 def test_every_number_of_queries_is_as_accurate_as_torch(isa, dtype):
     for seqlen_q in (*range(36), 63, 64, 65, 127, 129, 511, 512, 513, 516):
-        check_fusion(replace(PLAIN, dtype=dtype, batch=1, heads=1, seqlen_q=seqlen_q))
+        check(replace(PLAIN, dtype=dtype, batch=1, heads=1, seqlen_q=seqlen_q))
 
 
 def test_large_scores_are_as_accurate_as_torch(isa, dtype):
     # Scores reach +-80, where exp in float32 has left its range.
-    check_fusion(replace(PLAIN, dtype=dtype, magnitude=4.5, asked=BOTH))
+    check(replace(PLAIN, dtype=dtype, magnitude=4.5, asked=BOTH))
 
 
 @pytest.mark.parametrize("seqlen_q", [2, 17], ids=["few_queries", "many_queries"])
@@ -103,7 +103,7 @@ def test_large_scores_are_as_accurate_as_torch(isa, dtype):
 def test_rows_of_nothing_but_the_lowest_number_are_as_accurate_as_torch(isa, dtype, seqlen_q, seqlen_k):
     """finfo.min is a score, not a mask: all keys weigh the same, and so the gradients say."""
     term = Term(torch.float32, (True, True, True, False), lowest=1.0)
-    check_fusion(replace(PLAIN, modalities=(Modality(seqlen_k, mask=term),), dtype=dtype, seqlen_q=seqlen_q))
+    check(replace(PLAIN, modalities=(Modality(seqlen_k, mask=term),), dtype=dtype, seqlen_q=seqlen_q))
 
 
 def test_scale_of_zero_gives_the_mean_of_the_values(isa, dtype):

@@ -7,7 +7,7 @@ import torch
 
 import crossmodal
 from crossmodal import FusionResult, Source
-from tests.accuracy import check_fusion
+from tests.accuracy import check
 from tests.problems import Fusion, Modality, Term
 
 ALL = frozenset({"out", "lse", "mass"})
@@ -34,30 +34,30 @@ def query_of(seqlen_q: int = 5) -> torch.Tensor:
 
 @pytest.mark.parametrize("seqlen_q", [1, 4, 17, 600])
 def test_three_modalities_are_as_accurate_as_torch(isa, dtype, seqlen_q):
-    check_fusion(replace(TRIO, dtype=dtype, seqlen_q=seqlen_q))
+    check(replace(TRIO, dtype=dtype, seqlen_q=seqlen_q))
 
 
 @pytest.mark.parametrize(
     "asked", [{"out"}, {"lse"}, {"mass"}, {"lse", "mass"}], ids=lambda names: "+".join(sorted(names))
 )
 def test_gradient_may_come_through_any_output(isa, dtype, asked):
-    check_fusion(replace(TRIO, dtype=dtype, asked=frozenset(asked)))
+    check(replace(TRIO, dtype=dtype, asked=frozenset(asked)))
 
 
 @pytest.mark.parametrize("name", ["query", "key", "value", "mask", "bias"])
 def test_gradient_may_be_asked_for_one_argument(isa, name):
     float_mask = replace(TRIO.modalities[0], mask=Term(torch.float32, (False, True, False, False), hides=0.4))
-    check_fusion(replace(TRIO, modalities=(float_mask, *TRIO.modalities[1:]), differentiated=frozenset({name})))
+    check(replace(TRIO, modalities=(float_mask, *TRIO.modalities[1:]), differentiated=frozenset({name})))
 
 
 def test_modalities_that_straddle_chunks_of_keys_are_as_accurate_as_torch(isa, dtype):
     lengths = (250, 10, 300, 1, 500)
     modalities = tuple(Modality(n, torch.int64 if n == 300 else None) for n in lengths)
-    check_fusion(replace(TRIO, modalities=modalities, dtype=dtype, heads=1))
+    check(replace(TRIO, modalities=modalities, dtype=dtype, heads=1))
 
 
 def test_forty_modalities_are_as_accurate_as_torch(isa):
-    check_fusion(replace(TRIO, modalities=tuple(Modality(n % 7) for n in range(40)), heads=1))
+    check(replace(TRIO, modalities=tuple(Modality(n % 7) for n in range(40)), heads=1))
 
 
 def test_mask_and_bias_of_every_kind_add_up(isa, dtype):
@@ -69,7 +69,7 @@ def test_mask_and_bias_of_every_kind_add_up(isa, dtype):
     ]
     for mask in terms:
         for bias in terms:
-            check_fusion(replace(TRIO, modalities=(Modality(21, mask=mask, bias=bias), Modality(5)), dtype=dtype))
+            check(replace(TRIO, modalities=(Modality(21, mask=mask, bias=bias), Modality(5)), dtype=dtype))
 
 
 def test_equals_attention_on_the_concatenation_with_lengths_and_masks(isa):

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import crossmodal
-from tests.accuracy import check_weighted_sum
+from tests.accuracy import check
 from tests.problems import LAYOUTS, Term, WeightedSum
 
 PLAIN = WeightedSum(batch=2, heads=3, seqlen_q=17, seqlen_k=33, head_dim=20)
@@ -31,13 +31,13 @@ SHAPES = {  # batch, heads, seqlen_q, seqlen_k, head_dim
 @pytest.mark.parametrize("name", SHAPES)
 def test_is_as_accurate_as_torch(isa, dtype, name):
     batch, heads, seqlen_q, seqlen_k, head_dim = SHAPES[name]
-    check_weighted_sum(WeightedSum(dtype, batch, heads, seqlen_q, seqlen_k, head_dim))
+    check(WeightedSum(dtype, batch, heads, seqlen_q, seqlen_k, head_dim))
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("operand", ["weights", "values", "dout"])
 def test_operand_in_every_memory_layout_is_as_accurate_as_torch(isa, dtype, operand, layout):
-    check_weighted_sum(replace(PLAIN, dtype=dtype, **{f"{operand}_layout": layout}))
+    check(replace(PLAIN, dtype=dtype, **{f"{operand}_layout": layout}))
 
 
 @pytest.mark.parametrize(
@@ -46,18 +46,18 @@ def test_operand_in_every_memory_layout_is_as_accurate_as_torch(isa, dtype, oper
     ids=lambda form: "".join("1" if one else "n" for one in form),
 )
 def test_mask_of_every_broadcast_form_is_as_accurate_as_torch(isa, broadcast):
-    check_weighted_sum(replace(PLAIN, lengths=torch.int64, mask=Term(torch.bool, broadcast, hides=0.3)))
+    check(replace(PLAIN, lengths=torch.int64, mask=Term(torch.bool, broadcast, hides=0.3)))
 
 
 def test_every_size_is_as_accurate_as_torch(isa, dtype):
     for n in (*range(1, 36), 63, 64, 65, 129, 255, 257):
-        check_weighted_sum(replace(PLAIN, dtype=dtype, batch=1, heads=1, seqlen_k=n, head_dim=5))
-        check_weighted_sum(replace(PLAIN, dtype=dtype, batch=1, heads=1, seqlen_k=5, head_dim=n))
+        check(replace(PLAIN, dtype=dtype, batch=1, heads=1, seqlen_k=n, head_dim=5))
+        check(replace(PLAIN, dtype=dtype, batch=1, heads=1, seqlen_k=5, head_dim=n))
 
 
 @pytest.mark.parametrize("wanted", ["weights", "values"])
 def test_gradient_may_be_asked_for_one_argument(isa, wanted):
-    check_weighted_sum(replace(PLAIN, differentiated=frozenset({wanted})))
+    check(replace(PLAIN, differentiated=frozenset({wanted})))
 
 
 def test_identity_returns_the_values(isa, dtype):
