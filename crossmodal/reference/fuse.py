@@ -60,7 +60,9 @@ def nothing_to_attend(problem: FusionProblem, *, return_lse: bool, return_mass: 
     zero = out.sum(dim=-1).to(accumulate)
     lse = zero + float("-inf")
     if problem.sink is not None:
-        lse = zero + problem.sink.to(accumulate)[None, :, None]
+        sink = problem.sink.to(accumulate)[None, :, None]
+        # A sink of -inf is none, also for what flows back.
+        lse = (zero + sink).masked_fill(sink == float("-inf"), float("-inf"))
         if problem.query_lengths is not None:
             row = torch.arange(problem.seqlen_q, device=query.device)
             lse = lse.masked_fill((row >= problem.query_lengths[:, None])[:, None], float("-inf"))

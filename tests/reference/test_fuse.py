@@ -89,3 +89,9 @@ def test_every_output_passes_gradcheck():
         return tuple(fuse(query, rebuilt, return_lse=True, return_mass=True))
 
     assert torch.autograd.gradcheck(outputs, leaves)
+
+
+def test_sink_of_minus_infinity_beside_no_modality_has_no_gradient():
+    sink = torch.tensor([1.0, float("-inf")], requires_grad=True)
+    lse = fuse(torch.randn(1, 2, 3, 4), [None], sink=sink, return_lse=True).lse
+    assert torch.autograd.grad(lse, sink, torch.ones(1, 2, 3))[0].tolist() == [3.0, 0.0]
