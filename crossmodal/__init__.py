@@ -3,7 +3,7 @@
 from crossmodal import masks, reference
 from crossmodal._library import build_info
 from crossmodal.dispatch import strict
-from crossmodal.ops import associate, attention, fuse, weighted_sum
+from crossmodal.ops import associate, attention, fuse, softmax_weighted_sum, weighted_sum
 from crossmodal.types import FusionResult, Source
 
 __all__ = [
@@ -15,6 +15,7 @@ __all__ = [
     "fuse",
     "masks",
     "reference",
+    "softmax_weighted_sum",
     "strict",
     "weighted_sum",
 ]

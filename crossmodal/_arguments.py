@@ -1,4 +1,4 @@
-"""Public signatures -> canonical problems. One function per public function, all ending in `fusion_problem`."""
+"""Public signatures -> canonical problems. One function per public function."""
 
 from collections.abc import Sequence
 
@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from crossmodal._fold import fold, fold_term, folded, heads_of, lead_shape
-from crossmodal._problem import FusionProblem, KeySource, WeightedSumProblem
+from crossmodal._problem import FusionProblem, KeySource, SoftmaxWeightedSumProblem, WeightedSumProblem
 from crossmodal._validate import (
     CAUSAL_ALIGNMENTS,
     check_device,
@@ -236,35 +236,54 @@ def fusion_problem(
 def weighted_sum_problem(
     weights: Tensor, values: Tensor, lengths: Tensor | None, mask: Tensor | None
 ) -> WeightedSumProblem:
-    """Checks the arguments of ``weighted_sum`` and folds leading dimensions into ``(batch, num_heads)``."""
-    for name, tensor in (("weights", weights), ("values", values)):
-        check_tensor(name, tensor)
-        check_float(name, tensor)
-        check_rank(name, tensor)
-    check_device("values", values, weights, owner="weights")
-    check_same_dtype("values", values, weights, "weights")
+    """The checked problem that a call of ``weighted_sum`` describes."""
+    return WeightedSumProblem(*_weighting("weights", weights, values, lengths, mask))
+
+
+def softmax_weighted_sum_problem(
+    scores: Tensor, values: Tensor, lengths: Tensor | None, mask: Tensor | None, scale: float | None
+) -> SoftmaxWeightedSumProblem:
+    """The checked problem that a call of ``softmax_weighted_sum`` describes."""
+    canonical = _weighting("scores", scores, values, lengths, mask)
+    # Scores come finished: without a scale they are taken as they are, whatever their number.
+    return SoftmaxWeightedSumProblem(*canonical, scale=1.0 if scale is None else check_scale(scale, 1))
+
+
+def _weighting(
+    name: str, weights: Tensor, values: Tensor, lengths: Tensor | None, mask: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None, tuple[int, ...]]:
+    """Checks weights or scores, called ``name``, beside values, and folds leading dimensions into (batch, num_heads).
+
+    Returns weights, values, lengths, mask and the leading dimensions of the result.
+    """
+    for operand, tensor in ((name, weights), ("values", values)):
+        check_tensor(operand, tensor)
+        check_float(operand, tensor)
+        check_rank(operand, tensor)
+    check_device("values", values, weights, owner=name)
+    check_same_dtype("values", values, weights, name)
     if weights.shape[-1] != values.shape[-2]:
         raise ValueError(
-            f"values must have seqlen_k = {weights.shape[-1]} rows as weights has columns, got {values.shape[-2]} "
-            f"(weights {tuple(weights.shape)}, values {tuple(values.shape)})"
+            f"values must have seqlen_k = {weights.shape[-1]} rows as {name} has columns, got {values.shape[-2]} "
+            f"({name} {tuple(weights.shape)}, values {tuple(values.shape)})"
         )
     try:
         lead = tuple(torch.broadcast_shapes(weights.shape[:-2], values.shape[:-2]))
     except RuntimeError:
         raise ValueError(
-            f"leading dimensions of weights {tuple(weights.shape)} and values {tuple(values.shape)} do not broadcast"
+            f"leading dimensions of {name} {tuple(weights.shape)} and values {tuple(values.shape)} do not broadcast"
         ) from None
     batch, num_heads = folded(lead)
     seqlen_q, seqlen_k = weights.shape[-2], weights.shape[-1]
     if lengths is not None:
-        check_lengths("lengths", lengths, batch, seqlen_k, weights, owner="weights")
+        check_lengths("lengths", lengths, batch, seqlen_k, weights, owner=name)
     if mask is not None:
         check_tensor("mask", mask)
         if mask.dtype != torch.bool:
             raise TypeError(f"mask must be bool (True = take part), got {mask.dtype}")
-        mask = fold_term("mask", mask, lead, seqlen_q, seqlen_k, weights, owner="weights")
+        mask = fold_term("mask", mask, lead, seqlen_q, seqlen_k, weights, owner=name)
     weights, values = (t.to(dtype_under_autocast(t)) for t in (weights, values))
-    return WeightedSumProblem(fold(weights, lead, num_heads), fold(values, lead, num_heads), lengths, mask, lead)
+    return fold(weights, lead, num_heads), fold(values, lead, num_heads), lengths, mask, lead
 
 
 def autocast(query: Tensor, present: list[tuple[int, Source]]) -> tuple[Tensor, list[tuple[int, Source]]]:

@@ -77,3 +77,17 @@ class WeightedSumProblem(NamedTuple):
 
     def unfold(self, result: Tensor) -> Tensor:
         return result if len(self.lead_shape) == 2 else result.reshape(*self.lead_shape, *result.shape[2:])
+
+
+class SoftmaxWeightedSumProblem(NamedTuple):
+    """``softmax_weighted_sum`` in canonical form."""
+
+    scores: Tensor  # (batch, num_heads, seqlen_q, seqlen_k)
+    values: Tensor  # (batch, num_heads, seqlen_k, head_dim)
+    lengths: Tensor | None  # (batch,)
+    mask: Tensor | None  # bool, 4-D, each dimension 1 or that of scores
+    lead_shape: tuple[int, ...]
+    scale: float = 1.0
+
+    def unfold(self, result: Tensor) -> Tensor:
+        return result if len(self.lead_shape) == 2 else result.reshape(*self.lead_shape, *result.shape[2:])

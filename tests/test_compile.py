@@ -28,6 +28,8 @@ FUNCTIONS = {
     "a source that is its own value": lambda q, k, v: crossmodal.fuse(q, [Source(k, k), Source(k, k)]).out,
     "fuse": fuse,
     "weighted_sum": lambda q, k, v: crossmodal.weighted_sum((q @ k.transpose(2, 3)).softmax(-1), v, lengths=LENGTHS),
+    "softmax_weighted_sum": lambda q, k, v: crossmodal.softmax_weighted_sum(q @ k.transpose(2, 3), v, lengths=LENGTHS),
+    "softmax_weighted_sum of one tensor": lambda q, k, v: crossmodal.softmax_weighted_sum(q[..., :5], q[..., :5]),
     "associate": lambda q, k, v: crossmodal.associate(q, k, reduce="heads"),
     "a call that no kernel takes": lambda q, k, v: crossmodal.attention(q, k, v, softcap=2.0),
 }
@@ -84,6 +86,7 @@ DYNAMIC = {
     "scale from a shape": lambda q, k, v: crossmodal.attention(q, k, v, scale=q.shape[-1] ** -0.5),
     "fuse": lambda q, k, v: crossmodal.fuse(q, [Source(k, v, mask=k[:, :1, None, :, 0] > 0), Source(k, v)]).out,
     "weighted_sum": lambda q, k, v: crossmodal.weighted_sum(q @ k.transpose(2, 3), v),
+    "softmax_weighted_sum": lambda q, k, v: crossmodal.softmax_weighted_sum(q @ k.transpose(2, 3), v),
     "associate": lambda q, k, v: crossmodal.associate(q, k, reduce="heads"),
 }
 

@@ -8,7 +8,13 @@ import torch
 import crossmodal
 from crossmodal import Source
 
-PUBLIC = [crossmodal.attention, crossmodal.fuse, crossmodal.weighted_sum, crossmodal.associate]
+PUBLIC = [
+    crossmodal.attention,
+    crossmodal.fuse,
+    crossmodal.weighted_sum,
+    crossmodal.softmax_weighted_sum,
+    crossmodal.associate,
+]
 
 
 @pytest.mark.parametrize("function", PUBLIC, ids=lambda f: f.__name__)

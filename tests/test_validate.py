@@ -350,6 +350,41 @@ BAD_CALLS = {
         ValueError,
         "mask of shape (7, 5) does not broadcast to (5, 7)",
     ),
+    "softmax_weighted_sum: scores": (
+        lambda m: m.softmax_weighted_sum([[1.0]], torch.zeros(7, 8)),
+        TypeError,
+        "scores must be a torch.Tensor, got list",
+    ),
+    "softmax_weighted_sum: columns": (
+        lambda m: m.softmax_weighted_sum(torch.zeros(5, 6), torch.zeros(7, 8)),
+        ValueError,
+        "values must have seqlen_k = 6 rows as scores has columns, got 7 (scores (5, 6), values (7, 8))",
+    ),
+    "softmax_weighted_sum: dtypes": (
+        lambda m: m.softmax_weighted_sum(torch.zeros(5, 7), torch.zeros(7, 8).double()),
+        TypeError,
+        "values must have scores' dtype torch.float32, got torch.float64",
+    ),
+    "softmax_weighted_sum: leading dimensions": (
+        lambda m: m.softmax_weighted_sum(torch.zeros(2, 5, 7), torch.zeros(3, 7, 8)),
+        ValueError,
+        "leading dimensions of scores (2, 5, 7) and values (3, 7, 8) do not broadcast",
+    ),
+    "softmax_weighted_sum: float mask": (
+        lambda m: m.softmax_weighted_sum(torch.zeros(5, 7), torch.zeros(7, 8), mask=torch.zeros(5, 7)),
+        TypeError,
+        "mask must be bool (True = take part), got torch.float32",
+    ),
+    "softmax_weighted_sum: lengths": (
+        lambda m: m.softmax_weighted_sum(torch.zeros(1, 5, 7), torch.zeros(7, 8), lengths=torch.tensor([8])),
+        ValueError,
+        "lengths must lie in [0, 7], got 8 at batch index 0",
+    ),
+    "softmax_weighted_sum: scale": (
+        lambda m: m.softmax_weighted_sum(torch.zeros(5, 7), torch.zeros(7, 8), scale="auto"),
+        TypeError,
+        "scale must be a float or None, got str",
+    ),
     "associate: keys": (
         lambda m: m.associate(Q, "keys"),
         TypeError,

@@ -6,6 +6,7 @@ Same signatures, same errors, every device and dtype that torch has. Nothing her
 from crossmodal.reference.associate import associate
 from crossmodal.reference.attention import attention
 from crossmodal.reference.fuse import fuse
+from crossmodal.reference.softmax_weighted_sum import softmax_weighted_sum
 from crossmodal.reference.weighted_sum import weighted_sum
 
-__all__ = ["associate", "attention", "fuse", "weighted_sum"]
+__all__ = ["associate", "attention", "fuse", "softmax_weighted_sum", "weighted_sum"]

@@ -55,7 +55,7 @@ def joint_softmax(problem: FusionProblem) -> JointSoftmax:
         values.append(_per_query_head(source.value, problem.num_heads).masked_fill(hidden_key, 0.0))
 
     score = torch.cat(scores, dim=-1)
-    weights, lse = _softmax(score, problem.sink)
+    weights, lse = softmax(score, problem.sink)
     if alive is not None:
         # A sink is no reason to report lse for queries that do not exist.
         lse = lse.masked_fill(~alive.squeeze(-1), float("-inf"))
@@ -70,7 +70,8 @@ def source_mass(problem: FusionProblem, joint: JointSoftmax) -> Tensor:
     return torch.stack([next(parts).sum(-1) if i in slots else zero for i in range(problem.num_slots)], dim=-1)
 
 
-def _softmax(score: Tensor, sink: Tensor | None) -> tuple[Tensor, Tensor]:
+def softmax(score: Tensor, sink: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Weights and lse of (..., seqlen_q, keys) scores; a row of nothing but -inf has weights 0 and lse -inf."""
     # The maximum only guards against overflow; it cancels, so no gradient flows through it.
     if score.shape[-1] > 0:
         peak = score.detach().amax(dim=-1, keepdim=True)

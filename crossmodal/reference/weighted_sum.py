@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from crossmodal._arguments import weighted_sum_problem
-from crossmodal._problem import WeightedSumProblem
+from crossmodal._problem import SoftmaxWeightedSumProblem, WeightedSumProblem
 
 
 def weighted_sum(
@@ -17,12 +17,7 @@ def weighted_sum(
 def run_reference(problem: WeightedSumProblem) -> Tensor:
     """y_i = sum_j w_ij x_j over the keys j that take part."""
     weights, values = problem.weights, problem.values
-    seen = None
-    if problem.lengths is not None:
-        j = torch.arange(weights.shape[3], device=weights.device)
-        seen = (j < problem.lengths[:, None])[:, None, None, :]
-    if problem.mask is not None:
-        seen = problem.mask if seen is None else seen & problem.mask
+    seen = taking_part(problem)
     if seen is not None:
         # Skipped, not multiplied by zero: what is hidden may hold NaN.
         weights = weights.masked_fill(~seen, 0.0)
@@ -33,3 +28,14 @@ def run_reference(problem: WeightedSumProblem) -> Tensor:
         # A query of which every key is skipped: what flows back to it is ignored.
         out = out.masked_fill(~seen.any(dim=3, keepdim=True), 0.0)
     return problem.unfold(out)
+
+
+def taking_part(problem: WeightedSumProblem | SoftmaxWeightedSumProblem) -> Tensor | None:
+    """Bool that broadcasts to (batch, num_heads, seqlen_q, seqlen_k), from lengths and mask; None: every key does."""
+    seen = None
+    if problem.lengths is not None:
+        j = torch.arange(problem.values.shape[2], device=problem.values.device)
+        seen = (j < problem.lengths[:, None])[:, None, None, :]
+    if problem.mask is not None:
+        seen = problem.mask if seen is None else seen & problem.mask
+    return seen

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from tests.problems.fusion import flipped_leaf
-from tests.problems.layouts import draw_lengths, lay_out, poison
+from tests.problems.layouts import distinct_elements, draw_lengths, lay_out, poison
 from tests.problems.terms import Term
 
 
@@ -27,6 +27,7 @@ class WeightedSum:
     mask: Term | None = None
     softmax: bool = False
     scale: float | None = None
+    magnitude: float = 1.0  # of weights or scores
     hides: float = 0.0  # probability that a score is -inf
     poisoned: bool = False  # NaN in values beyond lengths
     differentiated: frozenset[str] = field(default=frozenset({"weights", "values"}))
@@ -40,6 +41,8 @@ class WeightedSum:
         generator = torch.Generator().manual_seed(self.seed)
         rows = (self.batch, self.heads, self.seqlen_q)
         weights = lay_out((*rows, self.seqlen_k), self.weights_layout, self.dtype, generator)
+        if self.magnitude != 1.0:
+            distinct_elements(weights).mul_(self.magnitude)
         if self.hides and 0 not in weights.stride():
             weights.masked_fill_(torch.rand(weights.shape, generator=generator) < self.hides, float("-inf"))
         shape = (self.batch, self.heads, self.seqlen_k, self.head_dim)
