@@ -3,7 +3,7 @@
 from crossmodal import masks, reference
 from crossmodal._library import build_info
 from crossmodal.dispatch import strict
-from crossmodal.ops import associate, attention, fuse, softmax_weighted_sum, weighted_sum
+from crossmodal.ops import associate, attention, attention_varlen, fuse, softmax_weighted_sum, weighted_sum
 from crossmodal.types import FusionResult, Source
 
 __all__ = [
@@ -11,6 +11,7 @@ __all__ = [
     "Source",
     "associate",
     "attention",
+    "attention_varlen",
     "build_info",
     "fuse",
     "masks",

@@ -6,13 +6,17 @@ import torch
 from torch import Tensor
 
 from crossmodal._fold import fold, fold_term, folded, heads_of, lead_shape
-from crossmodal._problem import FusionProblem, KeySource, SoftmaxWeightedSumProblem, WeightedSumProblem
+from crossmodal._problem import FusionProblem, KeySource, SoftmaxWeightedSumProblem, VarlenProblem, WeightedSumProblem
 from crossmodal._validate import (
-    CAUSAL_ALIGNMENTS,
+    check_beside_query,
+    check_causal_align,
+    check_cu_seqlens,
     check_device,
     check_float,
     check_is_source,
     check_lengths,
+    check_max_seqlen,
+    check_packed,
     check_probability,
     check_query,
     check_rank,
@@ -20,6 +24,7 @@ from crossmodal._validate import (
     check_same_width,
     check_scale,
     check_seed,
+    check_sink,
     check_softcap,
     check_source,
     check_tensor,
@@ -172,8 +177,7 @@ def fusion_problem(
     check_same_width(present, names)
     scale = check_scale(scale, query.shape[-1])
     dropout_p = check_probability("dropout_p", dropout_p)
-    if causal_align not in CAUSAL_ALIGNMENTS:
-        raise ValueError(f"causal_align must be one of {', '.join(CAUSAL_ALIGNMENTS)}, got {causal_align!r}")
+    check_causal_align(causal_align)
     window_size = check_window(window_size)
     softcap = check_softcap(softcap)
 
@@ -182,11 +186,7 @@ def fusion_problem(
     batch, num_heads = folded(lead)
     seqlen_q = query.shape[-2]
     if sink is not None:
-        check_tensor("sink", sink)
-        if tuple(sink.shape) != (num_heads,):
-            raise ValueError(f"sink must have shape (num_heads,) = ({num_heads},), got {tuple(sink.shape)}")
-        check_float("sink", sink)
-        check_device("sink", sink, query)
+        check_sink(sink, num_heads, query)
     if query_lengths is not None:
         check_lengths("query_lengths", query_lengths, batch, seqlen_q, query)
     if dropout_seed is not None:
@@ -228,6 +228,83 @@ def fusion_problem(
         softcap=softcap,
         sink=sink,
         query_lengths=query_lengths,
+        dropout_p=dropout_p,
+        dropout_seed=dropout_seed,
+    )
+
+
+def varlen_problem(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    cu_seqlens_q: Tensor,
+    cu_seqlens_k: Tensor,
+    max_seqlen_q: int,
+    max_seqlen_k: int,
+    dropout_p: float,
+    is_causal: bool,
+    scale: float | None,
+    enable_gqa: bool,
+    causal_align: str,
+    window_size: tuple[int, int],
+    softcap: float,
+    sink: Tensor | None,
+    dropout_seed: Tensor | None,
+) -> VarlenProblem:
+    """The checked problem that a call of ``attention_varlen`` describes."""
+    check_query(query)
+    check_packed("query", query)
+    for name, tensor in (("key", key), ("value", value)):
+        check_beside_query(name, tensor, query)
+        check_packed(name, tensor)
+    if key.shape[2] != query.shape[2]:
+        raise ValueError(
+            f"key must have query's head_dim {query.shape[2]}, got {key.shape[2]} (shape {tuple(key.shape)})"
+        )
+    if value.shape[0] != key.shape[0]:
+        raise ValueError(f"value must have as many tokens as key, {key.shape[0]}, got {value.shape[0]}")
+    num_heads, heads, heads_v = query.shape[1], key.shape[1], value.shape[1]
+    if enable_gqa:
+        if heads != num_heads and (heads == 0 or num_heads % heads != 0):
+            raise ValueError(f"key: num_heads_k must divide query's num_heads {num_heads}, got {heads}")
+    elif heads != num_heads:
+        raise ValueError(f"key must have query's num_heads {num_heads}, or enable_gqa=True, got {heads}")
+    if heads_v != heads:
+        raise ValueError(f"value must have key's num_heads {heads}, got {heads_v}")
+    scale = check_scale(scale, query.shape[-1])
+    dropout_p = check_probability("dropout_p", dropout_p)
+    check_causal_align(causal_align)
+    window_size = check_window(window_size)
+    softcap = check_softcap(softcap)
+    for suffix, cu_seqlens, max_seqlen, packed in (
+        ("_q", cu_seqlens_q, max_seqlen_q, query),
+        ("_k", cu_seqlens_k, max_seqlen_k, key),
+    ):
+        check_max_seqlen(f"max_seqlen{suffix}", max_seqlen)
+        check_cu_seqlens(f"cu_seqlens{suffix}", cu_seqlens, packed.shape[0], max_seqlen, suffix, query)
+    if cu_seqlens_k.shape != cu_seqlens_q.shape:
+        raise ValueError(
+            f"cu_seqlens_k must have cu_seqlens_q's shape {tuple(cu_seqlens_q.shape)}, got {tuple(cu_seqlens_k.shape)}"
+        )
+    if sink is not None:
+        check_sink(sink, num_heads, query)
+    if dropout_seed is not None:
+        check_seed(dropout_seed, query)
+    query, [(_, source)] = autocast(query, [(0, Source(key, value))])
+    return VarlenProblem(
+        query=query,
+        key=source.key,
+        value=source.value,
+        cu_seqlens_q=cu_seqlens_q,
+        cu_seqlens_k=cu_seqlens_k,
+        max_seqlen_q=max_seqlen_q,
+        max_seqlen_k=max_seqlen_k,
+        scale=scale,
+        is_causal=bool(is_causal),
+        causal_align=causal_align,
+        window_size=window_size,
+        softcap=softcap,
+        sink=sink,
         dropout_p=dropout_p,
         dropout_seed=dropout_seed,
     )

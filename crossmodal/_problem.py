@@ -66,6 +66,38 @@ class FusionProblem(NamedTuple):
         return result.reshape(*self.lead_shape[:-1], *result.shape[1:])
 
 
+class VarlenProblem(NamedTuple):
+    """``attention_varlen`` in canonical form: sequence b has the rows ``cu_seqlens[b]`` to ``cu_seqlens[b + 1]``.
+
+    Where nobody could read the offsets they may be anything: whoever uses them clamps the start of a sequence to
+    [0, total] and to no less than the start before it, its length to [0, max_seqlen].
+    """
+
+    query: Tensor  # (total_q, num_heads, head_dim)
+    key: Tensor  # (total_k, num_heads_k, head_dim)
+    value: Tensor  # (total_k, num_heads_k, head_dim_v)
+    cu_seqlens_q: Tensor  # (batch + 1,) int32
+    cu_seqlens_k: Tensor  # (batch + 1,) int32
+    max_seqlen_q: int
+    max_seqlen_k: int
+    scale: float
+    is_causal: bool = False
+    causal_align: str = "upper_left"
+    window_size: tuple[int, int] = (-1, -1)
+    softcap: float = 0.0
+    sink: Tensor | None = None  # (num_heads,)
+    dropout_p: float = 0.0
+    dropout_seed: Tensor | None = None  # one int64
+
+    @property
+    def batch(self) -> int:
+        return self.cu_seqlens_q.shape[0] - 1
+
+    @property
+    def num_heads(self) -> int:
+        return self.query.shape[1]
+
+
 class WeightedSumProblem(NamedTuple):
     """``weighted_sum`` in canonical form."""
 

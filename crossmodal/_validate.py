@@ -38,6 +38,47 @@ def check_lengths(name: str, lengths: Tensor, batch: int, limit: int, like: Tens
         raise ValueError(f"{name} must lie in [0, {limit}], got {int(lengths[index])} at batch index {index}")
 
 
+def check_cu_seqlens(name: str, cu_seqlens: Tensor, total: int, max_seqlen: int, suffix: str, like: Tensor) -> None:
+    """Shape, dtype and device always; values on eager CPU tensors only (elsewhere the kernels clamp)."""
+    check_tensor(name, cu_seqlens)
+    if cu_seqlens.dtype != torch.int32:
+        raise TypeError(f"{name} must be int32, got {cu_seqlens.dtype}")
+    if cu_seqlens.dim() != 1 or cu_seqlens.shape[0] == 0:
+        raise ValueError(f"{name} must have shape (batch + 1,), got {tuple(cu_seqlens.shape)}")
+    check_device(name, cu_seqlens, like)
+    if not values_are_readable(cu_seqlens):
+        return
+    first, last = int(cu_seqlens[0]), int(cu_seqlens[-1])
+    if first != 0:
+        raise ValueError(f"{name} must start at 0, got {first} at index 0")
+    lengths = cu_seqlens.diff()
+    if lengths.shape[0] > 0:
+        shortest, longest = torch.aminmax(lengths)
+        if shortest < 0:
+            at = int((lengths < 0).nonzero()[0]) + 1
+            raise ValueError(
+                f"{name} must not descend, got {int(cu_seqlens[at])} after {int(cu_seqlens[at - 1])} at index {at}"
+            )
+        if longest > max_seqlen:
+            at = int((lengths > max_seqlen).nonzero()[0])
+            raise ValueError(
+                f"{name}: no sequence may be longer than max_seqlen{suffix} = {max_seqlen}, "
+                f"got {int(lengths[at])} at batch index {at}"
+            )
+    if last > total:
+        at = int((cu_seqlens > total).nonzero()[0])
+        raise ValueError(
+            f"{name} must lie in [0, total{suffix}] = [0, {total}], got {int(cu_seqlens[at])} at index {at}"
+        )
+
+
+def check_max_seqlen(name: str, value: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | torch.SymInt):
+        raise TypeError(f"{name} must be an int, got {type(value).__name__}")
+    if value < 0:
+        raise ValueError(f"{name} must be at least 0, got {value}")
+
+
 def values_are_readable(tensor: Tensor) -> bool:
     """Whether a Python branch on the values is free: an eager CPU tensor, no tracing, no vmap."""
     if torch.compiler.is_compiling() or tensor.device.type != "cpu":
@@ -51,6 +92,22 @@ def check_query(query: Tensor) -> None:
     check_rank("query", query)
 
 
+def check_beside_query(name: str, tensor: Any, query: Tensor) -> None:
+    check_tensor(name, tensor)
+    check_float(name, tensor)
+    check_rank(name, tensor)
+    check_device(name, tensor, query)
+    check_same_dtype(name, tensor, query, "query")
+
+
+def check_packed(name: str, tensor: Tensor) -> None:
+    if tensor.dim() != 3:
+        raise ValueError(
+            f"{name} must be packed, (total, num_heads, head_dim), got {tensor.dim()} dimensions "
+            f"(shape {tuple(tensor.shape)})"
+        )
+
+
 def check_is_source(prefix: str, source: Any) -> None:
     if not isinstance(source, Source):
         raise TypeError(f"{prefix.rstrip('.')} must be a crossmodal.Source or None, got {type(source).__name__}")
@@ -59,12 +116,7 @@ def check_is_source(prefix: str, source: Any) -> None:
 def check_source(query: Tensor, source: Any, prefix: str) -> None:
     check_is_source(prefix, source)
     for field, tensor in (("key", source.key), ("value", source.value)):
-        name = prefix + field
-        check_tensor(name, tensor)
-        check_float(name, tensor)
-        check_rank(name, tensor)
-        check_device(name, tensor, query)
-        check_same_dtype(name, tensor, query, "query")
+        check_beside_query(prefix + field, tensor, query)
     if source.key.shape[-1] != query.shape[-1]:
         raise ValueError(
             f"{prefix}key must have query's head_dim {query.shape[-1]}, got {source.key.shape[-1]} "
@@ -146,6 +198,19 @@ def check_probability(name: str, value: float) -> float:
 def check_number(name: str, value: Any, wanted: str) -> None:
     if not isinstance(value, int | float):
         raise TypeError(f"{name} must be {wanted}, got {type(value).__name__}")
+
+
+def check_causal_align(causal_align: str) -> None:
+    if causal_align not in CAUSAL_ALIGNMENTS:
+        raise ValueError(f"causal_align must be one of {', '.join(CAUSAL_ALIGNMENTS)}, got {causal_align!r}")
+
+
+def check_sink(sink: Tensor, num_heads: int, like: Tensor) -> None:
+    check_tensor("sink", sink)
+    if tuple(sink.shape) != (num_heads,):
+        raise ValueError(f"sink must have shape (num_heads,) = ({num_heads},), got {tuple(sink.shape)}")
+    check_float("sink", sink)
+    check_device("sink", sink, like)
 
 
 def check_window(window_size: tuple[int, int]) -> tuple[int, int]:

@@ -20,6 +20,14 @@ def fuse(q, k, v):
     return result.out.sum() + result.lse.sum() + result.mass[..., 0].square().sum()
 
 
+def varlen(q, k, v):
+    """The samples laid one after the other, as sequences of 2 and 7 queries, 3 and 9 keys."""
+    q, k, v = (t.transpose(1, 2).flatten(0, 1) for t in (q, k, v))
+    ends = (torch.tensor([0, n, m], dtype=torch.int32) for n, m in ((2, 9), (3, 12)))
+    out, lse = crossmodal.attention_varlen(q, k, v, *ends, 7, 9, is_causal=True, return_lse=True)
+    return out.sum() + lse[:, :9].square().sum()
+
+
 FUNCTIONS = {
     "attention": lambda q, k, v: crossmodal.attention(q, k, v, key_lengths=LENGTHS),
     "attention with a mask": lambda q, k, v: crossmodal.attention(q, k, v, (q @ k.transpose(2, 3)).tanh()),
@@ -27,6 +35,10 @@ FUNCTIONS = {
     "one tensor in three slots": lambda q, k, v: crossmodal.attention(q, q, q),
     "a source that is its own value": lambda q, k, v: crossmodal.fuse(q, [Source(k, k), Source(k, k)]).out,
     "fuse": fuse,
+    "attention_varlen": varlen,
+    "packed tensor in three slots": lambda q, k, v: crossmodal.attention_varlen(
+        q[0], q[0], q[0], *[torch.tensor([0, 1, 3], dtype=torch.int32)] * 2, 2, 2
+    ),
     "weighted_sum": lambda q, k, v: crossmodal.weighted_sum((q @ k.transpose(2, 3)).softmax(-1), v, lengths=LENGTHS),
     "softmax_weighted_sum": lambda q, k, v: crossmodal.softmax_weighted_sum(q @ k.transpose(2, 3), v, lengths=LENGTHS),
     "softmax_weighted_sum of one tensor": lambda q, k, v: crossmodal.softmax_weighted_sum(q[..., :5], q[..., :5]),
@@ -85,6 +97,12 @@ DYNAMIC = {
     "attention": lambda q, k, v: crossmodal.attention(q, k, v),
     "scale from a shape": lambda q, k, v: crossmodal.attention(q, k, v, scale=q.shape[-1] ** -0.5),
     "fuse": lambda q, k, v: crossmodal.fuse(q, [Source(k, v, mask=k[:, :1, None, :, 0] > 0), Source(k, v)]).out,
+    "attention_varlen": lambda q, k, v: crossmodal.attention_varlen(
+        *(t.transpose(1, 2).flatten(0, 1) for t in (q, k, v)),
+        *(torch.tensor([0, 1, 3], dtype=torch.int32),) * 2,
+        q.shape[2],
+        k.shape[2],
+    ),
     "weighted_sum": lambda q, k, v: crossmodal.weighted_sum(q @ k.transpose(2, 3), v),
     "softmax_weighted_sum": lambda q, k, v: crossmodal.softmax_weighted_sum(q @ k.transpose(2, 3), v),
     "associate": lambda q, k, v: crossmodal.associate(q, k, reduce="heads"),

@@ -11,6 +11,7 @@ from crossmodal import Source
 PUBLIC = [
     crossmodal.attention,
     crossmodal.fuse,
+    crossmodal.attention_varlen,
     crossmodal.weighted_sum,
     crossmodal.softmax_weighted_sum,
     crossmodal.associate,

@@ -403,6 +403,146 @@ BAD_CALLS = {
 }
 
 
+PACKED_Q, PACKED_K, PACKED_V = torch.zeros(10, 4, 8), torch.zeros(14, 4, 8), torch.zeros(14, 4, 6)
+ENDS_Q, ENDS_K = torch.tensor([0, 4, 10], dtype=torch.int32), torch.tensor([0, 7, 14], dtype=torch.int32)
+
+
+def varlen(m, q=PACKED_Q, k=PACKED_K, v=PACKED_V, ends_q=ENDS_Q, ends_k=ENDS_K, max_q=6, max_k=7, **options):
+    if isinstance(ends_q, list):
+        ends_q = torch.tensor(ends_q, dtype=torch.int32)
+    return m.attention_varlen(q, k, v, ends_q, ends_k, max_q, max_k, **options)
+
+
+BAD_VARLEN_CALLS = {
+    "query is no tensor": (lambda m: varlen(m, q=[[1.0]]), TypeError, "query must be a torch.Tensor, got list"),
+    "padded query": (
+        lambda m: varlen(m, q=Q),
+        ValueError,
+        "query must be packed, (total, num_heads, head_dim), got 4 dimensions (shape (2, 4, 5, 8))",
+    ),
+    "padded value": (
+        lambda m: varlen(m, v=PACKED_V[None]),
+        ValueError,
+        "value must be packed, (total, num_heads, head_dim), got 4 dimensions (shape (1, 14, 4, 6))",
+    ),
+    "head_dim": (
+        lambda m: varlen(m, k=PACKED_K[..., :5]),
+        ValueError,
+        "key must have query's head_dim 8, got 5 (shape (14, 4, 5))",
+    ),
+    "dtype": (
+        lambda m: varlen(m, k=PACKED_K.double()),
+        TypeError,
+        "key must have query's dtype torch.float32, got torch.float64",
+    ),
+    "heads": (
+        lambda m: varlen(m, k=PACKED_K[:, :2], v=PACKED_V[:, :2]),
+        ValueError,
+        "key must have query's num_heads 4, or enable_gqa=True, got 2",
+    ),
+    "heads that do not divide": (
+        lambda m: varlen(m, k=PACKED_K[:, :3], v=PACKED_V[:, :3], enable_gqa=True),
+        ValueError,
+        "key: num_heads_k must divide query's num_heads 4, got 3",
+    ),
+    "heads of values": (
+        lambda m: varlen(m, k=PACKED_K[:, :2], enable_gqa=True),
+        ValueError,
+        "value must have key's num_heads 2, got 4",
+    ),
+    "tokens": (
+        lambda m: varlen(m, v=PACKED_V[:13]),
+        ValueError,
+        "value must have as many tokens as key, 14, got 13",
+    ),
+    "offsets are no tensor": (
+        lambda m: m.attention_varlen(PACKED_Q, PACKED_K, PACKED_V, (0, 4, 10), ENDS_K, 6, 7),
+        TypeError,
+        "cu_seqlens_q must be a torch.Tensor, got tuple",
+    ),
+    "offsets of int64": (
+        lambda m: varlen(m, ends_k=ENDS_K.long()),
+        TypeError,
+        "cu_seqlens_k must be int32, got torch.int64",
+    ),
+    "offsets of two dimensions": (
+        lambda m: varlen(m, ends_q=ENDS_Q[None]),
+        ValueError,
+        "cu_seqlens_q must have shape (batch + 1,), got (1, 3)",
+    ),
+    "no offsets": (
+        lambda m: varlen(m, ends_q=ENDS_Q[:0]),
+        ValueError,
+        "cu_seqlens_q must have shape (batch + 1,), got (0,)",
+    ),
+    "offsets of another batch": (
+        lambda m: varlen(m, ends_k=ENDS_K[:2]),
+        ValueError,
+        "cu_seqlens_k must have cu_seqlens_q's shape (3,), got (2,)",
+    ),
+    "offsets device": (
+        lambda m: varlen(m, ends_q=ENDS_Q.to("meta")),
+        ValueError,
+        "cu_seqlens_q must be on query's device cpu, got meta",
+    ),
+    "late start": (
+        lambda m: varlen(m, ends_q=[1, 4, 10]),
+        ValueError,
+        "cu_seqlens_q must start at 0, got 1 at index 0",
+    ),
+    "descending": (
+        lambda m: varlen(m, ends_q=[0, 4, 3]),
+        ValueError,
+        "cu_seqlens_q must not descend, got 3 after 4 at index 2",
+    ),
+    "beyond the rows": (
+        lambda m: varlen(m, ends_q=[0, 5, 11]),
+        ValueError,
+        "cu_seqlens_q must lie in [0, total_q] = [0, 10], got 11 at index 2",
+    ),
+    "longer than max_seqlen": (
+        lambda m: varlen(m, max_q=5),
+        ValueError,
+        "cu_seqlens_q: no sequence may be longer than max_seqlen_q = 5, got 6 at batch index 1",
+    ),
+    "keys longer than max_seqlen": (
+        lambda m: varlen(m, max_k=6),
+        ValueError,
+        "cu_seqlens_k: no sequence may be longer than max_seqlen_k = 6, got 7 at batch index 0",
+    ),
+    "max_seqlen is a tensor": (
+        lambda m: varlen(m, max_q=torch.tensor(6)),
+        TypeError,
+        "max_seqlen_q must be an int, got Tensor",
+    ),
+    "max_seqlen is negative": (lambda m: varlen(m, max_k=-1), ValueError, "max_seqlen_k must be at least 0, got -1"),
+    "dropout_p": (lambda m: varlen(m, dropout_p=2.0), ValueError, "dropout_p must lie in [0, 1], got 2.0"),
+    "scale": (lambda m: varlen(m, scale="auto"), TypeError, "scale must be a float or None, got str"),
+    "causal_align": (
+        lambda m: varlen(m, causal_align="left"),
+        ValueError,
+        "causal_align must be one of upper_left, lower_right, got 'left'",
+    ),
+    "window_size": (
+        lambda m: varlen(m, window_size=3),
+        ValueError,
+        "window_size must be two ints >= -1 (left, right; -1 = open), got 3",
+    ),
+    "softcap": (lambda m: varlen(m, softcap=-1), ValueError, "softcap must be finite and >= 0 (0 = off), got -1"),
+    "sink": (
+        lambda m: varlen(m, sink=torch.zeros(3)),
+        ValueError,
+        "sink must have shape (num_heads,) = (4,), got (3,)",
+    ),
+    "seed": (
+        lambda m: varlen(m, dropout_p=0.5, dropout_seed=3),
+        TypeError,
+        "dropout_seed must be a torch.Tensor, got int",
+    ),
+}
+BAD_CALLS |= {f"attention_varlen: {name}": call for name, call in BAD_VARLEN_CALLS.items()}
+
+
 def under_autocast(call):
     with torch.autocast("cpu", torch.bfloat16):
         return call()
