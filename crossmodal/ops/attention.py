@@ -3,7 +3,9 @@
 from torch import Tensor
 
 from crossmodal._arguments import attention_problem
+from crossmodal._nested import nested_attention
 from crossmodal.ops._fusion import run_fusion
+from crossmodal.ops.varlen import attention_varlen
 
 
 def attention(
@@ -32,6 +34,10 @@ def attention(
 
     (Vaswani et al., 2017, eq. 1). The weights are never written to memory. A query that may attend to nothing gives 0
     with gradient 0, and keys hidden by ``key_lengths`` or a key mask may hold NaN.
+
+    Query, key and value may be jagged nested tensors, all three: ``(batch, num_heads, j, head_dim)``, which is
+    ``(batch, j, num_heads, head_dim).transpose(1, 2)``, or ``(batch, j, head_dim)``. They go to
+    :func:`attention_varlen`; output and lse are nested as well and keep query's offsets. Masks and lengths are refused.
 
     Args:
         query: ``(batch, num_heads, seqlen_q, head_dim)``, float32, bfloat16, float16 or float64. 2-D to 5-D; leading
@@ -68,6 +74,27 @@ def attention(
         >>> out.shape
         torch.Size([2, 8, 77, 64])
     """
+    # The least that a call can pay for a rare case; whatever is no tensor is for `attention_problem` to name.
+    if getattr(query, "is_nested", False) or getattr(key, "is_nested", False) or getattr(value, "is_nested", False):
+        return nested_attention(
+            attention_varlen,
+            query,
+            key,
+            value,
+            attn_mask,
+            key_lengths,
+            query_lengths,
+            dropout_p=dropout_p,
+            is_causal=is_causal,
+            scale=scale,
+            enable_gqa=enable_gqa,
+            causal_align=causal_align,
+            window_size=window_size,
+            softcap=softcap,
+            sink=sink,
+            return_lse=return_lse,
+            dropout_seed=dropout_seed,
+        )
     problem = attention_problem(
         query,
         key,

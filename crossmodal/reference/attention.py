@@ -3,7 +3,9 @@
 from torch import Tensor
 
 from crossmodal._arguments import attention_problem
+from crossmodal._nested import nested_attention
 from crossmodal.reference.fuse import run_reference
+from crossmodal.reference.varlen import attention_varlen
 
 
 def attention(
@@ -26,6 +28,27 @@ def attention(
     dropout_seed: Tensor | None = None,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """See :func:`crossmodal.attention`; memory grows with seqlen_q x seqlen_k."""
+    # The least that a call can pay for a rare case; whatever is no tensor is for `attention_problem` to name.
+    if getattr(query, "is_nested", False) or getattr(key, "is_nested", False) or getattr(value, "is_nested", False):
+        return nested_attention(
+            attention_varlen,
+            query,
+            key,
+            value,
+            attn_mask,
+            key_lengths,
+            query_lengths,
+            dropout_p=dropout_p,
+            is_causal=is_causal,
+            scale=scale,
+            enable_gqa=enable_gqa,
+            causal_align=causal_align,
+            window_size=window_size,
+            softcap=softcap,
+            sink=sink,
+            return_lse=return_lse,
+            dropout_seed=dropout_seed,
+        )
     problem = attention_problem(
         query,
         key,
