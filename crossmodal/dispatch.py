@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from crossmodal._problem import FusionProblem
+from crossmodal._problem import FusionProblem, VarlenProblem
 
 logger = logging.getLogger("crossmodal")
 
@@ -52,6 +52,11 @@ def fusion_refusals(problem: FusionProblem) -> list[str]:
         # Its mask depends on a sample's place in the batch, which vmap's folding would change.
         reasons.append("dropout under torch.func transforms runs through plain torch")
     return reasons
+
+
+def varlen_refusals(problem: VarlenProblem) -> list[str]:
+    """The same for packed sequences."""
+    return tensor_refusals([problem.query])
 
 
 def tensor_refusals(tensors: Sequence[Tensor]) -> list[str]:

@@ -1,9 +1,15 @@
 """The weighted sum whose weights are the softmax of given scores."""
 
+from typing import Any
+
+import torch
 from torch import Tensor
 
+from crossmodal import _library  # noqa: F401  registers torch.ops.crossmodal
 from crossmodal._arguments import softmax_weighted_sum_problem
-from crossmodal.dispatch import fall_back
+from crossmodal._problem import SoftmaxWeightedSumProblem
+from crossmodal.dispatch import fall_back, needs_gradient, tensor_refusals
+from crossmodal.ops._fusion import accumulator, differentiates_again, distinct, gradients_of_reference, only_needed
 from crossmodal.reference.softmax_weighted_sum import run_reference
 
 
@@ -47,5 +53,66 @@ def softmax_weighted_sum(
         tensor([[6.]])
     """
     problem = softmax_weighted_sum_problem(scores, values, lengths, mask, scale)
-    fall_back("softmax_weighted_sum", ["softmax_weighted_sum has no kernel yet"])
-    return run_reference(problem)
+    reasons = tensor_refusals([problem.scores])
+    if reasons:
+        fall_back("softmax_weighted_sum", reasons)
+        return run_reference(problem)
+    operands, mask = [problem.scores, problem.values], problem.mask
+    if mask is not None:
+        mask = mask.expand(problem.scores.shape)
+    if needs_gradient(operands):
+        out, _ = SoftmaxWeightedSumFunction.apply(problem.scale, problem.lengths, mask, *distinct(operands))
+    else:
+        out, _ = torch.ops.crossmodal.softmax_weighted_sum_fwd.default(
+            *operands, problem.lengths, mask, problem.scale, False
+        )
+    return problem.unfold(out)
+
+
+class SoftmaxWeightedSumFunction(torch.autograd.Function):
+    """Compiled forward and backward; a second derivative goes through the formulas of the reference."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(
+        scale: float, lengths: Tensor | None, mask: Tensor | None, scores: Tensor, values: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        return torch.ops.crossmodal.softmax_weighted_sum_fwd.default(scores, values, lengths, mask, scale, True)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+        ctx.scale = inputs[0]
+        ctx.save_for_backward(*inputs[1:], *output)
+        ctx.mark_non_differentiable(output[1])
+
+    @staticmethod
+    def backward(ctx: Any, dout: Tensor, _: Any) -> tuple[Tensor | None, ...]:
+        lengths, mask, scores, values, out, statistics = ctx.saved_tensors
+        needs = ctx.needs_input_grad[3:]
+        if differentiates_again():
+
+            def formulas(scores: Tensor, values: Tensor) -> tuple[Tensor]:
+                lead = tuple(scores.shape[:2])
+                return (run_reference(SoftmaxWeightedSumProblem(scores, values, lengths, mask, lead, ctx.scale)),)
+
+            return (None, None, None, *gradients_of_reference(formulas, (scores, values), needs, [dout]))
+        gradients = torch.ops.crossmodal.softmax_weighted_sum_bwd.default(
+            dout, scores, values, lengths, mask, out, statistics, ctx.scale, *needs
+        )
+        return (None, None, None, *only_needed(gradients, needs))
+
+
+@torch.library.register_fake("crossmodal::softmax_weighted_sum_fwd")
+def _softmax_weighted_sum_fwd_fake(scores, values, lengths, mask, scale, for_backward):  # type: ignore[no-untyped-def]
+    batch, num_heads, seqlen_q = scores.shape[:3]
+    statistics = (2 if for_backward else 0, batch * num_heads * seqlen_q)
+    return (
+        values.new_empty((batch, num_heads, seqlen_q, values.shape[3])),
+        values.new_empty(statistics, dtype=accumulator(values.dtype)),
+    )
+
+
+@torch.library.register_fake("crossmodal::softmax_weighted_sum_bwd")
+def _softmax_weighted_sum_bwd_fake(dout, scores, values, lengths, mask, out, statistics, scale, *wants):  # type: ignore[no-untyped-def]
+    return scores.new_empty(scores.shape if wants[0] else (0,)), values.new_empty(values.shape if wants[1] else (0,))

@@ -1,9 +1,25 @@
 """Attention over packed sequences of different lengths."""
 
+from typing import Any, NamedTuple
+
+import torch
 from torch import Tensor
 
+from crossmodal import _library  # noqa: F401  registers torch.ops.crossmodal
 from crossmodal._arguments import varlen_problem
-from crossmodal.dispatch import fall_back
+from crossmodal._problem import VarlenProblem
+from crossmodal.dispatch import fall_back, needs_gradient, varlen_refusals
+from crossmodal.ops._fusion import (
+    ScoreOptions,
+    accumulator,
+    differentiates_again,
+    distinct,
+    gradients_of_reference,
+    kernel_sink,
+    only_needed,
+    score_options,
+)
+from crossmodal.reference.fuse import draw_seed
 from crossmodal.reference.varlen import run_reference
 
 
@@ -83,6 +99,167 @@ def attention_varlen(
         sink,
         dropout_seed,
     )
-    fall_back("attention_varlen", ["packed sequences have no kernel yet"])
-    out, lse = run_reference(problem)
+    out, lse = run_varlen(problem)
     return (out, lse) if return_lse else out
+
+
+def run_varlen(problem: VarlenProblem) -> tuple[Tensor, Tensor]:
+    """Runs the kernel that fits, or the reference where none does; out and lse."""
+    reasons = varlen_refusals(problem)
+    if reasons:
+        fall_back("attention_varlen", reasons)
+        return run_reference(problem)
+    x = describe(problem)
+    layout = VarlenLayout(
+        x.sink is not None, x.seed is not None, problem.max_seqlen_q, problem.max_seqlen_k, score_options(problem)
+    )
+    if needs_gradient(x.differentiable):
+        out, lse, _ = VarlenFunction.apply(layout, *distinct([*x.differentiable, *x.constant]))
+    else:
+        out, lse, _ = call_forward(layout, x, for_backward=False)
+    return out, lse
+
+
+class VarlenLayout(NamedTuple):
+    """Everything in an operator call that is not a tensor, and which of the optional tensors are there."""
+
+    has_sink: bool
+    has_seed: bool
+    max_seqlen_q: int
+    max_seqlen_k: int
+    options: ScoreOptions
+
+
+class VarlenOperands(NamedTuple):
+    """The tensors of an operator call, as its schema groups them."""
+
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    sink: Tensor | None  # (1, num_heads)
+    cu_seqlens_q: Tensor
+    cu_seqlens_k: Tensor
+    seed: Tensor | None
+
+    @property
+    def differentiable(self) -> list[Tensor]:
+        return [self.query, self.key, self.value, *([] if self.sink is None else [self.sink])]
+
+    @property
+    def constant(self) -> list[Tensor]:
+        return [self.cu_seqlens_q, self.cu_seqlens_k, *([] if self.seed is None else [self.seed])]
+
+
+def describe(problem: VarlenProblem) -> VarlenOperands:
+    seed = problem.dropout_seed
+    if problem.dropout_p == 0.0:
+        seed = None
+    elif seed is None:
+        seed = draw_seed(problem.query.device)
+    sink = kernel_sink(problem.sink, problem.query.dtype)
+    return VarlenOperands(
+        problem.query, problem.key, problem.value, sink, problem.cu_seqlens_q, problem.cu_seqlens_k, seed
+    )
+
+
+def call_forward(layout: VarlenLayout, x: VarlenOperands, *, for_backward: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """out, lse and the row statistics that the backward operator rebuilds the weights from."""
+    return torch.ops.crossmodal.attention_varlen_fwd.default(*_arguments(layout, x), *layout.options, for_backward)
+
+
+def _arguments(layout: VarlenLayout, x: VarlenOperands) -> tuple[Any, ...]:
+    ends = (x.cu_seqlens_q, x.cu_seqlens_k, layout.max_seqlen_q, layout.max_seqlen_k)
+    return (x.query, x.key, x.value, *ends, x.sink, x.seed)
+
+
+def _operands(layout: VarlenLayout, tensors: tuple[Tensor, ...] | list[Tensor]) -> VarlenOperands:
+    """The inverse of `VarlenOperands.differentiable` followed by `VarlenOperands.constant`."""
+    query, key, value, *rest = tensors
+    sink = rest.pop(0) if layout.has_sink else None
+    seed = rest.pop() if layout.has_seed else None
+    return VarlenOperands(query, key, value, sink, *rest, seed)
+
+
+class VarlenFunction(torch.autograd.Function):
+    """Compiled forward and backward; a second derivative goes through the formulas of the reference."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(layout: VarlenLayout, *tensors: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return call_forward(layout, _operands(layout, tensors), for_backward=True)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        layout, *tensors = inputs
+        out, _, statistics = output
+        ctx.layout = layout
+        ctx.save_for_backward(*tensors, out, statistics)
+        ctx.mark_non_differentiable(statistics)
+        ctx.set_materialize_grads(False)
+
+    @staticmethod
+    def backward(ctx: Any, dout: Tensor | None, dlse: Tensor | None, _: Any) -> tuple[Tensor | None, ...]:
+        layout = ctx.layout
+        *tensors, out, statistics = ctx.saved_tensors
+        x = _operands(layout, tensors)
+        needs = ctx.needs_input_grad[1 : 1 + len(x.differentiable)]
+        rest = (None,) * len(x.constant)
+        if dout is None and dlse is None:
+            return (None, *(None,) * len(tensors))
+        if differentiates_again():
+
+            def outputs(*leaves: Tensor) -> tuple[Tensor, Tensor]:
+                return run_reference(_problem(layout, _operands(layout, [*leaves, *x.constant])))
+
+            return (None, *gradients_of_reference(outputs, x.differentiable, needs, [dout, dlse]), *rest)
+        gradients = torch.ops.crossmodal.attention_varlen_bwd.default(
+            torch.zeros_like(out) if dout is None else dout,
+            dlse,
+            *_arguments(layout, x),
+            out,
+            statistics,
+            *layout.options,
+            [int(needed) for needed in needs],
+        )
+        return (None, *only_needed(gradients, needs), *rest)
+
+
+def _problem(layout: VarlenLayout, x: VarlenOperands) -> VarlenProblem:
+    """The problem that an operator call evaluates."""
+    options = layout.options
+    return VarlenProblem(
+        x.query,
+        x.key,
+        x.value,
+        x.cu_seqlens_q,
+        x.cu_seqlens_k,
+        layout.max_seqlen_q,
+        layout.max_seqlen_k,
+        scale=options.scale,
+        causal_align="lower_right" if options.lower_right else "upper_left",
+        window_size=options.window,
+        softcap=options.softcap,
+        sink=None if x.sink is None else x.sink[0],
+        dropout_p=options.dropout_p,
+        dropout_seed=x.seed,
+    )
+
+
+@torch.library.register_fake("crossmodal::attention_varlen_fwd")
+def _attention_varlen_fwd_fake(query, key, value, *rest):  # type: ignore[no-untyped-def]
+    for_backward = rest[-1]
+    total, num_heads = query.shape[:2]
+    accumulate = accumulator(query.dtype)
+    return (
+        query.new_empty((total, num_heads, value.shape[2])),
+        query.new_empty((num_heads, total), dtype=accumulate),
+        query.new_empty((2 if for_backward else 0, num_heads * total), dtype=accumulate),
+    )
+
+
+@torch.library.register_fake("crossmodal::attention_varlen_bwd")
+def _attention_varlen_bwd_fake(dout, dlse, query, key, value, *rest):  # type: ignore[no-untyped-def]
+    sink, wanted = rest[4], rest[-1]
+    inputs = [query, key, value, *([] if sink is None else [sink])]
+    return [t.new_empty(t.shape if w else (0,)) for w, t in zip(wanted, inputs, strict=True)]

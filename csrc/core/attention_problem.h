@@ -60,6 +60,8 @@ struct AttentionProblem {
   int num_sources;
   int64_t batch, num_heads, seqlen_q, head_dim, head_dim_v;
   int64_t total_keys;  // sum of seqlen_k
+  // A key that dense terms hide from every query of (b, h) is not read either; costs a look at the terms.
+  bool skips_unseen_keys;
   // Rows at or beyond a sample's length see nothing: [batch], clamped to [0, seqlen_q], or null.
   const void* query_lengths;
   bool query_lengths_are_int64;  // else int32

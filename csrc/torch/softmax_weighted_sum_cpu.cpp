@@ -56,6 +56,7 @@ std::tuple<Tensor, Tensor> softmax_weighted_sum_fwd_cpu(const Tensor& scores, co
   BoundAttention bound(x.arguments());
   bound.term(0).factor = scale;
   AttentionProblem& p = bound.problem;
+  p.skips_unseen_keys = true;
   const Tensor out = torch::stable::new_empty(
       values, {p.batch, p.num_heads, p.seqlen_q, p.head_dim_v});
   p.out = out.mutable_data_ptr();
@@ -75,6 +76,7 @@ std::tuple<Tensor, Tensor> softmax_weighted_sum_bwd_cpu(
   BoundAttention bound(x.arguments());
   bound.term(0).factor = scale;
   AttentionProblem& p = bound.problem;
+  p.skips_unseen_keys = true;
   const int64_t rows = p.batch * p.num_heads * p.seqlen_q;
   bind_statistics(statistics, rows, &p);
   const Tensor dout = with_unit_last_stride(dout_in);

@@ -1,17 +1,59 @@
 """`attention_varlen`: packed sequences give what each of them gives alone."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
+from torch import Tensor
 
 import crossmodal
-from tests.accuracy import check_varlen
+from tests.accuracy import check
 from tests.problems import Varlen
 
 NAN, INF = float("nan"), float("inf")
-MIXED = Varlen(((17, 33), (1, 5), (40, 1), (0, 9), (6, 0), (64, 70)), spare=(3, 2), head_dim=20, head_dim_v=12)
-SMALL = Varlen(((3, 5), (0, 2), (1, 0), (4, 3)), spare=(1, 1), heads=4, heads_k=4)
+
+
+@dataclass(frozen=True)
+class Packed:
+    """(query rows, keys) of each sequence, and rows behind the last one."""
+
+    lengths: tuple[tuple[int, int], ...]
+    spare: tuple[int, int] = (0, 0)
+    dtype: torch.dtype = torch.float32
+    heads: int = 2
+    heads_k: int = 2
+    head_dim: int = 8
+    head_dim_v: int = 8
+
+    @property
+    def cu_seqlens(self) -> tuple[Tensor, Tensor]:
+        ends = torch.tensor([(0, 0), *self.lengths], dtype=torch.int32).cumsum(0, dtype=torch.int32)
+        return ends[:, 0].contiguous(), ends[:, 1].contiguous()
+
+    @property
+    def max_seqlens(self) -> tuple[int, int]:
+        return max((q for q, _ in self.lengths), default=0), max((k for _, k in self.lengths), default=0)
+
+    def build(self) -> tuple[Tensor, Tensor, Tensor]:
+        """query, key and value."""
+        return tuple(getattr(self.problem().build(), name).detach() for name in ("query", "key", "value"))
+
+    def problem(self, **options) -> Varlen:
+        return Varlen(
+            tuple(q for q, _ in self.lengths),
+            tuple(k for _, k in self.lengths),
+            *self.spare,
+            dtype=self.dtype,
+            heads=self.heads,
+            heads_k=self.heads_k,
+            head_dim=self.head_dim,
+            head_dim_v=self.head_dim_v,
+            **{"asked": frozenset({"out", "lse"}), **options},
+        )
+
+
+MIXED = Packed(((17, 33), (1, 5), (40, 1), (0, 9), (6, 0), (64, 70)), spare=(3, 2), head_dim=20, head_dim_v=12)
+SMALL = Packed(((3, 5), (0, 2), (1, 0), (4, 3)), spare=(1, 1), heads=4, heads_k=4)
 SEED = torch.tensor([7])
 
 SEQUENCES = {
@@ -39,11 +81,11 @@ OPTIONS = {
 }
 
 
-def call(problem: Varlen, *tensors: torch.Tensor, **options):
+def call(problem: Packed, *tensors: torch.Tensor, **options):
     return crossmodal.attention_varlen(*tensors, *problem.cu_seqlens, *problem.max_seqlens, **options)
 
 
-def one_by_one(problem: Varlen, q, k, v, **options):
+def one_by_one(problem: Packed, q, k, v, **options):
     """`attention` on each sequence alone, packed again."""
     ends_q, ends_k = (ends.tolist() for ends in problem.cu_seqlens)
     out = q.new_zeros(*q.shape[:2], v.shape[2])
@@ -59,26 +101,26 @@ def one_by_one(problem: Varlen, q, k, v, **options):
 
 @pytest.mark.parametrize("name", SEQUENCES)
 def test_sequences_are_as_accurate_as_torch(isa, dtype, name):
-    check_varlen(replace(MIXED, lengths=SEQUENCES[name], dtype=dtype))
+    check(replace(MIXED, lengths=SEQUENCES[name], dtype=dtype).problem())
 
 
 @pytest.mark.parametrize("asked", ["out", "lse"])
 def test_gradient_may_come_through_one_output(isa, dtype, asked):
-    check_varlen(replace(MIXED, dtype=dtype, asked=frozenset({asked})))
+    check(replace(MIXED, dtype=dtype).problem(asked=frozenset({asked})))
 
 
 def test_causal_sequences_are_as_accurate_as_torch(isa, dtype):
-    check_varlen(replace(MIXED, dtype=dtype, is_causal=True))
+    check(replace(MIXED, dtype=dtype).problem(is_causal=True))
 
 
 @pytest.mark.parametrize("heads_k", [1, 2, 4])
 def test_grouped_query_attention_is_as_accurate_as_torch(isa, dtype, heads_k):
-    check_varlen(replace(MIXED, dtype=dtype, heads=4, heads_k=heads_k))
+    check(replace(MIXED, dtype=dtype, heads=4, heads_k=heads_k).problem())
 
 
 @pytest.mark.parametrize("head_dim", [1, 3, 64, 130])
 def test_head_dim_of_any_size_is_as_accurate_as_torch(isa, head_dim):
-    check_varlen(replace(MIXED, head_dim=head_dim, head_dim_v=head_dim + 1))
+    check(replace(MIXED, head_dim=head_dim, head_dim_v=head_dim + 1).problem())
 
 
 @pytest.mark.parametrize("name", OPTIONS)
@@ -123,7 +165,7 @@ def test_dropout_draws_the_mask_of_the_padded_batch():
 
 
 def test_slices_of_one_packed_projection_are_taken_as_they_are(isa, dtype):
-    problem = Varlen(((5, 5), (30, 30), (1, 1)), heads=3, heads_k=3)
+    problem = Packed(((5, 5), (30, 30), (1, 1)), heads=3, heads_k=3)
     packed = torch.randn(36, 3, 3, 8).to(dtype)
     parts = list(packed.unbind(1))
     wanted = call(problem, *(t.contiguous() for t in parts))
@@ -158,7 +200,7 @@ def test_rows_of_no_sequence_are_zero_and_may_be_nan(isa, dtype):
 
 
 def test_nan_in_one_sequence_stays_there(isa, dtype):
-    problem = Varlen(((9, 9), (20, 20), (4, 4)), dtype=dtype)
+    problem = Packed(((9, 9), (20, 20), (4, 4)), dtype=dtype)
     tensors = problem.build()
     clean = call(problem, *tensors)
     for t in tensors:
@@ -169,7 +211,7 @@ def test_nan_in_one_sequence_stays_there(isa, dtype):
 
 
 def test_query_of_a_sequence_without_keys_is_zero_and_its_dout_ignored(isa, dtype):
-    problem = Varlen(((5, 0), (4, 6)), dtype=dtype)
+    problem = Packed(((5, 0), (4, 6)), dtype=dtype)
     leaves = [t.requires_grad_() for t in problem.build()]
     out, lse = call(problem, *leaves, return_lse=True)
     assert (out[:5] == 0).all() and (lse[:, :5] == -INF).all()
@@ -220,7 +262,7 @@ def test_lse_is_float32_beside_bfloat16_and_float64_beside_float64(dtype):
 
 
 def test_one_tensor_as_query_key_and_value_gets_every_gradient():
-    problem = Varlen(((5, 5), (2, 2)))
+    problem = Packed(((5, 5), (2, 2)))
     x = torch.randn(7, 2, 8, requires_grad=True)
     copies = [x.detach().clone().requires_grad_() for _ in range(3)]
     got = torch.autograd.grad(call(problem, x, x, x).square().sum(), x)[0]

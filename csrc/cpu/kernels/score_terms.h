@@ -45,9 +45,9 @@ inline int64_t term_offset(const ScoreTerm& term, int64_t b, int64_t h, int64_t 
   return b * term.stride[0] + h * term.stride[1] + i * term.stride[2];
 }
 
-// Whether a per-key term hides key j from every query of (b, h).
-inline bool hides_key(const ScoreTerm& term, int64_t b, int64_t h, int64_t j) {
-  const int64_t at = term_offset(term, b, h, 0) + j * term.stride[3];
+// Whether the term hides key j from query i of (b, h).
+inline bool hides_key(const ScoreTerm& term, int64_t b, int64_t h, int64_t i, int64_t j) {
+  const int64_t at = term_offset(term, b, h, i) + j * term.stride[3];
   if (term.type == TermType::kBool) return static_cast<const uint8_t*>(term.data)[at] == 0;
   bool hidden = false;
   with_float_type(term.type, [&](auto* type) {

@@ -23,6 +23,21 @@ struct VisibleKeys {
   Segment* segments;  // [num_sources]
 };
 
+// Whether some query of (b, h) may see key j.
+inline bool is_seen(const AttentionProblem& p, const KeySource& source, int64_t b, int64_t h,
+                    int64_t j) {
+  // What is the same for every query is asked once.
+  const int64_t queries = p.skips_unseen_keys ? p.seqlen_q : 1;
+  for (int64_t i = 0; i < queries; ++i) {
+    bool hidden = false;
+    for (int t = 0; t < source.num_terms; ++t)
+      hidden |= (p.skips_unseen_keys || is_per_key(source.terms[t])) &&
+                hides_key(source.terms[t], b, h, i, j);
+    if (!hidden) return true;
+  }
+  return false;
+}
+
 // `rows` and `segments` have room for total_keys and num_sources entries.
 inline VisibleKeys find_visible_keys(const AttentionProblem& p, int64_t b, int64_t h, int32_t* rows,
                                      Segment* segments) {
@@ -33,14 +48,11 @@ inline VisibleKeys find_visible_keys(const AttentionProblem& p, int64_t b, int64
     const int64_t length = p.seqlen_q > 0 ? key_rows_of(source, b).count : 0;
     const int64_t begin = keys.count;
     bool masked = false;
-    for (int t = 0; t < source.num_terms; ++t) masked |= is_per_key(source.terms[t]);
+    for (int t = 0; t < source.num_terms; ++t)
+      masked |= is_per_key(source.terms[t]) || p.skips_unseen_keys;
     if (masked) {
-      for (int64_t j = 0; j < length; ++j) {
-        bool hidden = false;
-        for (int t = 0; t < source.num_terms; ++t)
-          hidden |= is_per_key(source.terms[t]) && hides_key(source.terms[t], b, h, j);
-        if (!hidden) rows[keys.count++] = static_cast<int32_t>(j);
-      }
+      for (int64_t j = 0; j < length; ++j)
+        if (is_seen(p, source, b, h, j)) rows[keys.count++] = static_cast<int32_t>(j);
     } else {
       for (int64_t j = 0; j < length; ++j) rows[keys.count++] = static_cast<int32_t>(j);
     }

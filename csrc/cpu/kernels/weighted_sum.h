@@ -42,6 +42,7 @@ struct AsAttention {
     problem.seqlen_q = w.seqlen_q;
     problem.total_keys = w.seqlen_k;
     problem.window_left = problem.window_right = -1;
+    problem.skips_unseen_keys = true;
   }
   AsAttention(const AsAttention&) = delete;
 };
@@ -73,26 +74,8 @@ class WeightedSumBase {
     weights_ = arena_.take<Acc>(kForwardBlockM * score_row_);
   }
 
-  // Keys that some query takes: a dense mask may skip a key for every query, and its value may then
-  // hold anything.
   VisibleKeys visible(int64_t b, int64_t h) {
-    VisibleKeys keys = find_visible_keys(as_.problem, b, h, rows_, segment_);
-    if (kinds_.dense) {
-      int64_t kept = 0;
-      for (int64_t x = 0; x < keys.count; ++x)
-        if (taken_by_any(b, h, rows_[x])) rows_[kept++] = rows_[x];
-      keys.count = kept;
-      *segment_ = {0, kept, kept == 0 || rows_[kept - 1] - rows_[0] == kept - 1};
-    }
-    return keys;
-  }
-
-  bool taken_by_any(int64_t b, int64_t h, int64_t j) const {
-    const ScoreTerm& mask = as_.source.terms[0];
-    for (int64_t i = 0; i < w_.seqlen_q; ++i)
-      if (static_cast<const uint8_t*>(mask.data)[term_offset(mask, b, h, i) + j * mask.stride[3]])
-        return true;
-    return false;
+    return find_visible_keys(as_.problem, b, h, rows_, segment_);
   }
 
   // row[x] = weight of query i for keys [begin, end) of the list, 0 where the mask skips it and up
