@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 
 import crossmodal
 from crossmodal import _library
-from tests.accuracy import check, check_reference
+from tests.accuracy import built, check, check_reference
+from tests.calls import call_of
 from tests.conftest import USABLE_ISAS
 from tests.drawing import associations, fusions, varlens, weighted_sums
 
@@ -68,17 +69,41 @@ def test_random_problems_are_as_accurate_as_torch(op, request, capsys, restored)
 
 
 @pytest.mark.slow
+def test_two_threads_give_the_bits_of_one(op, request, capsys, restored):
+    """But for gradients that are sums over samples, heads or queries; these the rule above judges."""
+
+    def run(problem, isa):
+        _library.select_isa(isa)
+        results = []
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            try:
+                with crossmodal.strict():  # plain torch makes no such promise
+                    results.append(call_of(problem)(crossmodal, problem, built(problem)))
+            except RuntimeError as refusal:
+                assert "no kernel takes this call" in str(refusal)
+                return
+        one, two = results
+        for name, tensor in one.items():
+            if name.rpartition(".")[2] not in ("mask", "bias", "sink"):
+                assert torch.equal(tensor, two[name]), name
+
+    draw(op, request, capsys, run, share=0.25, isa=st.sampled_from(USABLE_ISAS))
+
+
+@pytest.mark.slow
 def test_reference_means_what_the_formulas_say(op, request, capsys):
     def run(problem):
         check_reference(problem)
 
-    draw(op, request, capsys, run)
+    draw(op, request, capsys, run, share=0.5)
 
 
-def draw(op: str, request: Any, capsys: Any, run: Callable[..., None], **strategies: Any) -> None:
-    """Hands as many problems to `run` as are due to `op`."""
+def draw(op: str, request: Any, capsys: Any, run: Callable[..., None], share: float = 1.0, **strategies: Any) -> None:
+    """Hands as many problems to `run` as are due to `op`, or that share of them."""
     runs, first = request.config.getoption("--runs"), request.config.getoption("--runs-seed")
-    total = SHARES[op] if runs is None else max(1, runs * SHARES[op] // sum(SHARES.values()))
+    total = SHARES[op] if runs is None else runs * SHARES[op] / sum(SHARES.values())
+    total = max(1, round(share * total))
     if runs is not None and first is None:
         first = time.time_ns() % 2**32
     start, done = time.monotonic(), 0
