@@ -14,11 +14,12 @@ TERM_DTYPES = [torch.bool, torch.float32, torch.bfloat16, torch.float16, torch.f
 LENGTH_DTYPES = st.sampled_from([None, None, torch.int32, torch.int64])
 LAYOUT = st.sampled_from(LAYOUTS)
 # Mostly small, at times across the blocks of the kernels: 64 queries or 512 a panel, 256 keys a chunk.
-QUERIES = st.sampled_from([1, 2, 3, 5, 17, 33, 64, 65, 130, 0, 1, 4, 20, 513])
+QUERIES = st.sampled_from([1, 2, 3, 5, 17, 33, 64, 65, 130, 0, 1, 4, 20, 9, 36, 513])
 KEYS = st.sampled_from([1, 2, 7, 16, 33, 77, 0, 1, 5, 64, 256, 257, 512, 530, 1030])
-WIDTHS = st.sampled_from([1, 3, 8, 16, 20, 33, 64, 80, 0])
-BATCHES = st.sampled_from([1, 2, 3, 0])
-HEADS = st.sampled_from([1, 2, 3, 4, 6, 1, 2, 0])
+WIDTHS = st.sampled_from([1, 3, 8, 16, 20, 33, 64, 80, 1, 2, 4, 5, 8, 24, 32, 40, 48, 0])
+# Of nothing there is little to test: each size is 0 in about one of twenty problems.
+BATCHES = st.sampled_from([*[1, 2, 3] * 6, 0])
+HEADS = st.sampled_from([*[1, 2, 3, 4, 6, 1, 2] * 3, 0])
 # Scores reach about 30 at scale 1; beyond, rounding of the scores themselves decides, whoever computes them.
 SCALES = st.sampled_from([None, None, 1.0, 0.0, -0.5])
 SOFTCAPS = st.sampled_from([0.0, 0.0, 0.5, 5.0, 50.0])
@@ -34,8 +35,8 @@ SINKS = st.none() | st.builds(
 )
 SEEDS = st.integers(0, 2**32)
 # Products of numbers of one problem's forward pass; long doubles have no fast matrix product.
-COST_LIMIT = {torch.float64: 400_000}
-DEFAULT_COST_LIMIT = 8_000_000
+COST_LIMIT = {torch.float64: 100_000}
+DEFAULT_COST_LIMIT = 2_000_000
 
 
 @st.composite
@@ -45,7 +46,7 @@ def terms(draw: Any, lowest: bool) -> Term:
         dtype=draw(st.sampled_from(TERM_DTYPES)),
         broadcast=broadcast,
         layout=draw(LAYOUT),
-        hides=draw(st.sampled_from([0.0, 0.3, 1.0])),
+        hides=draw(st.sampled_from([0.0, 0.3, 0.0, 0.3, 0.7, 1.0])),
         lowest=draw(st.sampled_from([0.0, 0.2])) if lowest else 0.0,
         leading=2 if broadcast[0] and broadcast[1] and draw(st.booleans()) else 4,
     )
@@ -159,7 +160,7 @@ def varlens(draw: Any) -> Varlen:
     heads, dtype, seqlens = draw(HEADS), draw(DTYPES), []
     # Products of two lengths, padded as the reference may pad them; long doubles have no fast matrix product.
     area = 3_000 if dtype == torch.float64 else 40_000
-    for _ in range(draw(st.sampled_from([1, 2, 4, 0]))):
+    for _ in range(draw(st.sampled_from([1, 2, 4, 1, 2, 3, 0]))):
         q, k = draw(st.sampled_from([1, 2, 5, 17, 0, 64, 65, 130])), draw(st.sampled_from([1, 7, 33, 77, 0, 257, 530]))
         longest_q, longest_k = (max([n, *(s[i] for s in seqlens)]) for i, n in enumerate((q, k)))
         if (len(seqlens) + 1) * longest_q * longest_k * heads <= area:

@@ -96,7 +96,7 @@ def test_reference_means_what_the_formulas_say(op, request, capsys):
     def run(problem):
         check_reference(problem)
 
-    draw(op, request, capsys, run, share=0.5)
+    draw(op, request, capsys, run, share=0.25)
 
 
 def draw(op: str, request: Any, capsys: Any, run: Callable[..., None], share: float = 1.0, **strategies: Any) -> None:
