@@ -2,6 +2,7 @@
 
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 
@@ -39,3 +40,22 @@ class FusionResult(NamedTuple):
     out: Tensor
     lse: Tensor | None = None
     mass: Tensor | None = None
+
+
+def _make_savable() -> None:
+    """Lets ``torch.export.save`` write programs that take or return these tuples, under names that stay.
+
+    torch sees through any named tuple, but saves only those that have a name. The function that gives one is private,
+    in torch 2.10 to 2.13 at least; the public ``register_pytree_node`` is not for named tuples, which are nodes
+    already. Where it is gone, everything but saving works.
+    """
+    register = getattr(torch.utils._pytree, "_register_namedtuple", None)
+    known = getattr(torch.utils._pytree, "SUPPORTED_NODES", {})
+    for cls in (Source, FusionResult):
+        if register is not None and cls not in known:
+            register(cls, serialized_type_name=f"crossmodal.{cls.__name__}")
+    # A saved program holds its example inputs, which are read with weights_only=True.
+    torch.serialization.add_safe_globals([Source, FusionResult])
+
+
+_make_savable()

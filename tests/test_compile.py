@@ -131,6 +131,59 @@ def test_exported_program_gives_the_same():
     assert torch.equal(got.out, wanted.out) and torch.equal(got.mass, wanted.mass) and got.lse is None
 
 
+def test_saved_program_that_takes_sources_and_returns_a_fusion_result_gives_the_same(tmp_path):
+    class Fusion(torch.nn.Module):
+        def forward(self, q, sources):
+            return crossmodal.fuse(q, sources, return_mass=True)
+
+    arguments = (Q, [Source(K, V, LENGTHS), Source(K, V)])
+    torch.export.save(torch.export.export(Fusion(), arguments), tmp_path / "fusion.pt2")
+    got = torch.export.load(tmp_path / "fusion.pt2").module()(*arguments)
+    wanted = Fusion()(*arguments)
+    assert isinstance(got, crossmodal.FusionResult) and got.lse is None
+    assert torch.equal(got.out, wanted.out) and torch.equal(got.mass, wanted.mass)
+
+
+@pytest.mark.parametrize("cls", [Source, crossmodal.FusionResult], ids=lambda cls: cls.__name__)
+def test_saved_programs_know_the_tuples_by_names_that_stay(cls):
+    _, spec = torch.utils._pytree.tree_flatten(cls(Q, K))
+    assert f'"crossmodal.{cls.__name__}"' in torch.utils._pytree.treespec_dumps(spec)
+
+
+@pytest.mark.parametrize("value", [Source(Q, K), crossmodal.FusionResult(Q)], ids=lambda value: type(value).__name__)
+def test_tuples_in_a_checkpoint_load_as_weights(value, tmp_path):
+    torch.save(value, tmp_path / "tuple.pt")
+    loaded = torch.load(tmp_path / "tuple.pt", weights_only=True)
+    assert type(loaded) is type(value) and torch.equal(loaded[0], value[0])
+
+
+def exported(function, *arguments):
+    """What the exported program gives."""
+
+    class Module(torch.nn.Module):
+        def forward(self, *x):
+            return function(*x)
+
+    return torch.export.export(Module(), arguments).module()(*arguments)
+
+
+def test_exported_attention_varlen_gives_the_same():
+    def attention(q, k, ends_q, ends_k):
+        return crossmodal.attention_varlen(q, k, k, ends_q, ends_k, 7, 9, return_lse=True)
+
+    ends = [torch.tensor(e, dtype=torch.int32) for e in ([0, 2, 9], [0, 3, 12])]
+    arguments = (torch.randn(10, 3, 8), torch.randn(14, 3, 8), *ends)
+    torch.testing.assert_close(exported(attention, *arguments), attention(*arguments))
+
+
+def test_exported_softmax_weighted_sum_gives_the_same():
+    def weighted(s, x, lengths):
+        return crossmodal.softmax_weighted_sum(s, x, lengths=lengths, scale=0.5)
+
+    arguments = (torch.randn(2, 3, 5, 7), V, LENGTHS)
+    torch.testing.assert_close(exported(weighted, *arguments), weighted(*arguments))
+
+
 def test_autocast_runs_in_the_autocast_dtype():
     with torch.autocast("cpu", torch.bfloat16):
         out, lse = crossmodal.attention(Q, K, V, return_lse=True)
