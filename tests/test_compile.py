@@ -76,10 +76,12 @@ def test_topk_compiles_in_one_graph():
 
 
 @pytest.mark.slow
-def test_inductor_equals_eager():
+@pytest.mark.parametrize("name", ["fuse", "attention_varlen", "softmax_weighted_sum"])
+def test_inductor_equals_eager(name):
     torch._dynamo.reset()
-    compiled = torch.compile(fuse, fullgraph=True)
-    for got, wanted in zip(gradients(compiled, Q, K, V), gradients(fuse, Q, K, V), strict=True):
+    function = FUNCTIONS[name]
+    compiled = torch.compile(function, fullgraph=True)
+    for got, wanted in zip(gradients(compiled, Q, K, V), gradients(function, Q, K, V), strict=True):
         assert_close(got, wanted)
 
 

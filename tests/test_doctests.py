@@ -18,7 +18,7 @@ PUBLIC = [
 ]
 
 
-@pytest.mark.parametrize("function", PUBLIC, ids=lambda f: f.__name__)
+@pytest.mark.parametrize("function", [*PUBLIC, crossmodal.explain], ids=lambda f: f.__name__)
 def test_docstring_example_runs(function):
     names = {"torch": torch, "crossmodal": crossmodal, "Source": Source}
     tests = [t for t in doctest.DocTestFinder().find(function, function.__name__, globs=names) if t.examples]

@@ -10,6 +10,7 @@ from crossmodal import _library  # noqa: F401  registers torch.ops.crossmodal
 from crossmodal._arguments import associate_problem
 from crossmodal._problem import FusionProblem
 from crossmodal.dispatch import fall_back, fusion_refusals, needs_gradient
+from crossmodal.explain import Plan, plans
 from crossmodal.ops._fakes import order_of
 from crossmodal.ops._fusion import (
     Layout,
@@ -25,6 +26,7 @@ from crossmodal.ops._fusion import (
     run_fusion,
     with_differentiable,
 )
+from crossmodal.ops._plans import fusion_plan
 from crossmodal.reference._joint_softmax import joint_softmax
 from crossmodal.reference.associate import run_reference
 from crossmodal.types import Source
@@ -109,6 +111,14 @@ def associate(
     if topk is not None:
         return problem.unfold(weights), problem.unfold(indices)
     return problem.unfold_without_heads(weights) if reduce == "heads" else problem.unfold(weights)
+
+
+@plans(associate)
+def _plan(arguments: dict[str, Any]) -> Plan:
+    problem = associate_problem(**arguments)
+    reasons = fusion_refusals(problem) if problem.sources else []
+    # Mass is what the kernel of `fuse` gives beside its output.
+    return fusion_plan("associate", problem, reasons, reads_values=arguments["reduce"] == "mass")
 
 
 class Request(NamedTuple):

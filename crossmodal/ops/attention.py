@@ -1,10 +1,15 @@
 """Attention with SDPA's signature."""
 
+from typing import Any
+
 from torch import Tensor
 
 from crossmodal._arguments import attention_problem
-from crossmodal._nested import nested_attention
+from crossmodal._nested import nested_attention, pack
+from crossmodal.dispatch import fusion_refusals
+from crossmodal.explain import Plan, explain, plans
 from crossmodal.ops._fusion import run_fusion
+from crossmodal.ops._plans import fusion_plan
 from crossmodal.ops.varlen import attention_varlen
 
 
@@ -116,3 +121,15 @@ def attention(
     if result.lse is not None:
         return result.out, result.lse
     return result.out
+
+
+@plans(attention)
+def _plan(arguments: dict[str, Any]) -> Plan:
+    tensors = [arguments[name] for name in ("query", "key", "value")]
+    if any(getattr(t, "is_nested", False) for t in tensors):
+        masks = [arguments.pop(name) for name in ("attn_mask", "key_lengths", "query_lengths")]
+        others = {name: value for name, value in arguments.items() if name not in ("query", "key", "value")}
+        return explain(attention_varlen, *pack(*tensors, *masks), **others)
+    del arguments["return_lse"]
+    problem = attention_problem(**arguments)
+    return fusion_plan("attention", problem, fusion_refusals(problem))

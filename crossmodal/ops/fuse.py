@@ -1,11 +1,15 @@
 """Attention over several modalities under one softmax."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from torch import Tensor
 
 from crossmodal._arguments import fuse_problem
+from crossmodal.dispatch import fusion_refusals
+from crossmodal.explain import Plan, plans
 from crossmodal.ops._fusion import run_fusion
+from crossmodal.ops._plans import fusion_plan
 from crossmodal.types import FusionResult, Source
 
 
@@ -52,3 +56,10 @@ def fuse(
     """
     problem = fuse_problem(query, sources, dropout_p, scale, query_lengths, softcap, sink, dropout_seed)
     return run_fusion("fuse", problem, return_lse=return_lse, return_mass=return_mass)
+
+
+@plans(fuse)
+def _plan(arguments: dict[str, Any]) -> Plan:
+    del arguments["return_lse"], arguments["return_mass"]
+    problem = fuse_problem(**arguments)
+    return fusion_plan("fuse", problem, fusion_refusals(problem) if problem.sources else [])

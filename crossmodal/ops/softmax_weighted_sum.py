@@ -9,7 +9,9 @@ from crossmodal import _library  # noqa: F401  registers torch.ops.crossmodal
 from crossmodal._arguments import softmax_weighted_sum_problem
 from crossmodal._problem import SoftmaxWeightedSumProblem
 from crossmodal.dispatch import fall_back, needs_gradient, tensor_refusals
+from crossmodal.explain import Plan, plans
 from crossmodal.ops._fusion import accumulator, differentiates_again, distinct, gradients_of_reference, only_needed
+from crossmodal.ops._plans import weighted_plan
 from crossmodal.reference.softmax_weighted_sum import run_reference
 
 
@@ -67,6 +69,12 @@ def softmax_weighted_sum(
             *operands, problem.lengths, mask, problem.scale, False
         )
     return problem.unfold(out)
+
+
+@plans(softmax_weighted_sum)
+def _plan(arguments: dict[str, Any]) -> Plan:
+    problem = softmax_weighted_sum_problem(**arguments)
+    return weighted_plan("softmax_weighted_sum", problem, tensor_refusals([problem.scores]))
 
 
 class SoftmaxWeightedSumFunction(torch.autograd.Function):

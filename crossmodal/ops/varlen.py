@@ -9,6 +9,7 @@ from crossmodal import _library  # noqa: F401  registers torch.ops.crossmodal
 from crossmodal._arguments import varlen_problem
 from crossmodal._problem import VarlenProblem
 from crossmodal.dispatch import fall_back, needs_gradient, varlen_refusals
+from crossmodal.explain import Plan, plans
 from crossmodal.ops._fusion import (
     ScoreOptions,
     accumulator,
@@ -19,6 +20,7 @@ from crossmodal.ops._fusion import (
     only_needed,
     score_options,
 )
+from crossmodal.ops._plans import varlen_plan
 from crossmodal.reference.fuse import draw_seed
 from crossmodal.reference.varlen import run_reference
 
@@ -101,6 +103,13 @@ def attention_varlen(
     )
     out, lse = run_varlen(problem)
     return (out, lse) if return_lse else out
+
+
+@plans(attention_varlen)
+def _plan(arguments: dict[str, Any]) -> Plan:
+    del arguments["return_lse"]
+    problem = varlen_problem(**arguments)
+    return varlen_plan("attention_varlen", problem, varlen_refusals(problem))
 
 
 def run_varlen(problem: VarlenProblem) -> tuple[Tensor, Tensor]:

@@ -9,7 +9,9 @@ from crossmodal import _library  # noqa: F401  registers torch.ops.crossmodal
 from crossmodal._arguments import weighted_sum_problem
 from crossmodal._problem import WeightedSumProblem
 from crossmodal.dispatch import fall_back, needs_gradient, tensor_refusals
+from crossmodal.explain import Plan, plans
 from crossmodal.ops._fusion import differentiates_again, distinct, gradients_of_reference, only_needed
+from crossmodal.ops._plans import weighted_plan
 from crossmodal.reference.weighted_sum import run_reference
 
 
@@ -60,6 +62,13 @@ def _refusals(problem: WeightedSumProblem, differentiate: bool) -> list[str]:
     if not torch._C._dispatch_has_kernel_for_dispatch_key("crossmodal::weighted_sum_fwd", "CUDA"):
         return ["this build has no CUDA kernels"]
     return ["weighted_sum has no CUDA backward yet"] if differentiate else []
+
+
+@plans(weighted_sum)
+def _plan(arguments: dict[str, Any]) -> Plan:
+    problem = weighted_sum_problem(**arguments)
+    differentiate = needs_gradient([problem.weights, problem.values])
+    return weighted_plan("weighted_sum", problem, _refusals(problem, differentiate))
 
 
 class WeightedSumFunction(torch.autograd.Function):

@@ -205,6 +205,18 @@ def test_passes_gradcheck(isa):
     assert torch.autograd.gradgradcheck(weighted, leaves)
 
 
+@pytest.mark.filterwarnings("ignore")
+def test_forward_mode_agrees_with_the_reference():
+    scores, values = scores_and_values()
+    tangent = torch.randn_like(scores)
+    got, wanted = (
+        torch.func.jvp(lambda s, m=m: m.softmax_weighted_sum(s, values, scale=0.8), (scores,), (tangent,))[1]
+        for m in (crossmodal, crossmodal.reference)
+    )
+    torch.testing.assert_close(got, wanted)
+    assert (got != 0).any()
+
+
 def test_vmap_agrees_with_a_loop():
     scores, values = torch.randn(3, 2, 2, 6, 5), torch.randn(3, 2, 2, 5, 4)
     lengths = torch.tensor([[1, 5], [0, 3], [2, 2]])

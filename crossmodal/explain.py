@@ -1,0 +1,88 @@
+"""What a call would run, and why nothing better: ``explain`` and the ``Plan`` that it prints."""
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a call would run; ``str(plan)`` is a block of a few lines.
+
+    Attributes:
+        op: name of the function, "attention".
+        kernel: name of the kernel, "avx512_bf16"; "reference" where plain torch answers, "none" where there is nothing
+            to compute.
+        details: what is known about kernel and problem: dtype, instruction set, tiles, operations.
+        refused: (kernel, reason) of whatever would have come first, best first.
+    """
+
+    op: str
+    kernel: str
+    details: dict[str, Any] = field(default_factory=dict)
+    refused: list[tuple[str, str]] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        width = max((len(name) for name in self.details), default=0)
+        lines = [f"crossmodal.{self.op}: {self.kernel}"]
+        lines += [f"  {name:{width}}  {_text(value)}" for name, value in self.details.items()]
+        if self.refused:
+            lines.append("  refused:")
+            lines += [f"    {kernel}: {reason}" for kernel, reason in self.refused]
+        return "\n".join(lines)
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.3g}"
+    return " x ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+
+
+Planner = Callable[[dict[str, Any]], Plan]
+
+# Function -> planner. Each file of `crossmodal.ops` adds its own, so that this one need not import them.
+_planners: dict[Any, Planner] = {}
+
+
+def plans(function: Callable[..., Any]) -> Callable[[Planner], Planner]:
+    """Registers the planner of a public function; it gets the function's arguments by name, defaults filled in."""
+
+    def register(planner: Planner) -> Planner:
+        _planners[function] = planner
+        return planner
+
+    return register
+
+
+def explain(fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Plan:
+    """What ``fn(*args, **kwargs)`` would run: its kernel, tiles and instruction set, and why nothing better.
+
+    Checks the arguments as the call would, and runs no kernel.
+
+    Args:
+        fn: :func:`attention` (with dense or nested tensors), :func:`fuse`, :func:`attention_varlen`,
+            :func:`weighted_sum`, :func:`softmax_weighted_sum` or :func:`associate`.
+        args, kwargs: what it would be called with, tensors of any shape, dtype and device that it takes.
+
+    Returns:
+        :class:`Plan`, to be printed.
+
+    Raises:
+        TypeError: if ``fn`` is another function; for arguments of the wrong type or dtype, as ``fn`` would.
+        ValueError: for shapes, devices or values that do not fit, as ``fn`` would.
+
+    Example:
+        >>> q = torch.randn(2, 8, 77, 64, dtype=torch.float64)
+        >>> plan = crossmodal.explain(crossmodal.attention, q, q, q, is_causal=True)
+        >>> print(plan)  # doctest: +ELLIPSIS
+        crossmodal.attention: ...
+    """
+    planner = next((planner for function, planner in _planners.items() if function is fn), None)
+    if planner is None:
+        known = ", ".join(sorted(f"crossmodal.{function.__name__}" for function in _planners))
+        came = f"{fn.__module__}.{fn.__qualname__}" if hasattr(fn, "__qualname__") else type(fn).__name__
+        raise TypeError(f"fn must be one of {known}, got {came}")
+    bound = inspect.signature(fn).bind(*args, **kwargs)
+    bound.apply_defaults()
+    return planner(dict(bound.arguments))

@@ -1,0 +1,174 @@
+"""`explain` tells what a call would run, in the words of the call itself, and runs nothing."""
+
+import logging
+
+import pytest
+import torch
+
+import crossmodal
+from crossmodal import Plan, Source, _library, dispatch, explain
+
+Q, K, V = torch.randn(2, 4, 5, 8), torch.randn(2, 4, 7, 8), torch.randn(2, 4, 7, 6)
+ENDS = torch.tensor([0, 2, 5], dtype=torch.int32)
+PACKED = torch.randn(5, 4, 8)
+
+CALLS = {  # function and arguments
+    "attention": (crossmodal.attention, (Q, K, V)),
+    "fuse": (crossmodal.fuse, (Q, [Source(K, V), None, Source(K, V)])),
+    "attention_varlen": (crossmodal.attention_varlen, (PACKED, PACKED, PACKED, ENDS, ENDS, 3, 3)),
+    "weighted_sum": (crossmodal.weighted_sum, (torch.rand(2, 4, 5, 7), V)),
+    "softmax_weighted_sum": (crossmodal.softmax_weighted_sum, (torch.rand(2, 4, 5, 7), V)),
+    "associate": (crossmodal.associate, (Q, K)),
+}
+
+
+def jagged(*lengths):
+    samples = [torch.randn(n, 4, 8) for n in lengths]
+    return torch.nested.nested_tensor(samples, layout=torch.jagged).transpose(1, 2)
+
+
+def refusal_of_strict_mode(function, *arguments, **options):
+    """The reasons that strict mode gives, or None where a kernel runs."""
+    try:
+        with crossmodal.strict():
+            function(*arguments, **options)
+    except RuntimeError as error:
+        return str(error)
+    return None
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_every_function_is_explained(name):
+    function, arguments = CALLS[name]
+    plan = explain(function, *arguments)
+    assert isinstance(plan, Plan) and plan.op == name
+    assert str(plan).startswith(f"crossmodal.{name}: {plan.kernel}\n")
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_plan_and_strict_mode_agree(name):
+    function, arguments = CALLS[name]
+    refusal = refusal_of_strict_mode(function, *arguments)
+    plan = explain(function, *arguments)
+    assert (plan.kernel == "reference") == (refusal is not None)
+    if refusal is not None:
+        assert any(reason in refusal for _, reason in plan.refused)
+
+
+def test_kernel_is_that_of_the_active_instruction_set(isa):
+    plan = explain(crossmodal.attention, Q, K, V)
+    assert plan.kernel == isa and plan.details["instruction set"] == isa
+
+
+def test_better_instruction_sets_are_refused_with_a_reason(isa):
+    better = [entry["name"] for entry in _library.cpu_isas()]
+    better = better[: better.index(isa)]
+    assert [kernel for kernel, _ in explain(crossmodal.attention, Q, K, V).refused] == better
+
+
+def test_details_are_those_of_the_library(isa):
+    plan = explain(crossmodal.attention, Q, K, V, is_causal=True)
+    facts = _library.attention_plan("float32", 2, 4, 5, 7, 8, head_dim_v=6, is_causal=True)
+    for name in ("multiply", "lanes", "tile", "block_m", "block_n"):
+        assert plan.details[name] == facts[name]
+    assert plan.details["gflop"] == pytest.approx(facts["gflop"])
+
+
+def test_device_without_kernels_is_the_reason_for_the_reference():
+    plan = explain(crossmodal.attention, Q.to("meta"), K.to("meta"), V.to("meta"))
+    assert plan.kernel == "reference"
+    assert [kernel for kernel, _ in plan.refused] == ["meta"] and "device type 'meta'" in plan.refused[0][1]
+
+
+def test_keys_of_all_sources_count():
+    plan = explain(crossmodal.fuse, Q, [Source(K, V), None, Source(K, V)])
+    assert plan.details["problem"] == "batch 2, heads 4, queries 5, keys 14, head_dim 8"
+    assert plan.details["gflop"] == pytest.approx(2 * 2 * 4 * 5 * 14 * (8 + 6) / 1e9)
+
+
+def test_operations_of_packed_sequences_are_those_of_each():
+    plan = explain(crossmodal.attention_varlen, PACKED, PACKED, PACKED, ENDS, ENDS, 100, 100)
+    assert plan.details["gflop"] == pytest.approx(2 * 4 * (2 * 2 + 3 * 3) * 16 / 1e9)
+
+
+def test_nested_tensors_are_explained_as_packed_sequences():
+    q, k = jagged(2, 3), jagged(4, 1)
+    plan = explain(crossmodal.attention, q, k, k, is_causal=True)
+    assert plan.op == "attention_varlen"
+    assert plan.details["gflop"] == pytest.approx(2 * 4 * (2 * 4 + 3 * 1) / 2 * 16 / 1e9)
+
+
+def test_without_any_source_there_is_nothing_to_run():
+    assert explain(crossmodal.fuse, Q, [None]).kernel == "none"
+    assert explain(crossmodal.associate, Q, [], reduce="mass").kernel == "none"
+
+
+@pytest.mark.parametrize("options", [{"topk": 2}, {"reduce": "mass"}, {"reduce": "entropy"}], ids=str)
+def test_associate_is_explained_for_what_it_returns(options):
+    plan = explain(crossmodal.associate, Q, K, **options)
+    assert (plan.kernel == "reference") == (refusal_of_strict_mode(crossmodal.associate, Q, K, **options) is not None)
+
+
+BAD_CALLS = {
+    "attention": lambda call: call(crossmodal.attention, Q, K, V[:, :, :6]),
+    "fuse": lambda call: call(crossmodal.fuse, Q, Source(K, V)),
+    "attention_varlen": lambda call: call(crossmodal.attention_varlen, PACKED, PACKED, PACKED, ENDS, ENDS, 2, 3),
+    "weighted_sum": lambda call: call(crossmodal.weighted_sum, torch.rand(5, 6), torch.rand(7, 8)),
+    "softmax_weighted_sum": lambda call: call(crossmodal.softmax_weighted_sum, torch.rand(5, 7), V, scale="auto"),
+    "associate": lambda call: call(crossmodal.associate, Q, K, topk=0),
+    "nested": lambda call: call(crossmodal.attention, jagged(2, 3), K, V),
+    "nested with a mask": lambda call: call(crossmodal.attention, *[jagged(2, 3)] * 3, torch.ones(1)),
+}
+
+
+@pytest.mark.parametrize("name", BAD_CALLS)
+def test_bad_call_raises_the_error_of_the_call(name):
+    with pytest.raises((TypeError, ValueError)) as wanted:
+        BAD_CALLS[name](lambda f, *args, **kwargs: f(*args, **kwargs))
+    with pytest.raises(type(wanted.value)) as got:
+        BAD_CALLS[name](explain)
+    assert str(got.value) == str(wanted.value)
+
+
+def test_missing_argument_is_a_type_error():
+    with pytest.raises(TypeError, match="missing a required argument: 'value'"):
+        explain(crossmodal.attention, Q, K)
+
+
+@pytest.mark.parametrize(
+    ("function", "came"),
+    [
+        (crossmodal.reference.attention, "crossmodal.reference.attention.attention"),
+        (torch.nn.Linear, "torch.nn.modules.linear.Linear"),
+        (3, "int"),
+        ([], "list"),
+    ],
+    ids=["reference", "class", "number", "list"],
+)
+def test_what_is_not_explained_is_a_type_error_that_lists_what_is(function, came):
+    with pytest.raises(TypeError) as caught:
+        explain(function, Q, K, V)
+    assert str(caught.value) == (
+        "fn must be one of crossmodal.associate, crossmodal.attention, crossmodal.attention_varlen, crossmodal.fuse, "
+        f"crossmodal.softmax_weighted_sum, crossmodal.weighted_sum, got {came}"
+    )
+
+
+def test_nothing_is_logged_or_refused(caplog, monkeypatch):
+    monkeypatch.setattr(dispatch, "_told", set())
+    with caplog.at_level(logging.WARNING, "crossmodal"), crossmodal.strict():
+        for function, arguments in CALLS.values():
+            explain(function, *arguments)
+        explain(crossmodal.attention, Q.half(), K.half(), V.half(), softcap=2.0)
+    assert not caplog.records
+
+
+def test_printed_plan_has_a_line_for_each_detail_and_each_refusal():
+    plan = Plan("attention", "avx2", {"tile": [6, 16], "gflop": 0.123456}, [("avx512", "this CPU does not have it")])
+    assert str(plan).splitlines() == [
+        "crossmodal.attention: avx2",
+        "  tile   6 x 16",
+        "  gflop  0.123",
+        "  refused:",
+        "    avx512: this CPU does not have it",
+    ]
