@@ -179,9 +179,7 @@ def _weighted_sum_fwd(info: Any, in_dims: Any, weights: Tensor, *arguments: Any)
 def _weighted_sum_bwd(info: Any, in_dims: Any, dout: Tensor, *arguments: Any) -> Any:
     *tensors, wants_dweights, wants_dvalues = arguments
     fold = _Fold(info.batch_size, _example_shape(dout, in_dims[0])[0])
-    gradients = _OPS.weighted_sum_bwd.default(
-        *fold.all([dout, *tensors], in_dims[:5]), wants_dweights, wants_dvalues
-    )
+    gradients = _OPS.weighted_sum_bwd.default(*fold.all([dout, *tensors], in_dims[:5]), wants_dweights, wants_dvalues)
     return tuple(zip(*map(fold.undo, gradients), strict=True))
 
 

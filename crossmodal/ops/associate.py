@@ -103,9 +103,7 @@ def associate(
     layout, x = describe(problem, return_mass=False)
     x = x._replace(values=[])
     if needs_gradient(x.differentiable):
-        weights, indices, _ = AssociateFunction.apply(
-            layout, request, *distinct([*x.differentiable, *x.constant])
-        )
+        weights, indices, _ = AssociateFunction.apply(layout, request, *distinct([*x.differentiable, *x.constant]))
     else:
         weights, indices, _ = call_forward(layout, request, x, for_backward=False)
     if topk is not None:
