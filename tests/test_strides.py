@@ -27,9 +27,7 @@ class Guarded:
         self.before = self.storage.clone()
 
     def assert_untouched(self) -> None:
-        bits = torch.int64 if self.storage.dtype == torch.float64 else torch.int32
-        if self.storage.dtype == torch.bfloat16:
-            bits = torch.int16
+        bits = {8: torch.int64, 4: torch.int32, 2: torch.int16}[self.storage.itemsize]
         assert torch.equal(self.storage.view(bits), self.before.view(bits))
 
 

@@ -576,21 +576,3 @@ def test_key_padding_broadcasts_over_heads_and_queries():
     mask = torch.tensor([[True, False, True, True, True, True, False]] * 2)
     expected = crossmodal.attention(Q + 1, K[:, :, [0, 2, 3, 4, 5]] + 1, V[:, :, [0, 2, 3, 4, 5]] + 1)
     assert torch.equal(crossmodal.attention(Q + 1, K + 1, V + 1, masks.key_padding(mask)), expected)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ((Q[0], [K], [V], [None], [], [], False, 1.0, False, False), "query must have 4 dimensions"),
-        ((Q, [], [], [], [], [], False, 1.0, False, False), "at least one source is needed"),
-        ((Q, [K[:1]], [V], [None], [], [], False, 1.0, False, False), "key has size 1 in dimension 0, expected 2"),
-        ((Q, [K], [V[:, :, :3]], [None], [], [], False, 1.0, False, False), "value has size 3 in dimension 2"),
-        ((Q, [K], [V], [None], [torch.zeros(2, 4, 5, 6)], [0], False, 1.0, False, False), "a mask or bias has size 6"),
-        ((Q, [K], [V], [None], [torch.zeros(1, 1, 1, 1)], [1], False, 1.0, False, False), "no source 1"),
-        ((Q, [K], [V], [torch.zeros(3).int()], [], [], False, 1.0, False, False), "one entry per sample"),
-        ((Q.half(), [K.half()], [V.half()], [None], [], [], False, 1.0, False, False), "no CPU kernel for this dtype"),
-    ],
-)
-def test_raw_operator_refuses_what_would_read_out_of_bounds(arguments, message):
-    with pytest.raises(RuntimeError, match=message):
-        torch.ops.crossmodal.attention_fwd(*arguments)
