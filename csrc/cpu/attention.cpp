@@ -27,6 +27,15 @@ int64_t panel_rows(const AttentionProblem& p, int64_t pairs, int threads) {
   return std::max<int64_t>(rows, 1);
 }
 
+// [0, items) in at most `most` runs of nearly equal length.
+struct Runs {
+  int64_t items, count;
+
+  Runs(int64_t items, int64_t most) : items(items), count(std::min(items, most)) {}
+  int64_t begin(int64_t i) const { return items * i / count; }
+  int64_t end(int64_t i) const { return items * (i + 1) / count; }
+};
+
 double score_count(const AttentionProblem& p) {
   return static_cast<double>(p.batch) * p.num_heads * p.seqlen_q * p.total_keys;
 }
@@ -59,11 +68,11 @@ void attention_fwd(const AttentionProblem& p, const Threads& threads) {
   const int64_t rows = panel_rows(p, pairs, threads.count);
   const int64_t panels = ceil_div(p.seqlen_q, rows);
   const double operations = 2.0 * score_count(p) * (p.head_dim + p.head_dim_v);
-  run_tasks(threads, pairs * panels, operations, kernels.attention_fwd_scratch(p, rows),
-            [&](int64_t task, char* s) {
-              const int64_t pair = task / panels, begin = task % panels * rows;
-              kernels.attention_fwd(p, rows, pair / p.num_heads, pair % p.num_heads, begin,
-                                    std::min(p.seqlen_q, begin + rows), s);
+  // Neighbours run one after the other, so that each can bring the memory of the next into the cache.
+  const Runs runs(pairs * panels, threads.count > 1 ? kTasksPerThread * threads.count : 1);
+  run_tasks(threads, runs.count, operations, kernels.attention_fwd_scratch(p, rows),
+            [&](int64_t run, char* scratch) {
+              kernels.attention_fwd(p, rows, runs.begin(run), runs.end(run), scratch);
             });
 }
 
@@ -78,7 +87,8 @@ BackwardSplit split_backward(const AttentionProblem& p, int threads) {
       over_heads |= term.grad_stride[1] == 0 && p.num_heads > 1;
     }
   const int64_t units = pairs / heads_together(p);
-  if (!over_batch && !over_heads) return {units, 1};
+  if (!over_batch && !over_heads)
+    return {Runs(units, threads > 1 ? kTasksPerThread * threads : 1).count, 1};
   // Heads of a sample share an accumulator and nobody else does: a sample is a group, if there are
   // enough of them.
   if (!over_batch && p.batch >= threads) return {p.batch, 1};
@@ -94,12 +104,11 @@ void attention_bwd(const AttentionProblem& p, const AttentionBackward& g,
   const double operations = 5.0 * score_count(p) * (p.head_dim + p.head_dim_v);
   run_tasks(threads, split.groups, operations, kernels.attention_bwd_scratch(p, g),
             [&](int64_t group, char* scratch) {
-              const int64_t together = heads_together(p), units = pairs / together;
-              const int64_t begin = units * group / split.groups * together,
-                            end = units * (group + 1) / split.groups * together;
-              for (int64_t pair = begin; pair < end; ++pair)
-                kernels.attention_bwd(p, g, split.partials > 1 ? group : 0, pair / p.num_heads,
-                                      pair % p.num_heads, scratch);
+              const int64_t together = heads_together(p);
+              const Runs runs(pairs / together, split.groups);
+              kernels.attention_bwd(p, g, split.partials > 1 ? group : 0,
+                                    runs.begin(group) * together, runs.end(group) * together,
+                                    scratch);
             });
   for (int s = 0; s < p.num_sources; ++s)
     for (int t = 0; t < p.sources[s].num_terms; ++t) {

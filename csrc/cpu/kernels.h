@@ -14,15 +14,15 @@ namespace crossmodal::cpu {
 // Kernels of one dtype. `*_scratch` tells how many bytes (64-byte aligned) a worker must bring.
 struct DTypeKernels {
   size_t (*attention_fwd_scratch)(const AttentionProblem&, int64_t panel_rows);
-  // Queries [q_begin, q_end) of one (b, h), at most panel_rows of them.
-  void (*attention_fwd)(const AttentionProblem&, int64_t panel_rows, int64_t b, int64_t h,
-                        int64_t q_begin, int64_t q_end, char* scratch);
+  // Panels [begin, end) of panel_rows queries, counted along (batch, head, panel).
+  void (*attention_fwd)(const AttentionProblem&, int64_t panel_rows, int64_t begin, int64_t end,
+                        char* scratch);
 
   size_t (*attention_bwd_scratch)(const AttentionProblem&, const AttentionBackward&);
-  // One (b, h); bias gradients go to accumulator `partial`. Heads that share a key head have to come one
-  // after the other, in order.
+  // Pairs (batch, head) [begin, end), in order; bias gradients go to accumulator `partial`. Heads that
+  // share a key head have to be in one call.
   void (*attention_bwd)(const AttentionProblem&, const AttentionBackward&, int64_t partial,
-                        int64_t b, int64_t h, char* scratch);
+                        int64_t begin, int64_t end, char* scratch);
 
   size_t (*associate_scratch)(const AttentionProblem&, const AssociateProblem&);
   // Queries [q_begin, q_end) of one (b, h); for head means h is 0 and all heads are taken, for key

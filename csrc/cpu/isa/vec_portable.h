@@ -144,7 +144,7 @@ PortableVec<S, I> scale_by_power(PortableVec<S, I> a, PortableVec<S, I> n) {
 }
 
 inline void transpose(VecF rows[4]) {
-  VecF columns[4];
+  VecF columns[4] = {VecF::zero(), VecF::zero(), VecF::zero(), VecF::zero()};
   for (int i = 0; i < 4; ++i)
     for (int j = 0; j < 4; ++j) columns[i].x[j] = rows[j].x[i];
   for (int i = 0; i < 4; ++i) rows[i] = columns[i];

@@ -111,7 +111,8 @@ class Associate {
     for (int64_t x = 0; x < keys.count; x += V::kLanes) lanes = max(lanes, V::load(w + x));
     const Acc top = reduce_max(lanes), shift = top == minus_infinity<Acc>() ? Acc(0) : top;
     if (a_.output == AssociateOutput::kEntropy) return emit_entropy(b, h, i, keys, w, top, shift);
-    const Acc sum = exponentiate<V>(w, keys.count, shift);
+    const Acc sum = reduce_add(exponentiate<E, false>(w, {0, keys.count}, V::set1(shift),
+                                                      V::set1(static_cast<Acc>(kLog2E))));
     const RowTotal<Acc> total = with_sink<V>(p_, b, h, top, sum);
     write_statistics(b, h, i, total);
     scale_row<V>(w, keys.count, total.inverse);

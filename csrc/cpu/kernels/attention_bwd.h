@@ -49,7 +49,9 @@ class AttentionBackwardTask {
         score_row_(score_row<E>(chunk_)),
         // Forward packed the keys of `associate` for few queries too, and both must form the same
         // products.
-        few_queries_(has_few_queries(p) && !g.associate) {
+        few_queries_(has_few_queries(p) && !g.associate),
+        plain_(scores_are_plain(p, kinds_) && !g.associate),
+        prefetches_(pays_to_prefetch<E>(p)) {
     const int64_t chunk_lanes = round_up(chunk_, V::kLanes);
     rows_ = arena_.take<int32_t>(p.total_keys);
     segments_ = arena_.take<Segment>(p.num_sources);
@@ -86,8 +88,17 @@ class AttentionBackwardTask {
   }
   size_t scratch_bytes() const { return arena_.used(); }
 
-  void run(int64_t partial, int64_t b, int64_t h) {
+  // Pairs (batch, head) [begin, end); bias gradients go to accumulator `partial`.
+  void run(int64_t partial, int64_t begin, int64_t end) {
     partial_ = partial;
+    for (int64_t pair = begin; pair < end; ++pair) {
+      last_of_run_ = pair + 1 == end;
+      run_head(pair / p_.num_heads, pair % p_.num_heads);
+    }
+  }
+
+ private:
+  void run_head(int64_t b, int64_t h) {
     b_ = b;
     h_ = h;
     dsink_ = 0;
@@ -114,7 +125,6 @@ class AttentionBackwardTask {
     if (g_.dsink) g_.dsink[b * p_.num_heads + h] = dsink_;
   }
 
- private:
   // Over several chunks delta has to be known before the first gradient. Attention has it from out,
   // a summary of the weights has not.
   enum class Pass { kDelta, kGradients };
@@ -135,14 +145,16 @@ class AttentionBackwardTask {
           delta_step(blocks.begin(m), blocks.end(m), keys, band, begin, end, bias);
         continue;
       }
-      // dQ = dS K: where dS is 0 because the key is hidden from this query, a NaN in K must not
-      // make it NaN. Queries that see the key have NaN in dS already.
-      pack_across_rows<E, NonFinite::kZero>(k_rows_, n, p_.head_dim, k_across_, width_);
+      // Every query sees every key of the list: what is hidden is not in it.
+      all_seen_ = plain_ && band.open;
+      k_operand_ = keys_across(keys, begin, end);
       for (int64_t x = 0; x < n * width_; ++x) dk_[x] = 0;
       for (int64_t x = 0; x < n * width_v_; ++x) dv_[x] = 0;
       for (int64_t m = 0; m < blocks.count; ++m) {
         const int64_t i_begin = blocks.begin(m), i_end = blocks.end(m);
         const Range reached = reach(band, keys, i_begin, i_end - 1, begin, end);
+        prefetcher_.clear();
+        if (prefetches_) prefetch(i_end, m + 1 == blocks.count && c + 1 == chunks.count);
         if (reached.empty()) {
           for (int64_t x = 0; x < (i_end - i_begin) * width_; ++x) dq_[x] = 0;
         } else {
@@ -152,6 +164,80 @@ class AttentionBackwardTask {
       }
       key_gradients_.add(keys, b_, h_, begin, end, dk_, width_, dv_, width_v_);
     }
+  }
+
+  // K for dQ = dS K, where it stands if it can. Where dS is 0 because the key is hidden from this query,
+  // a NaN in K must not make it NaN; queries that see the key have NaN in dS already.
+  OperandB<E> keys_across(const VisibleKeys& keys, int64_t begin, int64_t end) {
+    if (all_seen_ && in_place(p_.head_dim)) {
+      for (int s = 0; s < p_.num_sources; ++s) {
+        const Segment& segment = keys.segments[s];
+        if (segment.begin <= begin && end <= segment.end && segment.contiguous)
+          return {reinterpret_cast<const Word*>(k_rows_[0]), false, p_.sources[s].k_stride[2]};
+      }
+    }
+    pack_across_rows<E, NonFinite::kZero>(k_rows_, end - begin, p_.head_dim, k_across_, width_);
+    return {k_across_, false, width_};
+  }
+
+  // Whether rows can stand for the operand that is read in whole vectors.
+  static bool in_place(int64_t width) {
+    return E::kPerWord == 1 && sizeof(T) == sizeof(Word) && width % V::kLanes == 0;
+  }
+
+  // Rows of the block, across, for the products that sum over queries.
+  OperandB<E> queries_across(const T* const* rows, int64_t n, int64_t width, int64_t stride,
+                             Word* packed, int64_t ld) {
+    if (!any_dead_ && in_place(width)) return {reinterpret_cast<const Word*>(rows[0]), false, stride};
+    pack_across_rows<E>(rows, n, width, packed, ld);
+    return {packed, false, ld};
+  }
+
+  // Rows of the block, along, for the products that sum over features.
+  OperandA<E> queries_along(const T* const* rows, int64_t n, int64_t width, const void* base,
+                            const int64_t* stride, Word* packed, int64_t ld) {
+    if (!any_dead_ && rows_are_words_of<E>(base, stride, width))
+      return {reinterpret_cast<const Word*>(rows[0]), stride[2] / E::kPerWord, 1};
+    pack_along_row<E>(rows, n, width, packed, ld);
+    return {packed, ld, 1};
+  }
+
+  // What the block after this one reads and writes, or the next head of this run.
+  void prefetch(int64_t i_end, bool last) {
+    const auto add = [&](const void* base, int64_t stride, int64_t rows, int64_t width) {
+      if (base)
+        prefetcher_.add_rows(base, stride * int64_t{sizeof(T)}, rows, width * int64_t{sizeof(T)});
+    };
+    int64_t b = b_, h = h_, first = i_end;
+    if (last) {
+      if (last_of_run_) return;
+      h = h_ + 1 == p_.num_heads ? 0 : h_ + 1;
+      b = h == 0 ? b_ + 1 : b_;
+      first = 0;
+      for (int s = 0; s < p_.num_sources; ++s) {
+        const KeySource& source = p_.sources[s];
+        const Rows keys = key_rows_of(source, b);
+        const int64_t n = min_of(keys.count, kBackwardBlockN), head = key_head(p_, source, h);
+        add(row_at<const T>(source.k, source.k_stride, b, head, keys.first), source.k_stride[2], n,
+            p_.head_dim);
+        if (!g_.associate)
+          add(row_at<const T>(source.v, source.v_stride, b, head, keys.first), source.v_stride[2],
+              n, p_.head_dim_v);
+        if (source.dk)
+          add(row_at<const T>(source.dk, source.dk_stride, b, head, keys.first),
+              source.dk_stride[2], n, p_.head_dim);
+        if (source.dv)
+          add(row_at<const T>(source.dv, source.dv_stride, b, head, keys.first),
+              source.dv_stride[2], n, p_.head_dim_v);
+      }
+    }
+    const Rows queries = query_rows(p_, b);
+    const int64_t n = min_of(queries.count - first, block_), row = queries.first + first;
+    if (n <= 0) return;
+    add(row_at<const T>(p_.q, p_.q_stride, b, h, row), p_.q_stride[2], n, p_.head_dim);
+    if (!g_.associate)
+      add(row_at<const T>(g_.dout, g_.dout_stride, b, h, row), g_.dout_stride[2], n, p_.head_dim_v);
+    if (g_.dq) add(row_at<const T>(g_.dq, g_.dq_stride, b, h, row), g_.dq_stride[2], n, p_.head_dim);
   }
 
   int64_t row_of(int64_t i) const { return row_index(p_, b_, h_, i); }
@@ -201,8 +287,10 @@ class AttentionBackwardTask {
   }
 
   void take_rows(int64_t i_begin, int64_t rows) {
+    any_dead_ = false;
     for (int64_t i = 0; i < rows; ++i) {
       dead_[i] = is_dead(i_begin + i);
+      any_dead_ |= dead_[i];
       q_rows_[i] = dead_[i] ? nullptr : q_row(i_begin + i);
       dout_rows_[i] = dead_[i] || g_.associate ? nullptr : dout_row(i_begin + i);
     }
@@ -229,19 +317,23 @@ class AttentionBackwardTask {
     words_of_block(rows, from, to, &p_across, &ds_across, &ds_along);
     const int64_t row_words = words_for<E>(rows);
     if (key_gradients_.wants_dv()) {
-      pack_across_rows<E>(dout_rows_, rows, p_.head_dim_v, dout_across_, width_v_);
       gemm<E, Into::kAdd>(n, width_v_ / V::kLanes, row_words, {p_across + from, 1, score_row_},
-                          {dout_across_, false, width_v_}, dv_ + from * width_v_, width_v_);
+                          queries_across(dout_rows_, rows, p_.head_dim_v, g_.dout_stride[2],
+                                         dout_across_, width_v_),
+                          dv_ + from * width_v_, width_v_, {0, INT64_MAX}, &prefetcher_);
     }
     if (key_gradients_.wants_dk()) {
-      pack_across_rows<E>(q_rows_, rows, p_.head_dim, q_across_, width_);
-      gemm<E, Into::kAdd>(n, width_ / V::kLanes, row_words, {ds_across + from, 1, score_row_},
-                          {q_across_, false, width_}, dk_ + from * width_, width_);
+      gemm<E, Into::kAdd>(
+          n, width_ / V::kLanes, row_words, {ds_across + from, 1, score_row_},
+          queries_across(q_rows_, rows, p_.head_dim, p_.q_stride[2], q_across_, width_),
+          dk_ + from * width_, width_, {0, INT64_MAX}, &prefetcher_);
     }
     if (g_.dq) {
       gemm<E, Into::kStore>(rows, width_ / V::kLanes, words_for<E>(n),
                             {ds_along + from / E::kPerWord, score_row_, 1},
-                            {k_across_ + from / E::kPerWord * width_, false, width_}, dq_, width_);
+                            {k_operand_.data + from / E::kPerWord * k_operand_.ld, false,
+                             k_operand_.ld},
+                            dq_, width_, {0, INT64_MAX}, &prefetcher_);
     }
   }
 
@@ -274,20 +366,26 @@ class AttentionBackwardTask {
       return;
     }
     const int64_t vectors = ceil_div(n, V::kLanes);
-    pack_along_row<E>(q_rows_, rows, p_.head_dim, q_along_, words_);
-    gemm<E, Into::kStore>(rows, vectors, words_, {q_along_, words_, 1}, {k_transposed_, true, 0},
-                          p_ij_, score_row_, reached.begin, reached.end);
+    gemm<E, Into::kStore>(
+        rows, vectors, words_,
+        queries_along(q_rows_, rows, p_.head_dim, p_.q, p_.q_stride, q_along_, words_),
+        {k_transposed_, true, 0}, p_ij_, score_row_, reached, &prefetcher_);
     if (g_.associate) return;
-    pack_along_row<E>(dout_rows_, rows, p_.head_dim_v, dout_along_, words_v_);
-    gemm<E, Into::kStore>(rows, vectors, words_v_, {dout_along_, words_v_, 1},
-                          {v_transposed_, true, 0}, ds_ij_, score_row_, reached.begin, reached.end);
+    gemm<E, Into::kStore>(rows, vectors, words_v_,
+                          queries_along(dout_rows_, rows, p_.head_dim_v, g_.dout, g_.dout_stride,
+                                        dout_along_, words_v_),
+                          {v_transposed_, true, 0}, ds_ij_, score_row_, reached, &prefetcher_);
   }
 
   // s: products -> P, dropped; ds: dP -> what Q and K are multiplied with. Both 0 on the lanes of
   // their vectors that hold no key seen.
   void softmax_gradient(int64_t i, Acc* s, Acc* ds, Range seen, const VisibleKeys& keys,
                         int64_t k_begin, ChunkBias<Acc>& bias) {
-    products_to_scores<V>(p_, s, seen, bias.for_query(i), slope_);
+    if (plain_) {
+      hide_other_lanes(s, seen);
+    } else {
+      products_to_scores<V>(p_, s, seen, bias.for_query(i), slope_);
+    }
     rebuild_weights(i, s, seen);
     if (g_.associate) weight_gradient_.fill(b_, h_, i, keys, k_begin, seen, s, ds);
     if (dropout_.active()) {
@@ -329,10 +427,19 @@ class AttentionBackwardTask {
     return dmass_row_;
   }
 
-  // s: scores -> weights, 0 on the other lanes of the vectors.
+  // -inf on the lanes of the vectors that hold no key seen.
+  static void hide_other_lanes(Acc* s, Range seen) {
+    for (int64_t x = round_down(seen.begin, V::kLanes); x < seen.begin; ++x)
+      s[x] = minus_infinity<Acc>();
+    for (int64_t x = seen.end; x < round_up(seen.end, V::kLanes); ++x) s[x] = minus_infinity<Acc>();
+  }
+
+  // s: scores, or products where they are plain -> weights, 0 on the other lanes of the vectors. As
+  // forward formed them, so that they sum to 1.
   void rebuild_weights(int64_t i, Acc* s, Range seen) {
     const int64_t row = row_of(i);
-    const V zero = V::zero(), log2e = V::set1(static_cast<Acc>(kLog2E));
+    const V zero = V::zero();
+    const V log2e = V::set1(static_cast<Acc>(plain_ ? kLog2E * p_.scale : kLog2E));
     const V top = V::set1(static_cast<const Acc*>(p_.row_top)[row]);
     const V inverse = V::set1(1 / static_cast<const Acc*>(p_.row_sum)[row]);
     for (int64_t x = round_down(seen.begin, V::kLanes); x < seen.end; x += V::kLanes) {
@@ -422,12 +529,14 @@ class AttentionBackwardTask {
   Arena arena_;
   KeyGradients<E> key_gradients_;
   int64_t chunk_, block_, words_, words_v_, width_, width_v_, score_row_;
-  bool few_queries_;
+  bool few_queries_, plain_, prefetches_;
+  Prefetcher prefetcher_;
 
   // The (batch, head) that is being run.
   int64_t partial_ = 0, b_ = 0, h_ = 0;
   Rows queries_{};
-  bool one_chunk_ = true;
+  bool one_chunk_ = true, last_of_run_ = true, any_dead_ = false, all_seen_ = false;
+  OperandB<E> k_operand_{};
   double dsink_ = 0;
 
   int32_t* rows_;

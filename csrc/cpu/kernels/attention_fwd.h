@@ -20,34 +20,11 @@
 #include "cpu/kernels/packing.h"
 #include "cpu/kernels/row_total.h"
 #include "cpu/kernels/rows.h"
-#include "cpu/kernels/scores.h"
+#include "cpu/kernels/softmax.h"
 #include "cpu/kernels/tiling.h"
 
 namespace crossmodal::cpu::CROSSMODAL_ISA {
 namespace {
-
-// s[x] = exp(s[x] - top) for x < n; returns the sum. Lanes beyond n hold -inf before and 0 after.
-template <class V>
-typename V::Scalar exponentiate(typename V::Scalar* s, int64_t n, typename V::Scalar top) {
-  using Acc = typename V::Scalar;
-  const V shift = V::set1(top), log2e = V::set1(static_cast<Acc>(kLog2E));
-  V even = V::zero(), odd = V::zero();
-  int64_t x = 0;
-  for (; x + V::kLanes < n; x += 2 * V::kLanes) {
-    const V a = exp2_nonpositive((V::load(s + x) - shift) * log2e);
-    const V b = exp2_nonpositive((V::load(s + x + V::kLanes) - shift) * log2e);
-    a.store(s + x);
-    b.store(s + x + V::kLanes);
-    even = even + a;
-    odd = odd + b;
-  }
-  if (x < n) {
-    const V a = exp2_nonpositive((V::load(s + x) - shift) * log2e);
-    a.store(s + x);
-    even = even + a;
-  }
-  return reduce_add(even + odd);
-}
 
 // Floats [begin, end) of a row to words in place, for the operand of P V: words begin at element
 // begin / kPerWord. The reader is ahead of the writer.
@@ -78,6 +55,24 @@ void drop(typename V::Scalar* row, Range seen, const typename V::Scalar* factors
     row[x] = factors[x] == 0 ? typename V::Scalar(0) : row[x] * factors[x];
 }
 
+// Whether the micro-kernel can read rows where they stand: their elements are its words.
+template <class E>
+bool rows_are_words_of(const void* base, const int64_t* stride, int64_t width) {
+  if constexpr (E::kPerWord == 1) {
+    return sizeof(typename E::Element) == sizeof(typename E::Word);
+  } else {
+    const bool even = stride[0] % 2 == 0 && stride[1] % 2 == 0 && stride[2] % 2 == 0;
+    return even && width % 2 == 0 && reinterpret_cast<uintptr_t>(base) % sizeof(typename E::Word) == 0;
+  }
+}
+
+// What fits the second-level cache is there already.
+template <class E>
+bool pays_to_prefetch(const AttentionProblem& p) {
+  const double rows = static_cast<double>(p.batch) * p.num_heads * (p.seqlen_q + p.total_keys);
+  return rows * (p.head_dim + p.head_dim_v) * sizeof(typename E::Element) > (4 << 20);
+}
+
 template <class E>
 class AttentionForward {
   using T = typename E::Element;
@@ -92,20 +87,25 @@ class AttentionForward {
         kinds_(p),
         dropout_(p),
         arena_(memory),
+        panel_rows_(panel_rows),
+        panels_(ceil_div(p.seqlen_q, panel_rows)),
         chunk_(min_of(p.total_keys, kForwardBlockN)),
         block_(min_of(panel_rows, kForwardBlockM)),
         words_(words_for<E>(p.head_dim)),
         width_v_(round_up(p.head_dim_v, V::kLanes)),
-        score_row_(score_row<E>(chunk_)) {
+        score_row_(score_row<E>(chunk_)),
+        few_queries_(has_few_queries(p)),
+        plain_(scores_are_plain(p, kinds_)),
+        query_in_place_(rows_are_words_of<E>(p.q, p.q_stride, p.head_dim)),
+        prefetches_(pays_to_prefetch<E>(p)) {
     rows_ = arena_.take<int32_t>(p.total_keys);
     segments_ = arena_.take<Segment>(p.num_sources);
     k_rows_ = arena_.take<const T*>(chunk_);
     v_rows_ = arena_.take<const T*>(chunk_);
     q_rows_ = arena_.take<const T*>(block_);
-    const bool packs = !has_few_queries(p);
-    k_packed_ = arena_.take<Word>(packs ? words_ * round_up(chunk_, V::kLanes) : 0);
-    v_packed_ = arena_.take<Word>(packs ? words_for<E>(chunk_) * width_v_ : 0);
-    q_packed_ = arena_.take<Word>(block_ * words_);
+    k_packed_ = arena_.take<Word>(few_queries_ ? 0 : words_ * round_up(chunk_, V::kLanes));
+    v_packed_ = arena_.take<Word>(few_queries_ ? 0 : words_for<E>(chunk_) * width_v_);
+    q_packed_ = arena_.take<Word>(query_in_place_ ? 0 : block_ * words_);
     scores_ = arena_.take<Acc>(block_ * score_row_);
     out_ = arena_.take<Acc>(panel_rows * width_v_);
     top_ = arena_.take<Acc>(panel_rows);
@@ -117,77 +117,126 @@ class AttentionForward {
   }
   size_t scratch_bytes() const { return arena_.used(); }
 
-  void run(int64_t b, int64_t h, int64_t q_begin, int64_t q_end) {
-    const int64_t alive = max_of(q_begin, min_of(q_end, query_rows(p_, b).count));
-    if (!p_.cu_seqlens_q) write_absent_rows(b, h, alive, q_end);
-    if (alive > q_begin) run_alive(b, h, q_begin, alive);
+  // Panels [begin, end), counted along (batch, head, panel of queries).
+  void run(int64_t begin, int64_t end) {
+    for (int64_t item = begin; item < end; ++item) {
+      const int64_t pair = item / panels_, q_begin = item % panels_ * panel_rows_;
+      const int64_t b = pair / p_.num_heads, h = pair % p_.num_heads;
+      const int64_t q_end = min_of(p_.seqlen_q, q_begin + panel_rows_);
+      const int64_t alive = max_of(q_begin, min_of(q_end, query_rows(p_, b).count));
+      last_of_run_ = item + 1 == end;
+      if (!p_.cu_seqlens_q) write_absent_rows(b, h, alive, q_end);
+      if (alive > q_begin) run_panel(b, h, q_begin, alive);
+    }
   }
 
  private:
-  void run_alive(int64_t b, int64_t h, int64_t q_begin, int64_t q_end) {
+  void run_panel(int64_t b, int64_t h, int64_t q_begin, int64_t q_end) {
     const VisibleKeys keys = find_visible_keys(p_, b, h, rows_, segments_);
     const int64_t panel = q_end - q_begin;
     for (int64_t i = 0; i < panel; ++i) {
       top_[i] = minus_infinity<Acc>();
       sum_[i] = 0;
     }
-    for (int64_t i = 0; i < panel * width_v_; ++i) out_[i] = 0;
     if (p_.mass)
       for (int64_t i = 0; i < panel * p_.num_sources; ++i) mass_[i] = 0;
 
     ChunkBias<Acc> bias(p_, kinds_, keys, b, h, key_bias_, row_bias_);
     const Band band(p_, b);
     const Blocks chunks(keys.count, kForwardBlockN), blocks(panel, kForwardBlockM);
+    // Sums begin with the first chunk, unless a band may leave it out for some block.
+    started_ = few_queries_ || keys.count == 0 || !band.open;
+    if (started_)
+      for (int64_t i = 0; i < panel * width_v_; ++i) out_[i] = 0;
     for (int64_t c = 0; c < chunks.count; ++c) {
       const int64_t begin = chunks.begin(c), end = chunks.end(c);
       if (reach(band, keys, q_begin, q_end - 1, begin, end).empty()) continue;
       key_rows<T>(p_, keys, b, h, begin, end, k_rows_, v_rows_);
       bias.start_chunk(begin, end);
-      if (has_few_queries(p_)) {
+      if (few_queries_) {
         few_queries_step(b, h, q_begin, q_end, keys, band, begin, end, bias);
         continue;
       }
-      pack_transposed<E>(k_rows_, end - begin, p_.head_dim, k_packed_);
-      pack_across_rows<E>(v_rows_, end - begin, p_.head_dim_v, v_packed_, width_v_);
-      for (int64_t m = 0; m < blocks.count; ++m)
-        step(b, h, q_begin + blocks.begin(m), q_begin + blocks.end(m), q_begin, keys, band, begin,
-             end, bias);
+      const OperandB<E> values = pack_chunk(keys, begin, end);
+      for (int64_t m = 0; m < blocks.count; ++m) {
+        prefetcher_.clear();
+        if (prefetches_ && m == 0) prefetch_values(begin, end);
+        const int64_t i_begin = q_begin + blocks.begin(m), i_end = q_begin + blocks.end(m);
+        if (prefetches_ && c + 1 == chunks.count)
+          prefetch_rows(out_row(b, h, i_begin), p_.out_stride[2], i_end - i_begin, p_.head_dim_v);
+        step(b, h, i_begin, i_end, q_begin, keys, band, begin, end, values, bias,
+             c + 1 == chunks.count && m + 1 == blocks.count);
+      }
+      started_ = true;
     }
     finish(b, h, q_begin, panel);
+  }
+
+  // K^T as panels; V as the micro-kernel reads it, where it stands if it can.
+  OperandB<E> pack_chunk(const VisibleKeys& keys, int64_t begin, int64_t end) {
+    pack_transposed<E>(k_rows_, end - begin, p_.head_dim, k_packed_);
+    if constexpr (E::kPerWord == 1 && sizeof(T) == sizeof(Word)) {
+      for (int s = 0; s < p_.num_sources; ++s) {
+        const Segment& segment = keys.segments[s];
+        if (segment.begin <= begin && end <= segment.end && segment.contiguous &&
+            p_.head_dim_v % V::kLanes == 0)
+          return {reinterpret_cast<const Word*>(v_rows_[0]), false, p_.sources[s].v_stride[2]};
+      }
+    }
+    pack_across_rows<E>(v_rows_, end - begin, p_.head_dim_v, v_packed_, width_v_);
+    return {v_packed_, false, width_v_};
   }
 
   const T* query_row(int64_t b, int64_t h, int64_t i) const {
     return row_at<const T>(p_.q, p_.q_stride, b, h, query_rows(p_, b).first + i);
   }
 
+  // The rows of a block of queries as the micro-kernel reads them.
+  OperandA<E> query_words(int64_t b, int64_t h, int64_t i_begin, int64_t rows) {
+    const T* q = query_row(b, h, i_begin);
+    if (query_in_place_)
+      return {reinterpret_cast<const Word*>(q), p_.q_stride[2] / E::kPerWord, 1};
+    for (int64_t i = 0; i < rows; ++i) q_rows_[i] = q + i * p_.q_stride[2];
+    pack_along_row<E>(q_rows_, rows, p_.head_dim, q_packed_, words_);
+    return {q_packed_, words_, 1};
+  }
+
   // One block of queries against one chunk of keys.
   void step(int64_t b, int64_t h, int64_t i_begin, int64_t i_end, int64_t q_begin,
             const VisibleKeys& keys, const Band& band, int64_t k_begin, int64_t k_end,
-            ChunkBias<Acc>& bias) {
+            OperandB<E> values, ChunkBias<Acc>& bias, bool last) {
     const Range reached = reach(band, keys, i_begin, i_end - 1, k_begin, k_end);
     if (reached.empty()) return;
     const int64_t rows = i_end - i_begin;
-    const T* q = query_row(b, h, i_begin);
-    for (int64_t i = 0; i < rows; ++i) q_rows_[i] = q + i * p_.q_stride[2];
-    pack_along_row<E>(q_rows_, rows, p_.head_dim, q_packed_, words_);
     gemm<E, Into::kStore>(rows, ceil_div(k_end - k_begin, V::kLanes), words_,
-                          {q_packed_, words_, 1}, {k_packed_, true, 0}, scores_, score_row_,
-                          reached.begin, reached.end);
+                          query_words(b, h, i_begin, rows), {k_packed_, true, 0}, scores_,
+                          score_row_, reached, &prefetcher_);
 
     // Whole vectors of keys that some query of the block sees.
     const int64_t from = round_down(reached.begin, V::kLanes), to = reached.end;
-    for (int64_t i = 0; i < rows; ++i) {
-      Acc* s = scores_ + i * score_row_;
-      const Range seen = reach(band, keys, i_begin + i, i_begin + i, k_begin, k_end);
-      softmax_step(b, h, i_begin + i, i_begin + i - q_begin, s, seen, keys, k_begin, bias);
-      zero_around<V>(s, from, round_up(to, V::kLanes), seen);
-      words_in_place<E>(s, from, round_up(to, V::kLanes));
+    softmax_rows(b, h, i_begin, rows, i_begin - q_begin, keys, band, k_begin, k_end,
+                 {from, round_up(to, V::kLanes)}, bias);
+
+    prefetcher_.clear();
+    if (prefetches_) {
+      if (!last) {
+        prefetch_rows(query_row(b, h, i_end), p_.q_stride[2],
+                      min_of(rows, query_rows(p_, b).count - i_end), p_.head_dim);
+      } else if (!last_of_run_) {
+        prefetch_next_head(b, h);
+      }
     }
-    gemm<E, Into::kAdd>(
-        rows, width_v_ / V::kLanes, words_for<E>(to - from),
-        {reinterpret_cast<const Word*>(scores_) + from / E::kPerWord, score_row_, 1},
-        {v_packed_ + from / E::kPerWord * width_v_, false, width_v_},
-        out_ + (i_begin - q_begin) * width_v_, width_v_);
+    const OperandA<E> weights = {
+        reinterpret_cast<const Word*>(scores_) + from / E::kPerWord, score_row_, 1};
+    const OperandB<E> rows_of_v = {values.data + from / E::kPerWord * values.ld, false, values.ld};
+    Acc* out = out_ + (i_begin - q_begin) * width_v_;
+    if (started_) {
+      gemm<E, Into::kAdd>(rows, width_v_ / V::kLanes, words_for<E>(to - from), weights, rows_of_v,
+                          out, width_v_, {0, INT64_MAX}, &prefetcher_);
+    } else {
+      gemm<E, Into::kStore>(rows, width_v_ / V::kLanes, words_for<E>(to - from), weights, rows_of_v,
+                            out, width_v_, {0, INT64_MAX}, &prefetcher_);
+    }
   }
 
   void few_queries_step(int64_t b, int64_t h, int64_t i_begin, int64_t i_end,
@@ -196,41 +245,90 @@ class AttentionForward {
     for (int64_t i = i_begin; i < i_end; ++i) {
       const Range seen = reach(band, keys, i, i, k_begin, k_end);
       if (seen.empty()) continue;
-      const int64_t r = i - i_begin;
       // From a whole vector on, as the softmax works.
       const int64_t from = round_down(seen.begin, V::kLanes);
       dot_with_rows<V>(query_row(b, h, i), k_rows_ + from, seen.end - from, p_.head_dim,
-                       scores_ + from);
-      softmax_step(b, h, i, r, scores_, seen, keys, k_begin, bias);
+                       scores_ + from, v_rows_ + from);
+      softmax_rows<false>(b, h, i, 1, i - i_begin, keys, band, k_begin, k_end, {0, 0}, bias);
       add_weighted_rows<V>(scores_ + seen.begin, v_rows_ + seen.begin, seen.end - seen.begin,
-                           p_.head_dim_v, out_ + r * width_v_);
+                           p_.head_dim_v, out_ + (i - i_begin) * width_v_);
     }
   }
 
-  // Turns a row of products into probabilities relative to the running maximum, and rescales what
-  // came before. Beyond the vectors of the keys seen the row is left as it is.
-  void softmax_step(int64_t b, int64_t h, int64_t i, int64_t r, Acc* s, Range seen,
-                    const VisibleKeys& keys, int64_t k_begin, ChunkBias<Acc>& bias) {
-    if (seen.empty()) return;
-    const Acc chunk_top = products_to_scores<V>(p_, s, seen, bias.for_query(i));
-    const Acc old_top = top_[r];
-    const Acc new_top = chunk_top > old_top || chunk_top != chunk_top ? chunk_top : old_top;
-    // Nothing visible yet: exponents of -inf - 0 give exact zeros, where -inf - (-inf) would give
-    // NaN.
-    const Acc shift = new_top == minus_infinity<Acc>() ? Acc(0) : new_top;
-    const int64_t from = round_down(seen.begin, V::kLanes);
-    const Acc sum = exponentiate<V>(s + from, seen.end - from, shift);
+  // Turns rows of products into probabilities relative to the running maxima of rows r0 and on of the
+  // panel, zero elsewhere within `span`, and rescales what came before.
+  template <bool kWords = true>
+  void softmax_rows(int64_t b, int64_t h, int64_t i_begin, int64_t rows, int64_t r0,
+                    const VisibleKeys& keys, const Band& band, int64_t k_begin, int64_t k_end,
+                    Range span, ChunkBias<Acc>& bias) {
+    const V hidden = V::set1(minus_infinity<Acc>()), zero = V::zero();
+    const V factor = V::set1(static_cast<Acc>(plain_ ? kLog2E * p_.scale : kLog2E));
+    const bool needs_floats = dropout_.active() || p_.mass;
+    for (int64_t g = 0; g < rows; g += V::kLanes) {
+      const int n = static_cast<int>(min_of(V::kLanes, rows - g));
+      const int64_t i0 = i_begin + g, r = r0 + g;
+      Range seen[V::kLanes];
+      V lanes[V::kLanes];
+      for (int x = 0; x < n; ++x) {
+        Acc* s = scores_ + (g + x) * score_row_;
+        seen[x] = reach(band, keys, i0 + x, i0 + x, k_begin, k_end);
+        lanes[x] = seen[x].empty() ? hidden
+                   : plain_        ? largest_product<V>(s, seen[x])
+                                   : products_to_scores<V>(p_, s, seen[x], bias.for_query(i0 + x));
+      }
+      for (int x = n; x < V::kLanes; ++x) lanes[x] = hidden;
+      const V old_top = V::load_first(top_ + r, n);
+      const V new_top = max(old_top, max_of_rows(lanes));
+      // Nothing visible yet: exponents of -inf - 0 give exact zeros, where -inf - (-inf) would give
+      // NaN.
+      const V shift = select_equal(new_top, hidden, zero, new_top);
+      const V correction = exp2_nonpositive((old_top - shift) * factor);
+      new_top.store_first(top_ + r, n);
+      alignas(64) Acc shifts[V::kLanes], corrections[V::kLanes];
+      shift.store(shifts);
+      correction.store(corrections);
 
-    Acc* out = out_ + r * width_v_;
-    if (old_top != new_top && sum_[r] != 0) {
-      const Acc correction = exponential<V>(old_top - shift);
-      sum_[r] *= correction;
-      scale_row<V>(out, width_v_, correction);
-      if (p_.mass)
-        for (int x = 0; x < p_.num_sources; ++x) mass_[r * p_.num_sources + x] *= correction;
+      for (int x = 0; x < n; ++x) {
+        Acc* s = scores_ + (g + x) * score_row_;
+        const V top = V::set1(shifts[x]);
+        if (seen[x].empty()) {
+          lanes[x] = zero;
+        } else if (kWords && !needs_floats) {
+          lanes[x] = exponentiate<E, kWords>(s, seen[x], top, factor);
+        } else {
+          lanes[x] = exponentiate<E, false>(s, seen[x], top, factor);
+        }
+        if (!needs_floats) zero_words_around(s, span, seen[x]);
+      }
+      for (int x = n; x < V::kLanes; ++x) lanes[x] = zero;
+      const V sum = fmadd(V::load_first(sum_ + r, n), correction, sum_of_rows(lanes));
+      if (started_) rescale(r, n, corrections);
+      sum.store_first(sum_ + r, n);
+      if (!needs_floats) continue;
+      for (int x = 0; x < n; ++x) {
+        Acc* s = scores_ + (g + x) * score_row_;
+        weigh_and_drop(b, h, i0 + x, r + x, s, seen[x], keys, k_begin);
+        zero_around<V>(s, span.begin, span.end, seen[x]);
+        if (kWords) words_in_place<E>(s, span.begin, span.end);
+      }
     }
-    top_[r] = new_top;
-    sum_[r] += sum;
+  }
+
+  // What rows [r, r + n) of the panel hold from chunks before, relative to their new maxima.
+  void rescale(int64_t r, int n, const Acc* corrections) {
+    for (int x = 0; x < n; ++x) {
+      const Acc correction = corrections[x];
+      if (correction == 1 || sum_[r + x] == 0) continue;
+      scale_row<V>(out_ + (r + x) * width_v_, width_v_, correction);
+      if (p_.mass)
+        for (int s = 0; s < p_.num_sources; ++s) mass_[(r + x) * p_.num_sources + s] *= correction;
+    }
+  }
+
+  // A row of probabilities: its share of mass, then dropout.
+  void weigh_and_drop(int64_t b, int64_t h, int64_t i, int64_t r, Acc* s, Range seen,
+                      const VisibleKeys& keys, int64_t k_begin) {
+    if (seen.empty()) return;
     if (p_.mass) {
       for_each_stretch(
           p_, keys, k_begin + seen.begin, k_begin + seen.end,
@@ -244,19 +342,33 @@ class AttentionForward {
     }
   }
 
+  // Zero words on the whole vectors of `span` that hold no key of `seen`.
+  static void zero_words_around(Acc* s, Range span, Range seen) {
+    if constexpr (E::kPerWord == 2) {
+      BFloat16* words = reinterpret_cast<BFloat16*>(s);
+      const int64_t left = seen.empty() ? span.end : round_down(seen.begin, V::kLanes);
+      for (int64_t x = span.begin; x < left; x += V::kLanes) V::zero().store(words + x);
+      if (seen.empty()) return;
+      for (int64_t x = round_up(seen.end, V::kLanes); x < span.end; x += V::kLanes)
+        V::zero().store(words + x);
+    } else {
+      zero_around<V>(s, span.begin, span.end, seen);
+    }
+  }
+
   void finish(int64_t b, int64_t h, int64_t q_begin, int64_t panel) {
     const int64_t first_row = row_index(p_, b, h, q_begin);
+    T* out = out_row(b, h, q_begin);
     for (int64_t r = 0; r < panel; ++r) {
-      Acc* row = out_ + r * width_v_;
       const bool nothing = sum_[r] == 0;  // false for NaN, which has to be seen
-      const RowTotal total = with_sink<V>(p_, b, h, top_[r], sum_[r]);
+      const RowTotal total =
+          plain_ ? plain_total<V>(p_, top_[r], sum_[r]) : with_sink<V>(p_, b, h, top_[r], sum_[r]);
       if (nothing) {
-        for (int64_t x = 0; x < width_v_; ++x)
-          row[x] = 0;  // not times 0: a value row may have been NaN
+        zero_row(out + r * p_.out_stride[2], p_.head_dim_v);  // a value row may have been NaN
       } else {
-        scale_row<V>(row, width_v_, total.inverse);
+        store_scaled_row<V>(out_ + r * width_v_, p_.head_dim_v, total.inverse,
+                            out + r * p_.out_stride[2]);
       }
-      store_row<V>(row, p_.head_dim_v, out_row(b, h, q_begin + r));
       write_statistics(first_row + r, total);
       if (p_.mass) {
         Acc* mass = static_cast<Acc*>(p_.mass) + (first_row + r) * p_.num_sources;
@@ -277,6 +389,35 @@ class AttentionForward {
     }
   }
 
+  void prefetch_rows(const T* row, int64_t stride, int64_t rows, int64_t width) {
+    prefetcher_.add_rows(row, stride * int64_t{sizeof(T)}, rows, width * int64_t{sizeof(T)});
+  }
+
+  // The values of a chunk: from the first to the last row of each stretch that may hold them.
+  void prefetch_values(int64_t begin, int64_t end) {
+    const int64_t n = end - begin;
+    if (n <= 0) return;
+    const int64_t stride = n > 1 ? v_rows_[1] - v_rows_[0] : p_.head_dim_v;
+    prefetch_rows(v_rows_[0], stride, n, p_.head_dim_v);
+  }
+
+  // Keys and queries of the head that comes next in this run.
+  void prefetch_next_head(int64_t b, int64_t h) {
+    const bool next_sample = h + 1 == p_.num_heads;
+    const int64_t nb = next_sample ? b + 1 : b, nh = next_sample ? 0 : h + 1;
+    if (nb >= p_.batch) return;
+    for (int s = 0; s < p_.num_sources; ++s) {
+      const KeySource& source = p_.sources[s];
+      const Rows keys = key_rows_of(source, nb);
+      prefetch_rows(
+          row_at<const T>(source.k, source.k_stride, nb, key_head(p_, source, nh), keys.first),
+          source.k_stride[2], min_of(keys.count, kForwardBlockN), p_.head_dim);
+    }
+    const Rows queries = query_rows(p_, nb);
+    prefetch_rows(row_at<const T>(p_.q, p_.q_stride, nb, nh, queries.first), p_.q_stride[2],
+                  min_of(queries.count, kForwardBlockM), p_.head_dim);
+  }
+
   T* out_row(int64_t b, int64_t h, int64_t i) const {
     return row_at<T>(p_.out, p_.out_stride, b, h, query_rows(p_, b).first + i);
   }
@@ -293,7 +434,11 @@ class AttentionForward {
   TermKinds kinds_;
   Dropout<Acc> dropout_;
   Arena arena_;
-  int64_t chunk_, block_, words_, width_v_, score_row_;
+  Prefetcher prefetcher_;
+  int64_t panel_rows_, panels_, chunk_, block_, words_, width_v_, score_row_;
+  bool few_queries_, plain_, query_in_place_, prefetches_;
+  bool started_ = false;      // whether out_ holds sums of earlier chunks
+  bool last_of_run_ = false;  // whether no panel follows in this run
   int32_t* rows_;
   Segment* segments_;
   const T **k_rows_, **v_rows_, **q_rows_;

@@ -65,6 +65,12 @@ constexpr int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
 constexpr int64_t min_of(int64_t a, int64_t b) { return a < b ? a : b; }
 constexpr int64_t max_of(int64_t a, int64_t b) { return a > b ? a : b; }
 
+// [begin, end), of positions in a list or of columns.
+struct Range {
+  int64_t begin, end;
+  bool empty() const { return begin >= end; }
+};
+
 // 0, 1, ..., n - 1 as template arguments; std::index_sequence would bring the standard library's
 // inline functions.
 template <int... kValues>

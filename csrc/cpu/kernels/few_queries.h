@@ -32,16 +32,25 @@ inline void store_sums(VecD sums[VecD::kLanes], double* out) {
   for (int x = 0; x < VecD::kLanes; ++x) out[x] = reduce_add(sums[x]);
 }
 
-// s[j] = <q, rows[j]> for j < n; lanes up to a whole vector hold anything.
+// s[j] = <q, rows[j]> for j < n; lanes up to a whole vector hold anything. Brings the rows ahead into
+// the cache, and `partners`, rows that will be read next.
 template <class V, class T>
-void dot_with_rows(const T* q, const T* const* rows, int64_t n, int64_t width,
-                   typename V::Scalar* s) {
+void dot_with_rows(const T* q, const T* const* rows, int64_t n, int64_t width, typename V::Scalar* s,
+                   const T* const* partners = nullptr) {
+  constexpr int64_t kAhead = 16, kLine = 64 / sizeof(T);
   const int64_t whole = width / V::kLanes * V::kLanes;
   const int rest = static_cast<int>(width - whole);
   for (int64_t j = 0; j < n; j += V::kLanes) {
     V sums[V::kLanes];
     for (int x = 0; x < V::kLanes; ++x) {
-      const T* row = rows[min_of(j + x, n - 1)];
+      const int64_t here = min_of(j + x, n - 1);
+      const T* row = rows[here];
+      // Beyond the last row the next head's begin, where heads lie one after the other.
+      const T* ahead = here + kAhead < n ? rows[here + kAhead] : row + kAhead * width;
+      for (int64_t d = 0; d < width; d += kLine) {
+        __builtin_prefetch(ahead + d);
+        if (partners) __builtin_prefetch(partners[here] + d);
+      }
       V sum = V::zero();
       for (int64_t d = 0; d < whole; d += V::kLanes)
         sum = fmadd(V::load(q + d), V::load(row + d), sum);

@@ -5,6 +5,7 @@
 #include <cstdint>
 
 #include "cpu/kernels/engine.h"
+#include "cpu/kernels/prefetch.h"
 
 namespace crossmodal::cpu::CROSSMODAL_ISA {
 namespace {
@@ -43,11 +44,11 @@ struct Strips {
 
 template <class E>
 using TileFn = void (*)(int64_t words, OperandA<E> a, const typename E::Word* b, int64_t b_row,
-                        typename E::Acc* c, int64_t c_row);
+                        typename E::Acc* c, int64_t c_row, Prefetcher::Lines lines);
 
 template <class E, int kRows, int kVectors, Into kInto>
 void tile(int64_t words, OperandA<E> a, const typename E::Word* b, int64_t b_row,
-          typename E::Acc* c, int64_t c_row) {
+          typename E::Acc* c, int64_t c_row, Prefetcher::Lines lines) {
   using V = typename E::Vec;
   V acc[kRows][kVectors];
 #pragma GCC unroll 16
@@ -56,7 +57,7 @@ void tile(int64_t words, OperandA<E> a, const typename E::Word* b, int64_t b_row
     for (int v = 0; v < kVectors; ++v) acc[i][v] = V::zero();
 
   const typename E::Word* column = a.data;
-  for (int64_t k = 0; k < words; ++k) {
+  const auto step = [&]() __attribute__((always_inline)) {
     typename E::Words operand[kVectors];
 #pragma GCC unroll 8
     for (int v = 0; v < kVectors; ++v) operand[v] = E::load(b + v * V::kLanes);
@@ -68,7 +69,14 @@ void tile(int64_t words, OperandA<E> a, const typename E::Word* b, int64_t b_row
     }
     column += a.step;
     b += b_row;
+  };
+  int64_t k = 0;
+  for (; k < lines.count; ++k) {
+    __builtin_prefetch(lines.at);
+    lines.at += lines.step;
+    step();
   }
+  for (; k < words; ++k) step();
 
   // Adding at the end, not starting from C: summation chains stay as short as one contraction,
   // which is what keeps fp32 accurate over many chunks of keys.
@@ -105,17 +113,17 @@ TileFn<E> pick_tile(int rows, int vectors) {
 
 // C[rows][vectors * lanes] (+)= A[rows][words] * B[words][vectors * lanes]. No contraction leaves C
 // as kInto says: zero or untouched. C's rows must have room for whole vectors. Strips without a
-// column in [first_column, last_column) may be left out.
+// column in `columns` may be left out.
 template <class E, Into kInto>
 void gemm(int64_t rows, int64_t vectors, int64_t words, OperandA<E> a, OperandB<E> b,
-          typename E::Acc* c, int64_t c_row, int64_t first_column = 0,
-          int64_t last_column = INT64_MAX) {
+          typename E::Acc* c, int64_t c_row, Range columns = {0, INT64_MAX},
+          Prefetcher* prefetcher = nullptr) {
   constexpr int kLanes = E::Vec::kLanes;
   const Strips strips(vectors);
   for (int64_t s = 0; s < strips.count; ++s) {
     const int width = strips.width(s);
     const int64_t start = strips.start(s) * kLanes;
-    if (start >= last_column || start + width * kLanes <= first_column) continue;
+    if (start >= columns.end || start + width * kLanes <= columns.begin) continue;
     const int64_t first = strips.start(s) * kLanes;
     const typename E::Word* b_strip = b.data + (b.panels ? first * words : first);
     const int64_t b_row = b.panels ? width * kLanes : b.ld;
@@ -126,12 +134,17 @@ void gemm(int64_t rows, int64_t vectors, int64_t words, OperandA<E> a, OperandB<
       const int height = static_cast<int>(rows / groups + (g < rows % groups));
       typename E::Acc* c_tile = c + i * c_row + first;
       const int64_t chain = min_of(words, kMaxChain);
+      const auto lines = [&](int64_t k) {
+        return prefetcher ? prefetcher->take(k) : Prefetcher::Lines{};
+      };
       pick_tile<E, kInto>(height, width)(chain, {a.data + i * a.row, a.row, a.step}, b_strip, b_row,
-                                         c_tile, c_row);
-      for (int64_t k = chain; k < words; k += kMaxChain)
-        pick_tile<E, Into::kAdd>(height, width)(min_of(words - k, kMaxChain),
-                                                {a.data + i * a.row + k * a.step, a.row, a.step},
-                                                b_strip + k * b_row, b_row, c_tile, c_row);
+                                         c_tile, c_row, lines(chain));
+      for (int64_t k = chain; k < words; k += kMaxChain) {
+        const int64_t n = min_of(words - k, kMaxChain);
+        pick_tile<E, Into::kAdd>(height, width)(
+            n, {a.data + i * a.row + k * a.step, a.row, a.step}, b_strip + k * b_row, b_row, c_tile,
+            c_row, lines(n));
+      }
       i += height;
     }
   }

@@ -33,6 +33,16 @@ Acc sink_of(const AttentionProblem& p, int64_t b, int64_t h) {
   return p.sink ? static_cast<const Acc*>(p.sink)[b * p.sink_stride + h] : minus_infinity<Acc>();
 }
 
+// Of plain scores: `top` is the largest product, and there is no sink.
+template <class V>
+RowTotal<typename V::Scalar> plain_total(const AttentionProblem& p, typename V::Scalar top,
+                                         typename V::Scalar sum) {
+  using Acc = typename V::Scalar;
+  if (sum == 0) return RowTotal<Acc>::none();
+  const Acc lse = p.lse ? top * static_cast<Acc>(p.scale) + natural_log(sum) : Acc(0);
+  return {top, sum, lse, 1 / sum};
+}
+
 // `top` and `sum` over the keys that the query sees; sum 0: it sees none.
 template <class V>
 RowTotal<typename V::Scalar> with_sink(const AttentionProblem& p, int64_t b, int64_t h,

@@ -24,6 +24,17 @@ void store_row(const typename V::Scalar* src, int64_t n, T* dst) {
     V::load_first(src + j, static_cast<int>(n - j)).store_first(dst + j, static_cast<int>(n - j));
 }
 
+// dst[i] = factor * src[i] as T, n elements.
+template <class V, class T>
+void store_scaled_row(const typename V::Scalar* src, int64_t n, typename V::Scalar factor, T* dst) {
+  const V f = V::set1(factor);
+  int64_t j = 0;
+  for (; j + V::kLanes <= n; j += V::kLanes) (V::load(src + j) * f).store(dst + j);
+  if (j < n)
+    (V::load_first(src + j, static_cast<int>(n - j)) * f)
+        .store_first(dst + j, static_cast<int>(n - j));
+}
+
 template <class V>
 void scale_row(typename V::Scalar* row, int64_t n, typename V::Scalar factor) {
   const V f = V::set1(factor);

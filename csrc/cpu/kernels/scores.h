@@ -91,9 +91,10 @@ void cap_scores(typename V::Scalar* s, Range seen, typename V::Scalar scale,
 }
 
 // s[x] -> scale * s[x] + bias[x] for the keys seen, -inf where bias is -inf (even if s is NaN there)
-// and for the other lanes of their vectors. Returns the largest score. NaN scores stay NaN.
+// and for the other lanes of their vectors. Returns the largest score, lane by lane. NaN scores stay
+// NaN.
 template <class V>
-typename V::Scalar finish_scores(typename V::Scalar* s, Range seen, typename V::Scalar scale,
+V finish_scores(typename V::Scalar* s, Range seen, typename V::Scalar scale,
                                  const typename V::Scalar* bias) {
   using Acc = typename V::Scalar;
   const V hidden = V::set1(minus_infinity<Acc>());
@@ -111,14 +112,13 @@ typename V::Scalar finish_scores(typename V::Scalar* s, Range seen, typename V::
     score.store(s + x);
     top = max(top, score);
   }
-  return reduce_max(top);
+  return top;
 }
 
 // Products to scores, with everything that stands between them; slope as in cap_scores.
 template <class V>
-typename V::Scalar products_to_scores(const AttentionProblem& p, typename V::Scalar* s, Range seen,
-                                      const typename V::Scalar* bias,
-                                      typename V::Scalar* slope = nullptr) {
+V products_to_scores(const AttentionProblem& p, typename V::Scalar* s, Range seen,
+                     const typename V::Scalar* bias, typename V::Scalar* slope = nullptr) {
   using Acc = typename V::Scalar;
   const Acc scale = static_cast<Acc>(p.scale);
   if (p.softcap <= 0) return finish_scores<V>(s, seen, scale, bias);

@@ -15,16 +15,16 @@ struct Kernels {
   static size_t attention_fwd_scratch(const AttentionProblem& p, int64_t panel_rows) {
     return AttentionForward<E>(p, panel_rows, nullptr).scratch_bytes();
   }
-  static void attention_fwd(const AttentionProblem& p, int64_t panel_rows, int64_t b, int64_t h,
-                            int64_t q_begin, int64_t q_end, char* scratch) {
-    AttentionForward<E>(p, panel_rows, scratch).run(b, h, q_begin, q_end);
+  static void attention_fwd(const AttentionProblem& p, int64_t panel_rows, int64_t begin,
+                            int64_t end, char* scratch) {
+    AttentionForward<E>(p, panel_rows, scratch).run(begin, end);
   }
   static size_t attention_bwd_scratch(const AttentionProblem& p, const AttentionBackward& g) {
     return AttentionBackwardTask<E>(p, g, nullptr).scratch_bytes();
   }
   static void attention_bwd(const AttentionProblem& p, const AttentionBackward& g, int64_t partial,
-                            int64_t b, int64_t h, char* scratch) {
-    AttentionBackwardTask<E>(p, g, scratch).run(partial, b, h);
+                            int64_t begin, int64_t end, char* scratch) {
+    AttentionBackwardTask<E>(p, g, scratch).run(partial, begin, end);
   }
   static size_t associate_scratch(const AttentionProblem& p, const AssociateProblem& a) {
     return Associate<E>(p, a, nullptr).scratch_bytes();

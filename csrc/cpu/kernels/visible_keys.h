@@ -63,12 +63,6 @@ inline VisibleKeys find_visible_keys(const AttentionProblem& p, int64_t b, int64
   return keys;
 }
 
-// Positions [begin, end) of the list, or of a chunk of it.
-struct Range {
-  int64_t begin, end;
-  bool empty() const { return begin >= end; }
-};
-
 // How many keys of the only source stand before row `row`.
 inline int64_t keys_before(const VisibleKeys& keys, int64_t row) {
   if (keys.count == 0 || row <= keys.rows[0]) return 0;

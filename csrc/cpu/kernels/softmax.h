@@ -1,0 +1,104 @@
+// The softmax of a block of queries against a chunk of keys, as many rows at a time as a vector has
+// lanes: row maxima and sums come from a transpose, not from a reduction per row.
+#pragma once
+
+#include <cstdint>
+
+#include "cpu/kernels/exp.h"
+#include "cpu/kernels/rows.h"
+#include "cpu/kernels/scores.h"
+
+namespace crossmodal::cpu::CROSSMODAL_ISA {
+namespace {
+
+// Whether products become exponents by one factor, with nothing added or capped in between: then the
+// scores are never written, and the statistics of rows hold the largest product in place of the
+// largest score. Forward and backward both ask.
+inline bool scores_are_plain(const AttentionProblem& p, const TermKinds& kinds) {
+  return !kinds.dense && !kinds.key_bias && p.softcap <= 0 && p.scale > 0 && !p.sink;
+}
+
+// Lane i of the result: the largest element of rows[i], or their sum.
+inline VecF max_of_rows(VecF rows[VecF::kLanes]) {
+  transpose(rows);
+#pragma GCC unroll 8
+  for (int half = VecF::kLanes / 2; half > 0; half /= 2)
+    for (int x = 0; x < half; ++x) rows[x] = max(rows[x], rows[x + half]);
+  return rows[0];
+}
+inline VecF sum_of_rows(VecF rows[VecF::kLanes]) {
+  transpose(rows);
+#pragma GCC unroll 8
+  for (int half = VecF::kLanes / 2; half > 0; half /= 2)
+    for (int x = 0; x < half; ++x) rows[x] = rows[x] + rows[x + half];
+  return rows[0];
+}
+inline VecD max_of_rows(VecD rows[VecD::kLanes]) {
+  alignas(64) double lanes[VecD::kLanes];
+  for (int x = 0; x < VecD::kLanes; ++x) lanes[x] = reduce_max(rows[x]);
+  return VecD::load(lanes);
+}
+inline VecD sum_of_rows(VecD rows[VecD::kLanes]) {
+  alignas(64) double lanes[VecD::kLanes];
+  for (int x = 0; x < VecD::kLanes; ++x) lanes[x] = reduce_add(rows[x]);
+  return VecD::load(lanes);
+}
+
+// The largest product of a row, lane by lane; -inf on the lanes of its vectors that hold no key seen.
+template <class V>
+V largest_product(typename V::Scalar* s, Range seen) {
+  const V hidden = V::set1(minus_infinity<typename V::Scalar>());
+  V a = hidden, b = hidden;
+  int64_t x = round_down(seen.begin, V::kLanes);
+  if (x < seen.begin) {
+    a = keep_first(hidden, static_cast<int>(seen.begin - x), V::load(s + x));
+    if (seen.end - x < V::kLanes) a = keep_first(a, static_cast<int>(seen.end - x), hidden);
+    a.store(s + x);
+    x += V::kLanes;
+  }
+  for (; x + 2 * V::kLanes <= seen.end; x += 2 * V::kLanes) {
+    a = max(a, V::load(s + x));
+    b = max(b, V::load(s + x + V::kLanes));
+  }
+  for (; x < seen.end; x += V::kLanes) {
+    V last = V::load(s + x);
+    if (seen.end - x < V::kLanes) {
+      last = keep_first(last, static_cast<int>(seen.end - x), hidden);
+      last.store(s + x);
+    }
+    a = max(a, last);
+  }
+  return max(a, b);
+}
+
+// s[x] = exp(factor * (s[x] - top)) on the whole vectors of `seen`, whose other lanes hold -inf before
+// and 0 after; as floats, or as words in place, for the operand of P V. Returns the sum, lane by lane.
+template <class E, bool kWords, class V = typename E::Vec>
+V exponentiate(typename V::Scalar* s, Range seen, V top, V factor) {
+  V even = V::zero(), odd = V::zero();
+  const auto store = [&](V e, int64_t x) {
+    if constexpr (kWords && E::kPerWord == 2) {
+      e.store(reinterpret_cast<BFloat16*>(s) + x);
+    } else {
+      e.store(s + x);
+    }
+  };
+  int64_t x = round_down(seen.begin, V::kLanes);
+  for (; x + V::kLanes < seen.end; x += 2 * V::kLanes) {
+    const V a = exp2_nonpositive((V::load(s + x) - top) * factor);
+    const V b = exp2_nonpositive((V::load(s + x + V::kLanes) - top) * factor);
+    store(a, x);
+    store(b, x + V::kLanes);
+    even = even + a;
+    odd = odd + b;
+  }
+  if (x < seen.end) {
+    const V a = exp2_nonpositive((V::load(s + x) - top) * factor);
+    store(a, x);
+    even = even + a;
+  }
+  return even + odd;
+}
+
+}  // namespace
+}  // namespace crossmodal::cpu::CROSSMODAL_ISA
