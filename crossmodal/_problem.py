@@ -69,8 +69,8 @@ class FusionProblem(NamedTuple):
 class VarlenProblem(NamedTuple):
     """``attention_varlen`` in canonical form: sequence b has the rows ``cu_seqlens[b]`` to ``cu_seqlens[b + 1]``.
 
-    Where nobody could read the offsets they may be anything: whoever uses them clamps the start of a sequence to
-    [0, total] and to no less than the start before it, its length to [0, max_seqlen].
+    Where nobody could read the offsets they may be anything. Whoever uses them clamps each to [0, total] and to no less
+    than the one before it, then each length, the difference of two, to [0, max_seqlen]; rows left over give 0.
     """
 
     query: Tensor  # (total_q, num_heads, head_dim)

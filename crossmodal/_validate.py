@@ -51,7 +51,7 @@ def check_cu_seqlens(name: str, cu_seqlens: Tensor, total: int, max_seqlen: int,
     first, last = int(cu_seqlens[0]), int(cu_seqlens[-1])
     if first != 0:
         raise ValueError(f"{name} must start at 0, got {first} at index 0")
-    lengths = cu_seqlens.diff()
+    lengths = cu_seqlens.long().diff()  # in int32 a wild difference could wrap into a tame one
     if lengths.shape[0] > 0:
         shortest, longest = torch.aminmax(lengths)
         if shortest < 0:
