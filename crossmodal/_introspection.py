@@ -28,6 +28,19 @@ def _json(function: str, *arguments: Any) -> Any:
     return json.loads(_text(function, *arguments) or "null")
 
 
+def _number(function: str, *arguments: Any) -> float:
+    foreign = getattr(_library, function)
+    foreign.restype = ctypes.c_double
+    result: float = foreign(*arguments)
+    return result
+
+
+def _dtype_number(dtype: str) -> ctypes.c_int:
+    if dtype not in _DTYPES:
+        raise ValueError(f"dtype must be one of {', '.join(_DTYPES)}, got {dtype!r}")
+    return ctypes.c_int(_DTYPES.index(dtype))
+
+
 def build_info() -> dict[str, Any]:
     return _json("crossmodal_build_info")
 
@@ -59,13 +72,25 @@ def attention_plan(
     head_dim_v: int | None = None,
     is_causal: bool = False,
 ) -> dict[str, Any]:
-    if dtype not in _DTYPES:
-        raise ValueError(f"dtype must be one of {', '.join(_DTYPES)}, got {dtype!r}")
+    number = _dtype_number(dtype)
     sizes = (batch, num_heads, seqlen_q, seqlen_k, head_dim)
     return _json(
         "crossmodal_attention_plan",
-        ctypes.c_int(_DTYPES.index(dtype)),
+        number,
         *(ctypes.c_int64(size) for size in sizes),
         ctypes.c_int64(head_dim if head_dim_v is None else head_dim_v),
         ctypes.c_int(is_causal),
     )
+
+
+def measure_peak(dtype: str) -> float:
+    return _number("crossmodal_measure_peak", _dtype_number(dtype))
+
+
+def measure_bandwidth(num_bytes: int) -> float:
+    if num_bytes < 1:
+        raise ValueError(f"num_bytes must be positive, got {num_bytes}")
+    result = _number("crossmodal_measure_bandwidth", ctypes.c_int64(num_bytes))
+    if result == 0:
+        raise MemoryError
+    return result

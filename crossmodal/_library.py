@@ -92,6 +92,16 @@ def select_isa(name: str) -> None:
     introspection.select_isa(name)
 
 
+def measure_peak(dtype: str) -> float:
+    """GFLOP/s of multiply-adds out of registers, on one thread with the active instruction set."""
+    return introspection.measure_peak(dtype)
+
+
+def measure_bandwidth(num_bytes: int) -> float:
+    """GB/s at which one thread reads a buffer of this size over and over."""
+    return introspection.measure_bandwidth(num_bytes)
+
+
 def attention_plan(*arguments: Any, **keywords: Any) -> dict[str, Any]:
     """The kernel that an attention problem would run; arguments as in `_native.pyi`."""
     return introspection.attention_plan(*arguments, **keywords)

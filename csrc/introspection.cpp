@@ -6,6 +6,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <new>
 #include <optional>
 #include <string>
 
@@ -50,6 +51,27 @@ py::dict attention_plan(const std::string& dtype, int64_t batch, int64_t num_hea
                                                         head_dim_v.value_or(head_dim), is_causal));
 }
 
+// The interpreter's lock is let go, so that several Python threads measure at the same time what
+// the cores can do together.
+double measure_peak(const std::string& dtype) {
+  const int number = dtype_number(dtype);
+  const py::gil_scoped_release release;
+  return crossmodal_measure_peak(number);
+}
+
+double measure_bandwidth(int64_t num_bytes) {
+  if (num_bytes < 1) {
+    throw py::value_error("num_bytes must be positive, got " + std::to_string(num_bytes));
+  }
+  double result = 0;
+  {
+    const py::gil_scoped_release release;
+    result = crossmodal_measure_bandwidth(num_bytes);
+  }
+  if (result == 0) throw std::bad_alloc();
+  return result;
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_native, m) {
@@ -68,4 +90,8 @@ PYBIND11_MODULE(_native, m) {
   m.def("attention_plan", &attention_plan, arg("dtype"), arg("batch"), arg("num_heads"),
         arg("seqlen_q"), arg("seqlen_k"), arg("head_dim"), arg("head_dim_v") = py::none(),
         arg("is_causal") = false, "The kernel that this attention problem would run.");
+  m.def("measure_peak", &measure_peak, arg("dtype"),
+        "GFLOP/s of multiply-adds out of registers on one thread.");
+  m.def("measure_bandwidth", &measure_bandwidth, arg("num_bytes"),
+        "GB/s at which one thread reads a buffer of this size over and over.");
 }

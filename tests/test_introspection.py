@@ -77,6 +77,33 @@ def test_unknown_dtype_is_a_value_error_that_lists_the_known_ones(twin):
     assert str(error.value) == expected
 
 
+@pytest.mark.parametrize("twin", ["_native", "_introspection"])
+def test_measured_peaks_are_those_of_a_computer(twin):
+    """Between one operation a nanosecond and what no core of today does: a loop that was optimized away shows."""
+    module = native() if twin == "_native" else _introspection
+    assert 0.1 < module.measure_peak("float32") < 1e4
+    assert 0.1 < module.measure_bandwidth(16_384) < 1e4
+
+
+def test_every_instruction_set_can_measure_every_dtype(isa, dtype):
+    assert _library.measure_peak(str(dtype).removeprefix("torch.")) > 0.1
+
+
+@pytest.mark.parametrize("twin", ["_native", "_introspection"])
+def test_bandwidth_of_nothing_is_a_value_error(twin):
+    module = native() if twin == "_native" else _introspection
+    with pytest.raises(ValueError) as error:
+        module.measure_bandwidth(0)
+    assert str(error.value) == "num_bytes must be positive, got 0"
+
+
+@pytest.mark.parametrize("twin", ["_native", "_introspection"])
+def test_peak_of_an_unknown_dtype_is_a_value_error(twin):
+    module = native() if twin == "_native" else _introspection
+    with pytest.raises(ValueError, match="dtype must be one of float32, bfloat16, float16, float64, got 'int8'"):
+        module.measure_peak("int8")
+
+
 def test_build_info_survives_json():
     info = crossmodal.build_info()
     assert json.loads(json.dumps(info)) == info

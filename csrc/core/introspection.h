@@ -31,6 +31,14 @@ CROSSMODAL_API const char* crossmodal_attention_plan(int dtype, int64_t batch, i
                                                      int64_t head_dim, int64_t head_dim_v,
                                                      int is_causal);
 
+// GFLOP/s of multiply-adds out of registers, one thread, in the form that the active instruction
+// set's kernels of this dtype use. Takes about 50 ms.
+CROSSMODAL_API double crossmodal_measure_peak(int dtype);
+
+// GB/s at which one thread reads a buffer of `bytes` (positive, rounded up to whole pages) over and
+// over; 0 when there is no such memory.
+CROSSMODAL_API double crossmodal_measure_bandwidth(int64_t bytes);
+
 #ifdef __cplusplus
 }
 #endif

@@ -55,4 +55,6 @@ const DTypeKernels& kernels_for(Isa isa, DType dtype) {
   }
 }
 
+ReadMemory read_memory_for(Isa isa) { return table_for(isa).read_memory; }
+
 }  // namespace crossmodal::cpu

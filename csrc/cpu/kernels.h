@@ -38,6 +38,9 @@ struct DTypeKernels {
   void (*weighted_sum_bwd)(const WeightedSumProblem&, const WeightedSumBackward&, int64_t b,
                            int64_t h, char* scratch);
 
+  // Multiply-adds and nothing else, for the machine's peak; returns the number of operations.
+  double (*multiply_in_registers)(int64_t rounds);
+
   const char* multiply;  // how products are formed, for the plan that people read
   int lanes;             // elements of a vector of accumulators
   int tile_rows;         // widest register tile: rows x vectors
@@ -46,10 +49,15 @@ struct DTypeKernels {
   int block_n;
 };
 
+// Reads `bytes` bytes `passes` times over.
+using ReadMemory = void (*)(const char* data, int64_t bytes, int64_t passes);
+
 struct KernelTable {
   DTypeKernels float32, bfloat16, float16, float64;
+  ReadMemory read_memory;
 };
 
 const DTypeKernels& kernels_for(Isa isa, DType dtype);
+ReadMemory read_memory_for(Isa isa);
 
 }  // namespace crossmodal::cpu

@@ -5,6 +5,7 @@
 #include "cpu/kernels/associate.h"
 #include "cpu/kernels/attention_bwd.h"
 #include "cpu/kernels/attention_fwd.h"
+#include "cpu/kernels/peak.h"
 #include "cpu/kernels/weighted_sum.h"
 
 namespace crossmodal::cpu::CROSSMODAL_ISA {
@@ -66,6 +67,7 @@ struct Kernels {
             weighted_sum_fwd,
             weighted_sum_bwd_scratch,
             weighted_sum_bwd,
+            multiply_in_registers<E>,
             multiply(),
             E::Vec::kLanes,
             max_tile_rows(kMaxTileVectors),
@@ -79,6 +81,6 @@ struct Kernels {
 
 extern const KernelTable kTable;
 const KernelTable kTable = {Kernels<F32Engine>::table(), Kernels<Bf16Engine>::table(),
-                            Kernels<F16Engine>::table(), Kernels<F64Engine>::table()};
+                            Kernels<F16Engine>::table(), Kernels<F64Engine>::table(), read_memory};
 
 }  // namespace crossmodal::cpu::CROSSMODAL_ISA
