@@ -8,8 +8,13 @@ import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 _INTERRUPTED = 128 + signal.SIGINT  # what shells report for a process that SIGINT ended
+
+# Those of crossmodal.bench, which to import takes the seconds that torch takes.
+_OPS = ("attention", "fuse", "varlen", "weighted_sum", "softmax_weighted_sum", "associate", "overhead")
+_DTYPES = ("float32", "bfloat16", "float16")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -62,6 +67,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     demo.set_defaults(run=_demo)
 
+    _add_bench(commands)
+
     info = commands.add_parser(
         "info",
         help="what was built and what this machine offers",
@@ -71,6 +78,43 @@ def _parser() -> argparse.ArgumentParser:
     info.add_argument("--json", action="store_true", help="print one JSON object instead of lines to read")
     info.set_defaults(run=_info)
     return parser
+
+
+def _add_bench(commands: Any) -> None:
+    bench = commands.add_parser(
+        "bench",
+        help="time the operators on this machine beside what torch offers",
+        description="Time every operator against the ways to do the same with torch: in one process, interleaved, in "
+        "random order, after all answers were compared with float64. Prints a table: time, share of this machine's "
+        "measured peak, memory, speed-up over the fastest opponent with the right answer.",
+        epilog="Many minutes for everything; --quick takes about one. Speed-ups are medians of ratios within a round; "
+        "leave the machine alone meanwhile all the same.",
+    )
+    bench.add_argument("--quick", action="store_true", help="a few small shapes, briefly: a first impression")
+    bench.add_argument("--op", nargs="+", metavar="NAME", default=(), help=f"only these of {', '.join(_OPS)}")
+    bench.add_argument("--dtype", nargs="+", choices=_DTYPES, default=_DTYPES[:2], help="(default: float32 bfloat16)")
+    bench.add_argument("--threads", type=_positive, default=1, metavar="N", help="CPU threads (default: 1)")
+    bench.add_argument(
+        "--seconds", type=_positive_number, default=2.0, metavar="S", help="for each pass of each shape (default: 2)"
+    )
+    bench.add_argument("--json", type=Path, metavar="FILE", help="write all samples and what they say to FILE")
+    bench.add_argument("--out", type=Path, metavar="DIR", help="draw roofline.png and speedup.png into DIR")
+    bench.add_argument(
+        "--smoke",
+        action="store_true",
+        help="for continuous integration: fail if a kernel is far slower than plain torch; under a minute",
+    )
+    bench.add_argument(
+        "--compare",
+        nargs=2,
+        type=Path,
+        metavar=("A.json", "B.json"),
+        help="measure nothing; fail if a row of B lost more than the margin of its speed-up in A",
+    )
+    bench.add_argument(
+        "--margin", type=_share, default=0.1, metavar="SHARE", help="for --compare, in [0, 1) (default: 0.1)"
+    )
+    bench.set_defaults(run=_bench, fail=bench.error)
 
 
 def _demo(options: argparse.Namespace) -> int:
@@ -88,6 +132,31 @@ def _demo(options: argparse.Namespace) -> int:
         print(f"crossmodal demo: {error}", file=sys.stderr)
         return 1
     return 0
+
+
+def _bench(options: argparse.Namespace) -> int:
+    if unknown := sorted(set(options.op) - set(_OPS)):
+        options.fail(f"argument --op: choose from {', '.join(_OPS)}, got {', '.join(unknown)}")
+    from crossmodal.bench import command
+    from crossmodal.bench.results import ResultsError
+    from crossmodal.bench.run import RunConfig
+
+    try:
+        if options.compare:
+            return command.compare(*options.compare, margin=options.margin)
+        config = RunConfig(
+            ops=tuple(options.op),
+            dtypes=tuple(options.dtype),
+            threads=options.threads,
+            quick=options.quick,
+            seconds=options.seconds,
+        )
+        if options.smoke:
+            return command.check(config)
+        return command.bench(config, command.Output(options.json, options.out))
+    except (ResultsError, OSError) as error:
+        print(f"crossmodal bench: {error}", file=sys.stderr)
+        return 1
 
 
 def _info(options: argparse.Namespace) -> int:
@@ -109,6 +178,20 @@ def _positive(text: str) -> int:
     number = int(text)
     if number < 1:
         raise argparse.ArgumentTypeError(f"must be 1 or more, got {number}")
+    return number
+
+
+def _positive_number(text: str) -> float:
+    number = float(text)
+    if not 0 < number < float("inf"):
+        raise argparse.ArgumentTypeError(f"must be a number above 0, got {text}")
+    return number
+
+
+def _share(text: str) -> float:
+    number = float(text)
+    if not 0 <= number < 1:
+        raise argparse.ArgumentTypeError(f"must lie in [0, 1), got {text}")
     return number
 
 
