@@ -97,7 +97,9 @@ def _add_bench(commands: Any) -> None:
     bench.add_argument(
         "--seconds", type=_positive_number, default=2.0, metavar="S", help="for each pass of each shape (default: 2)"
     )
-    bench.add_argument("--json", type=Path, metavar="FILE", help="write all samples and what they say to FILE")
+    bench.add_argument(
+        "--json", type=Path, metavar="FILE", help="write all samples to FILE; a folder gets <date>-<device>.json"
+    )
     bench.add_argument("--out", type=Path, metavar="DIR", help="draw roofline.png and speedup.png into DIR")
     bench.add_argument(
         "--smoke",
@@ -143,7 +145,8 @@ def _bench(options: argparse.Namespace) -> int:
 
     try:
         if options.compare:
-            return command.compare(*options.compare, margin=options.margin)
+            before, after = options.compare
+            return command.compare(before, after, options.margin)
         config = RunConfig(
             ops=tuple(options.op),
             dtypes=tuple(options.dtype),

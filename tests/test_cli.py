@@ -17,11 +17,12 @@ def run(*arguments: str) -> subprocess.CompletedProcess:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (("--help",), ("demo", "info", "usage: crossmodal")),
+        (("--help",), ("demo", "info", "bench", "usage: crossmodal")),
         (("demo", "--help"), ("--out DIR", "--seed N", "--quick", "metrics.json", "Ctrl-C")),
         (("info", "--help"), ("--json",)),
+        (("bench", "--help"), ("--quick", "--op", "--dtype", "--threads N", "--json FILE", "--compare A.json B.json")),
     ],
-    ids=["crossmodal", "demo", "info"],
+    ids=["crossmodal", "demo", "info", "bench"],
 )
 def test_help_names_what_there_is(arguments, words, capsys):
     with pytest.raises(SystemExit) as ended:
@@ -50,7 +51,20 @@ def test_info_names_the_active_instruction_set(capsys):
     assert crossmodal.build_info()["active_isa"] in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("arguments", [("demo", "--epochs", "0"), ("demo", "--seed", "-1"), ("paint",), ()], ids=str)
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("demo", "--epochs", "0"),
+        ("demo", "--seed", "-1"),
+        ("bench", "--op", "atention"),
+        ("bench", "--dtype", "int8"),
+        ("bench", "--seconds", "0"),
+        ("bench", "--margin", "1"),
+        ("paint",),
+        (),
+    ],
+    ids=str,
+)
 def test_wrong_usage_ends_with_status_2(arguments, capsys):
     with pytest.raises(SystemExit) as ended:
         cli.main(arguments)

@@ -5,14 +5,35 @@ import re
 import runpy
 from pathlib import Path
 
+import pytest
+
+from crossmodal.bench.results import read
+
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
+UPDATE = runpy.run_path(str(ROOT / "docs" / "update_readme.py"))
 
 
 def test_demo_section_is_what_the_results_file_says():
-    update_readme = runpy.run_path(str(ROOT / "docs" / "update_readme.py"))
     metrics = json.loads((ROOT / "docs" / "demo" / "metrics.json").read_text())
-    assert update_readme["demo_section"](metrics) in README
+    assert UPDATE["demo_section"](metrics) in README
+
+
+def test_speed_section_is_what_the_newest_results_file_says():
+    file = UPDATE["newest_results"]()
+    section = UPDATE["speed_section"](read(file), str(file.relative_to(ROOT))) if file else ""
+    _, _, rest = README.partition(UPDATE["SPEED"])
+    assert rest.partition(UPDATE["END"])[0].strip() == section
+
+
+def test_replacing_a_section_leaves_the_rest():
+    text = f"a\n{UPDATE['SPEED']}\nold\n{UPDATE['END']}\nb"
+    assert UPDATE["replace_section"](text, UPDATE["SPEED"], "new") == text.replace("old", "new")
+
+
+def test_a_readme_without_the_section_is_an_error_that_names_the_mark():
+    with pytest.raises(ValueError, match="must hold <!-- from benchmarks/results"):
+        UPDATE["replace_section"]("nothing", UPDATE["SPEED"], "new")
 
 
 def test_pictures_exist():

@@ -2,11 +2,13 @@
 
 import sys
 from dataclasses import dataclass
+from datetime import date
 from pathlib import Path
 from typing import TextIO
 
 from crossmodal._extras import require
 from crossmodal.bench import regressions, results, smoke
+from crossmodal.bench.machine import slug
 from crossmodal.bench.progress import ProgressBar
 from crossmodal.bench.run import RunConfig, run
 from crossmodal.bench.table import print_results
@@ -17,7 +19,7 @@ _WIDTH_WHERE_NONE_IS_KNOWN = 180  # a file, a pipe: rich would fold the table to
 @dataclass(frozen=True)
 class Output:
     """Attributes:
-    json: the results file; None: none.
+    json: the results file, or a folder for ``<date>-<device>.json``; None: none.
     pictures: folder for ``roofline.png`` and ``speedup.png``; None: none.
     """
 
@@ -42,8 +44,11 @@ def bench(config: RunConfig, output: Output, stream: TextIO | None = None) -> in
     console = rich.Console(file=stream, width=None if stream.isatty() else _WIDTH_WHERE_NONE_IS_KNOWN)
     print_results(found, console)
     if output.json is not None:
-        results.write(found, output.json)
-        print(f"written: {output.json}", file=stream)
+        file = output.json
+        if file.is_dir():
+            file /= f"{date.today().isoformat()}-{slug(found.machine)}.json"
+        results.write(found, file)
+        print(f"written: {file}", file=stream)
     if output.pictures is not None:
         draw(found, output.pictures)
         print(f"written: {output.pictures / 'roofline.png'}, {output.pictures / 'speedup.png'}", file=stream)
@@ -66,9 +71,8 @@ def check(config: RunConfig, stream: TextIO | None = None) -> int:
         1 if a kernel failed it, else 0.
     """
     found = run(smoke.smoke_config(config))
-    for row in found.of("crossmodal").values():
-        speedup = row.speedups.get("reference", float("nan"))
-        print(f"{', '.join(row.key):<64}{speedup:>7.1f}x the reference's speed", file=stream or sys.stdout)
+    for key, speedup in smoke.speedups(found).items():
+        print(f"{', '.join(key):<64}{speedup:>7.1f}x the reference's speed", file=stream or sys.stdout)
     return _fail(smoke.failures(found))
 
 

@@ -12,6 +12,7 @@ from crossmodal.bench.case import dtype_name
 # Half of the first two levels of cache on most CPUs of today, and more than any third level.
 _BUFFERS = {"L1": 16 << 10, "L2": 512 << 10, "DRAM": 512 << 20}
 _QUICK_DRAM = 128 << 20
+_PROBES = 3
 # Below two operations a byte no CPU is limited by its arithmetic.
 _MEMORY_BOUND = 2.0
 
@@ -35,11 +36,11 @@ class Peak(NamedTuple):
 
 
 def probe(dtypes: list[torch.dtype], threads: int, *, quick: bool = False) -> Peak:
-    """Measure it, all threads at once; a second or two."""
+    """Measure it, all threads at once; a few seconds. The best of several probes: others can only take away."""
     with ThreadPoolExecutor(threads) as pool:
 
         def together(measure: Callable[[], float]) -> float:
-            return sum(future.result() for future in [pool.submit(measure) for _ in range(threads)])
+            return max(sum(pool.map(lambda _: measure(), range(threads))) for _ in range(_PROBES))
 
         def gflops(name: str) -> float:
             return together(lambda: measure_peak(name))

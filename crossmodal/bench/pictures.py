@@ -1,5 +1,6 @@
 """Two pictures of a run: how near to the machine's limits, and how far ahead of the fastest opponent."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,7 @@ def draw_roofline(results: Results, path: Path) -> None:
         axes.set_xlabel("operations per byte of input and output")
         if column == 0:
             axes.set_ylabel("GFLOP/s")
-            axes.legend(loc="lower right", fontsize=9)
+            axes.legend(loc="lower right", fontsize=9, frameon=False)
     picture.save(path)
 
 
@@ -43,10 +44,24 @@ def _draw_roof(axes: Any, results: Results, dtype: str) -> None:
         bandwidth = results.peak.gbytes[level]
         ridge = peak / bandwidth
         axes.plot([low, ridge], [low * bandwidth, peak], color=INK, linestyle=style, linewidth=1.4)
-        axes.text(low * 1.1, low * bandwidth * 1.35, f"{level} {bandwidth:.0f} GB/s", fontsize=8, color=INK)
+        axes.text(
+            low * 1.2,
+            low * 1.2 * bandwidth * 1.1,
+            f"{level} {bandwidth:.0f} GB/s",
+            fontsize=8,
+            rotation=math.degrees(math.atan(bandwidth)),  # along the line, whatever the scales make of its slope
+            rotation_mode="anchor",
+            transform_rotates_text=True,
+        )
     axes.plot([peak / results.peak.gbytes["L2"], high], [peak, peak], color=INK, linewidth=1.4)
     axes.text(high, peak * 1.06, f"{peak:.0f} GFLOP/s", fontsize=8, ha="right", color=INK)
-    axes.set(xscale="log", yscale="log", xlim=(low, high), ylim=(0.5, 2.2 * peak))
+    slowest = min((row.gflops for row in results.rows if _is_drawn(row, dtype, "forward")), default=1.0)
+    axes.set(
+        xscale="log",
+        yscale="log",
+        xlim=(low, high),
+        ylim=(min(slowest, low * results.peak.gbytes["DRAM"]) / 2, 2 * peak),
+    )
     axes.grid(color=PALE)
 
 
@@ -72,44 +87,48 @@ def draw_speedups(results: Results, path: Path) -> None:
     passes = list(dict.fromkeys(row.which for row in rows if row.which != "both")) or ["both"]
     height = 1.7 + 0.44 * max(len(problems), 2)
     picture = Picture(
-        11.5,
+        12,
         height,
         "Speed-up",
-        f"{_where(results)}; time of the fastest right opponent over time of crossmodal, median of paired ratios; "
-        "whiskers: p20 to p80",
+        f"{_where(results)}; time of the fastest right opponent over time of crossmodal, median of paired ratios, "
+        "p20 to p80",
     )
     grid = picture.figure.add_gridspec(
-        1, max(len(dtypes), 1), left=0.24, right=0.97, top=1 - 1.25 / height, bottom=0.45 / height, wspace=0.1
+        1, max(len(dtypes), 1), left=0.22, right=0.97, top=1 - 1.25 / height, bottom=0.45 / height, wspace=0.1
     )
     for column, dtype in enumerate(dtypes):
         axes = picture.axes(grid[0, column], dtype)
-        drawn = {(row.op, row.shape, row.which): row for row in rows if row.dtype == dtype}
-        for place, problem in enumerate(problems):
-            for shift, which in enumerate(passes):
-                if row := drawn.get((*problem, which)):
-                    _draw_bar(axes, place + (shift - (len(passes) - 1) / 2) * 0.36, row)
-        axes.axvline(1, color=INK, linewidth=1)
-        axes.grid(axis="x", color=PALE)
-        axes.set_axisbelow(True)
-        axes.set_ylim(len(problems) - 0.5, -0.5)
-        axes.set_xlim(0, 1.18 * max((row.speedup_vs_fastest or 1 for row in drawn.values()), default=1))
-        axes.set_yticks(range(len(problems)), _labels(problems) if column == 0 else [], fontsize=9)
-    for which in passes:
-        axes.barh(-10, 0, color=_PASS_COLORS[which], label=which)
-    axes.legend(loc="lower right", bbox_to_anchor=(1.0, 1.0), ncols=len(passes), fontsize=9)
+        _draw_bars(axes, [row for row in rows if row.dtype == dtype], problems, passes)
+        if column > 0:
+            axes.set_yticklabels([])
+        if column == len(dtypes) - 1:
+            axes.legend(loc="lower right", bbox_to_anchor=(1.0, 1.0), ncols=len(passes), fontsize=9, frameon=False)
     picture.save(path)
 
 
-def _draw_bar(axes: Any, y: float, row: Row) -> None:
+def _draw_bars(axes: Any, rows: Sequence[Row], problems: Sequence[tuple[str, str]], passes: Sequence[str]) -> None:
+    width = 0.74 / len(passes)
+    for row in rows:
+        if row.which in passes:
+            shift = (passes.index(row.which) - (len(passes) - 1) / 2) * width
+            _draw_bar(axes, problems.index((row.op, row.shape)) + shift, 0.95 * width, row)
+    for which in passes:
+        axes.barh(-10, 0, color=_PASS_COLORS[which], label=which)
+    axes.axvline(1, color=INK, linewidth=1)
+    axes.grid(axis="x", color=PALE)
+    axes.set_axisbelow(True)
+    axes.set_ylim(max(len(problems), 1) - 0.5, -0.5)
+    # Room for the labels at the ends of the bars.
+    axes.set_xlim(0, 1.3 * max((max(row.speedup_vs_fastest or 1, row.speedup_p80 or 1) for row in rows), default=1))
+    axes.set_yticks(range(len(problems)), [f"{op}: {shape}" for op, shape in problems], fontsize=9)
+
+
+def _draw_bar(axes: Any, y: float, height: float, row: Row) -> None:
     speedup, low, high = row.speedup_vs_fastest, row.speedup_p20, row.speedup_p80
     assert speedup is not None and low is not None and high is not None
-    axes.barh(y, speedup, height=0.34, color=_PASS_COLORS[row.which])
+    axes.barh(y, speedup, height=height, color=_PASS_COLORS[row.which])
     axes.plot([low, high], [y, y], color=INK, linewidth=1)
     axes.text(max(speedup, high), y, f" {speedup:.1f}x {row.fastest_opponent}", va="center", fontsize=7.5)
-
-
-def _labels(problems: Sequence[tuple[str, str]]) -> list[str]:
-    return [f"{op}: {shape}" for op, shape in problems]
 
 
 def _dtypes(results: Results) -> list[str]:

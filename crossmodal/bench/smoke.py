@@ -5,11 +5,12 @@ to plain torch within a round, and with so wide a margin that only a mistake fal
 """
 
 from crossmodal.bench.case import SUBJECT
+from crossmodal.bench.ratios import paired_ratios
 from crossmodal.bench.results import Results
 from crossmodal.bench.run import RunConfig
 
-# A kernel that takes twice as long as plain torch, which stores all weights, is broken.
-WORST_SPEEDUP = 0.5
+# A kernel that takes 2.5 times as long as plain torch, which stores all weights, is broken.
+WORST_SPEEDUP = 0.4
 
 
 def smoke_config(config: RunConfig) -> RunConfig:
@@ -26,17 +27,25 @@ def smoke_config(config: RunConfig) -> RunConfig:
     )
 
 
+def speedups(results: Results) -> dict[tuple[str, str, str, str], float]:
+    """Over the reference, in the better rounds: what is slow because of others is so in some rounds, a mistake in all."""
+    references = results.of("reference")
+    return {
+        key: paired_ratios(references[key].samples_s, row.samples_s).p80
+        for key, row in results.of(SUBJECT).items()
+        if key in references
+    }
+
+
 def failures(results: Results) -> list[str]:
     """A line per kernel that is far slower than plain torch, answers wrongly, or refuses."""
-    lines = []
-    for row in results.of(SUBJECT).values():
-        speedup = row.speedups.get("reference")
-        if speedup is not None and speedup < WORST_SPEEDUP:
-            lines.append(
-                f"{', '.join(row.key)}: takes {1 / speedup:.1f} times as long as the reference in plain torch, "
-                f"allowed {1 / WORST_SPEEDUP:.0f}"
-            )
-    return [*lines, *broken(results)]
+    slow = [
+        f"{', '.join(key)}: takes {1 / speedup:.1f} times as long as the reference in plain torch, "
+        f"allowed {1 / WORST_SPEEDUP:.1f}"
+        for key, speedup in speedups(results).items()
+        if speedup < WORST_SPEEDUP
+    ]
+    return [*slow, *broken(results)]
 
 
 def broken(results: Results) -> list[str]:

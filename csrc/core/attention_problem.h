@@ -3,7 +3,8 @@
 // `softmax_weighted_sum` that of no features and the scores as a term. No tensor, no torch; strides
 // count elements and may be 0 (broadcast).
 //
-//   s_ij = softcap(scale * <q_i, k_j>) + terms,   w_ij = exp(s_ij) / (sum_j' exp(s_ij') + exp(sink))
+//   s_ij = softcap(scale * <q_i, k_j>) + terms,   w_ij = exp(s_ij) / (sum_j' exp(s_ij') +
+//   exp(sink))
 #pragma once
 
 #include <cstdint>
@@ -36,10 +37,12 @@ struct KeySource {
   const void* v;        // [batch, num_heads_k, seqlen_k, head_dim_v], last stride 1
   int64_t k_stride[3];  // batch, head, row
   int64_t v_stride[3];
-  int64_t num_heads_k;  // divides num_heads: key head h serves num_heads / num_heads_k queries' heads
-  int64_t seqlen_k;     // packed: the longest sequence
-  // Packed rows: null, or [batch + 1] ascending; sample b has rows [cu_seqlens[b], cu_seqlens[b + 1]),
-  // its first seqlen_k at most, of k [total_k, num_heads_k, head_dim], whose batch stride is 0.
+  int64_t
+      num_heads_k;   // divides num_heads: key head h serves num_heads / num_heads_k queries' heads
+  int64_t seqlen_k;  // packed: the longest sequence
+  // Packed rows: null, or [batch + 1] ascending; sample b has rows [cu_seqlens[b], cu_seqlens[b +
+  // 1]), its first seqlen_k at most, of k [total_k, num_heads_k, head_dim], whose batch stride is
+  // 0.
   const int32_t* cu_seqlens;
   const void*
       lengths;  // [batch], keys at or beyond are hidden; null: all keys. Clamped to [0, seqlen_k]
@@ -60,28 +63,29 @@ struct AttentionProblem {
   int num_sources;
   int64_t batch, num_heads, seqlen_q, head_dim, head_dim_v;
   int64_t total_keys;  // sum of seqlen_k
-  // A key that dense terms hide from every query of (b, h) is not read either; costs a look at the terms.
+  // A key that dense terms hide from every query of (b, h) is not read either; costs a look at the
+  // terms.
   bool skips_unseen_keys;
   // Rows at or beyond a sample's length see nothing: [batch], clamped to [0, seqlen_q], or null.
   const void* query_lengths;
   bool query_lengths_are_int64;  // else int32
-  // Packed rows, as KeySource::cu_seqlens; q, out and their gradients are [total_q, num_heads, width],
-  // and seqlen_q is the longest sequence.
+  // Packed rows, as KeySource::cu_seqlens; q, out and their gradients are [total_q, num_heads,
+  // width], and seqlen_q is the longest sequence.
   const int32_t* cu_seqlens_q;
   int64_t total_q;
 
   double scale;
   double softcap;  // c > 0: c * tanh(s / c) of the scaled score; 0: off
-  // Query i sees keys [i - left, i + right], -1 = open; lower_right shifts i by the sample's key length
-  // minus its query length. Only with one source.
+  // Query i sees keys [i - left, i + right], -1 = open; lower_right shifts i by the sample's key
+  // length minus its query length. Only with one source.
   int64_t window_left, window_right;
   bool lower_right;
   const void* sink;     // [batch or 1, num_heads] of the accumulator type, or null
   int64_t sink_stride;  // from sample to sample
 
-  // Weights are dropped after lse and mass are formed, the kept ones divided by 1 - p. Philox4x32-10
-  // (Salmon et al., 2011), key = the seed's words, counter = (i, j / 4, b * num_heads + h, 0), word
-  // j % 4; j counts along the padded concatenation. Kept if word >= floor(p * 2^32).
+  // Weights are dropped after lse and mass are formed, the kept ones divided by 1 - p.
+  // Philox4x32-10 (Salmon et al., 2011), key = the seed's words, counter = (i, j / 4, b * num_heads
+  // + h, 0), word j % 4; j counts along the padded concatenation. Kept if word >= floor(p * 2^32).
   double dropout_p;  // 0: off
   uint64_t dropout_seed;
   DType dtype;
@@ -93,9 +97,9 @@ struct AttentionProblem {
               // contiguous, natural log; may be null
   void* row_top;  // as lse: largest score of a row, sink included, and row_sum, the sum of
                   // exponentials
-  void* row_sum;  // relative to it: what backward rebuilds the weights from. lse alone would lose the
-                  // sum beside a large score (finfo.min in a mask). A query that sees no key has sum 0,
-                  // and the sink, or -inf, for its top. Null if not wanted
+  void* row_sum;  // relative to it: what backward rebuilds the weights from. lse alone would lose
+                  // the sum beside a large score (finfo.min in a mask). A query that sees no key
+                  // has sum 0, and the sink, or -inf, for its top. Null if not wanted
   void* mass;  // [batch, num_heads, seqlen_q, num_sources] of the accumulator type, contiguous; may
                // be null
 };
@@ -127,8 +131,8 @@ struct AssociateProblem {
   AssociateOutput output;
   void* weights;  // kWeights [batch, num_heads, seqlen_q, total_keys]; kHeadMean [batch, seqlen_q,
                   // total_keys]; kTopK [batch, num_heads, seqlen_q, topk]; kKeyTotal [batch,
-                  // num_heads, total_keys]; kEntropy [batch, num_heads, seqlen_q], nats; accumulator
-                  // type, contiguous
+                  // num_heads, total_keys]; kEntropy [batch, num_heads, seqlen_q], nats;
+                  // accumulator type, contiguous
   int64_t* indices;  // kTopK: [batch, num_heads, seqlen_q, topk], -1 where fewer keys are visible
   int64_t topk;
 };

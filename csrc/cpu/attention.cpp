@@ -68,7 +68,8 @@ void attention_fwd(const AttentionProblem& p, const Threads& threads) {
   const int64_t rows = panel_rows(p, pairs, threads.count);
   const int64_t panels = ceil_div(p.seqlen_q, rows);
   const double operations = 2.0 * score_count(p) * (p.head_dim + p.head_dim_v);
-  // Neighbours run one after the other, so that each can bring the memory of the next into the cache.
+  // Neighbours run one after the other, so that each can bring the memory of the next into the
+  // cache.
   const Runs runs(pairs * panels, threads.count > 1 ? kTasksPerThread * threads.count : 1);
   run_tasks(threads, runs.count, operations, kernels.attention_fwd_scratch(p, rows),
             [&](int64_t run, char* scratch) {
@@ -128,9 +129,8 @@ void associate(const AttentionProblem& p, const AssociateProblem& a, const Threa
   const int64_t pairs = p.batch * heads;
   if (pairs == 0 || p.seqlen_q == 0 || p.num_heads == 0) return;
   // The total over queries is one sum.
-  const int64_t rows = a.output == AssociateOutput::kKeyTotal
-                           ? p.seqlen_q
-                           : panel_rows(p, pairs, threads.count);
+  const int64_t rows =
+      a.output == AssociateOutput::kKeyTotal ? p.seqlen_q : panel_rows(p, pairs, threads.count);
   const int64_t panels = ceil_div(p.seqlen_q, rows);
   const double operations = 2.0 * score_count(p) * p.head_dim;
   run_tasks(threads, pairs * panels, operations, kernels.associate_scratch(p, a),

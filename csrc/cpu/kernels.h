@@ -19,8 +19,8 @@ struct DTypeKernels {
                         char* scratch);
 
   size_t (*attention_bwd_scratch)(const AttentionProblem&, const AttentionBackward&);
-  // Pairs (batch, head) [begin, end), in order; bias gradients go to accumulator `partial`. Heads that
-  // share a key head have to be in one call.
+  // Pairs (batch, head) [begin, end), in order; bias gradients go to accumulator `partial`. Heads
+  // that share a key head have to be in one call.
   void (*attention_bwd)(const AttentionProblem&, const AttentionBackward&, int64_t partial,
                         int64_t begin, int64_t end, char* scratch);
 

@@ -45,8 +45,8 @@ extern "C" const char* crossmodal_attention_plan(int dtype, int64_t batch, int64
     json << separator << "{\"kernel\": \"" << entry.name << "\", \"reason\": \"" << reason << "\"}";
     separator = ", ";
   }
-  const double flops = 2.0 * batch * num_heads * seqlen_q * seqlen_k * (head_dim + head_dim_v) /
-                       (is_causal ? 2 : 1);
+  const double flops =
+      2.0 * batch * num_heads * seqlen_q * seqlen_k * (head_dim + head_dim_v) / (is_causal ? 2 : 1);
   json << "], \"kernel\": \"" << chosen << "\", \"multiply\": \"" << kernels.multiply
        << "\", \"lanes\": " << kernels.lanes << ", \"tile\": [" << kernels.tile_rows << ", "
        << kernels.tile_vectors * kernels.lanes

@@ -39,20 +39,26 @@ std::tuple<Tensor, Tensor, Tensor> associate_fwd_cpu(
     const TensorList& terms, const std::vector<int64_t>& term_sources,
     const OptionalTensor& query_lengths, const OptionalTensor& sink, double scale, double softcap,
     int64_t output, int64_t topk, bool for_backward) {
-  BoundAttention bound({query, keys, keys, key_lengths, terms, term_sources, query_lengths, sink,
-                        std::nullopt, {scale, softcap}});
+  BoundAttention bound({query,
+                        keys,
+                        keys,
+                        key_lengths,
+                        terms,
+                        term_sources,
+                        query_lengths,
+                        sink,
+                        std::nullopt,
+                        {scale, softcap}});
   AttentionProblem& p = bound.problem;
   STD_TORCH_CHECK(topk >= 0, "associate: topk must not be negative, got ", topk);
   const ScalarType accumulator = accumulator_type(p.dtype);
   AssociateProblem request{};
   request.output = output_of(output);
-  Tensor weights =
-      torch::stable::new_empty(query, shape_of(p, request.output, topk), accumulator);
+  Tensor weights = torch::stable::new_empty(query, shape_of(p, request.output, topk), accumulator);
   Tensor indices = torch::stable::new_empty(query, {0}, ScalarType::Long);
   if (request.output == AssociateOutput::kTopK) {
     request.topk = topk;
-    indices =
-        torch::stable::new_empty(query, shape_of(p, request.output, topk), ScalarType::Long);
+    indices = torch::stable::new_empty(query, shape_of(p, request.output, topk), ScalarType::Long);
     request.indices = static_cast<int64_t*>(indices.mutable_data_ptr());
   }
   // Sums over no heads or no queries.
@@ -65,15 +71,22 @@ std::tuple<Tensor, Tensor, Tensor> associate_fwd_cpu(
   return {weights, indices, statistics};
 }
 
-TensorList associate_bwd_cpu(const Tensor& dweights_in, const Tensor& query,
-                             const TensorList& keys,
+TensorList associate_bwd_cpu(const Tensor& dweights_in, const Tensor& query, const TensorList& keys,
                              const std::vector<OptionalTensor>& key_lengths,
                              const TensorList& terms, const std::vector<int64_t>& term_sources,
                              const OptionalTensor& query_lengths, const OptionalTensor& sink,
                              const Tensor& indices_in, const Tensor& statistics, double scale,
                              double softcap, int64_t output, const std::vector<int64_t>& wanted) {
-  BoundAttention bound({query, keys, keys, key_lengths, terms, term_sources, query_lengths, sink,
-                        std::nullopt, {scale, softcap}});
+  BoundAttention bound({query,
+                        keys,
+                        keys,
+                        key_lengths,
+                        terms,
+                        term_sources,
+                        query_lengths,
+                        sink,
+                        std::nullopt,
+                        {scale, softcap}});
   AttentionProblem& p = bound.problem;
   p.head_dim_v = 0;  // values take no part
   bind_statistics(statistics, p.batch * p.num_heads * p.seqlen_q, &p);
@@ -81,8 +94,7 @@ TensorList associate_bwd_cpu(const Tensor& dweights_in, const Tensor& query,
                indices = torch::stable::contiguous(indices_in);
   AssociateGradient gradient{};
   gradient.output = output_of(output);
-  if (gradient.output == AssociateOutput::kTopK)
-    gradient.topk = dweights.size(dweights.dim() - 1);
+  if (gradient.output == AssociateOutput::kTopK) gradient.topk = dweights.size(dweights.dim() - 1);
   int64_t numel = 1;
   for (const int64_t size : shape_of(p, gradient.output, gradient.topk)) numel *= size;
   STD_TORCH_CHECK(dweights.numel() == numel &&

@@ -1,7 +1,7 @@
-// The operators on attention problems: attention, attention_varlen, associate, softmax_weighted_sum.
-// Python has checked shapes, dtypes and values; what could read out of bounds is checked again here.
-// `statistics` (2, rows of lse), empty unless a backward follows, holds the largest score of each row,
-// then the sums of exponentials relative to it.
+// The operators on attention problems: attention, attention_varlen, associate,
+// softmax_weighted_sum. Python has checked shapes, dtypes and values; what could read out of bounds
+// is checked again here. `statistics` (2, rows of lse), empty unless a backward follows, holds the
+// largest score of each row, then the sums of exponentials relative to it.
 #pragma once
 
 #include <tuple>
@@ -13,9 +13,9 @@ namespace crossmodal {
 
 // query (B, H, Lq, D); per source key (B, Hk, Lk, D), value (B, Hk, Lk, Dv), lengths (B,) or none.
 // terms: masks and biases as 4-D tensors whose dimensions are 1 or those of (B, H, Lq, Lk);
-// term_sources[t] is the source of terms[t]. sink (1 or B, H) of the accumulator's dtype. window: keys
-// to the left and right, -1 = open. Returns out (B, H, Lq, Dv), lse (B, H, Lq), mass (B, H, Lq,
-// sources) (empty unless wanted) and statistics.
+// term_sources[t] is the source of terms[t]. sink (1 or B, H) of the accumulator's dtype. window:
+// keys to the left and right, -1 = open. Returns out (B, H, Lq, Dv), lse (B, H, Lq), mass (B, H,
+// Lq, sources) (empty unless wanted) and statistics.
 std::tuple<torch::stable::Tensor, torch::stable::Tensor, torch::stable::Tensor,
            torch::stable::Tensor>
 attention_fwd_cpu(const torch::stable::Tensor& query, const TensorList& keys,
@@ -26,8 +26,8 @@ attention_fwd_cpu(const torch::stable::Tensor& query, const TensorList& keys,
                   double dropout_p, const std::vector<int64_t>& window, bool lower_right,
                   bool return_mass, bool for_backward);
 
-// wanted: one flag for query, then for each key, each value, each term, and the sink. Returns as many
-// gradients in that order, an empty tensor where none was wanted.
+// wanted: one flag for query, then for each key, each value, each term, and the sink. Returns as
+// many gradients in that order, an empty tensor where none was wanted.
 TensorList attention_bwd_cpu(const torch::stable::Tensor& dout, const OptionalTensor& dlse,
                              const OptionalTensor& dmass, const torch::stable::Tensor& query,
                              const TensorList& keys, const TensorList& values,
@@ -37,8 +37,8 @@ TensorList attention_bwd_cpu(const torch::stable::Tensor& dout, const OptionalTe
                              const OptionalTensor& dropout_seed, const torch::stable::Tensor& out,
                              const torch::stable::Tensor& statistics,
                              const torch::stable::Tensor& mass, double scale, double softcap,
-                             double dropout_p, const std::vector<int64_t>& window,
-                             bool lower_right, const std::vector<int64_t>& wanted);
+                             double dropout_p, const std::vector<int64_t>& window, bool lower_right,
+                             const std::vector<int64_t>& wanted);
 
 // query (total_q, H, D), key (total_k, Hk, D), value (total_k, Hk, Dv), cu_seqlens (B + 1,) int32.
 // Returns out (total_q, H, Dv), lse (H, total_q) and statistics.
@@ -63,9 +63,9 @@ TensorList attention_varlen_bwd_cpu(
     double softcap, double dropout_p, const std::vector<int64_t>& window, bool lower_right,
     const std::vector<int64_t>& wanted);
 
-// output: 0 all weights (B, H, Lq, keys), 1 their mean over heads (B, Lq, keys), 2 the topk strongest
-// (B, H, Lq, topk) with their indices, 3 their total over queries (B, H, keys), 4 their entropy
-// (B, H, Lq). The second result is empty but for 2, the third holds statistics.
+// output: 0 all weights (B, H, Lq, keys), 1 their mean over heads (B, Lq, keys), 2 the topk
+// strongest (B, H, Lq, topk) with their indices, 3 their total over queries (B, H, keys), 4 their
+// entropy (B, H, Lq). The second result is empty but for 2, the third holds statistics.
 std::tuple<torch::stable::Tensor, torch::stable::Tensor, torch::stable::Tensor> associate_fwd_cpu(
     const torch::stable::Tensor& query, const TensorList& keys,
     const std::vector<OptionalTensor>& key_lengths, const TensorList& terms,

@@ -48,8 +48,16 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> attention_fwd_cpu(
     const OptionalTensor& sink, const OptionalTensor& dropout_seed, double scale, double softcap,
     double dropout_p, const std::vector<int64_t>& window, bool lower_right, bool return_mass,
     bool for_backward) {
-  BoundAttention bound({query, keys, values, key_lengths, terms, term_sources, query_lengths, sink,
-                        dropout_seed, {scale, softcap, window, lower_right, dropout_p}});
+  BoundAttention bound({query,
+                        keys,
+                        values,
+                        key_lengths,
+                        terms,
+                        term_sources,
+                        query_lengths,
+                        sink,
+                        dropout_seed,
+                        {scale, softcap, window, lower_right, dropout_p}});
   AttentionProblem& p = bound.problem;
   const ScalarType accumulator = accumulator_type(p.dtype);
   const Tensor out = empty_in_order_of(query, p.seqlen_q, p.head_dim_v);
@@ -69,16 +77,26 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> attention_fwd_cpu(
   return {out, lse, mass, statistics};
 }
 
-TensorList attention_bwd_cpu(
-    const Tensor& dout, const OptionalTensor& dlse, const OptionalTensor& dmass,
-    const Tensor& query, const TensorList& keys, const TensorList& values,
-    const std::vector<OptionalTensor>& key_lengths, const TensorList& terms,
-    const std::vector<int64_t>& term_sources, const OptionalTensor& query_lengths,
-    const OptionalTensor& sink, const OptionalTensor& dropout_seed, const Tensor& out,
-    const Tensor& statistics, const Tensor& mass, double scale, double softcap, double dropout_p,
-    const std::vector<int64_t>& window, bool lower_right, const std::vector<int64_t>& wanted) {
-  BoundAttention bound({query, keys, values, key_lengths, terms, term_sources, query_lengths, sink,
-                        dropout_seed, {scale, softcap, window, lower_right, dropout_p}});
+TensorList attention_bwd_cpu(const Tensor& dout, const OptionalTensor& dlse,
+                             const OptionalTensor& dmass, const Tensor& query,
+                             const TensorList& keys, const TensorList& values,
+                             const std::vector<OptionalTensor>& key_lengths,
+                             const TensorList& terms, const std::vector<int64_t>& term_sources,
+                             const OptionalTensor& query_lengths, const OptionalTensor& sink,
+                             const OptionalTensor& dropout_seed, const Tensor& out,
+                             const Tensor& statistics, const Tensor& mass, double scale,
+                             double softcap, double dropout_p, const std::vector<int64_t>& window,
+                             bool lower_right, const std::vector<int64_t>& wanted) {
+  BoundAttention bound({query,
+                        keys,
+                        values,
+                        key_lengths,
+                        terms,
+                        term_sources,
+                        query_lengths,
+                        sink,
+                        dropout_seed,
+                        {scale, softcap, window, lower_right, dropout_p}});
   AttentionProblem& p = bound.problem;
   const int64_t rows = p.batch * p.num_heads * p.seqlen_q;
   TensorList kept;
@@ -96,12 +114,19 @@ std::tuple<Tensor, Tensor, Tensor> attention_varlen_fwd_cpu(
     const Tensor& cu_seqlens_k, int64_t max_seqlen_q, int64_t max_seqlen_k,
     const OptionalTensor& sink, const OptionalTensor& dropout_seed, double scale, double softcap,
     double dropout_p, const std::vector<int64_t>& window, bool lower_right, bool for_backward) {
-  BoundAttention bound({query, key, value, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k,
-                        sink, dropout_seed, {scale, softcap, window, lower_right, dropout_p}});
+  BoundAttention bound({query,
+                        key,
+                        value,
+                        cu_seqlens_q,
+                        cu_seqlens_k,
+                        max_seqlen_q,
+                        max_seqlen_k,
+                        sink,
+                        dropout_seed,
+                        {scale, softcap, window, lower_right, dropout_p}});
   AttentionProblem& p = bound.problem;
   Tensor out = torch::stable::new_empty(query, {p.total_q, p.num_heads, p.head_dim_v});
-  Tensor lse =
-      torch::stable::new_empty(query, {p.num_heads, p.total_q}, accumulator_type(p.dtype));
+  Tensor lse = torch::stable::new_empty(query, {p.num_heads, p.total_q}, accumulator_type(p.dtype));
   if (bound.leaves_out_queries()) {
     torch::stable::zero_(out);
     torch::stable::fill_(lse, -INFINITY);
@@ -115,15 +140,25 @@ std::tuple<Tensor, Tensor, Tensor> attention_varlen_fwd_cpu(
   return {out, lse, statistics};
 }
 
-TensorList attention_varlen_bwd_cpu(
-    const Tensor& dout, const OptionalTensor& dlse, const Tensor& query, const Tensor& key,
-    const Tensor& value, const Tensor& cu_seqlens_q, const Tensor& cu_seqlens_k,
-    int64_t max_seqlen_q, int64_t max_seqlen_k, const OptionalTensor& sink,
-    const OptionalTensor& dropout_seed, const Tensor& out, const Tensor& statistics, double scale,
-    double softcap, double dropout_p, const std::vector<int64_t>& window, bool lower_right,
-    const std::vector<int64_t>& wanted) {
-  BoundAttention bound({query, key, value, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k,
-                        sink, dropout_seed, {scale, softcap, window, lower_right, dropout_p}});
+TensorList attention_varlen_bwd_cpu(const Tensor& dout, const OptionalTensor& dlse,
+                                    const Tensor& query, const Tensor& key, const Tensor& value,
+                                    const Tensor& cu_seqlens_q, const Tensor& cu_seqlens_k,
+                                    int64_t max_seqlen_q, int64_t max_seqlen_k,
+                                    const OptionalTensor& sink, const OptionalTensor& dropout_seed,
+                                    const Tensor& out, const Tensor& statistics, double scale,
+                                    double softcap, double dropout_p,
+                                    const std::vector<int64_t>& window, bool lower_right,
+                                    const std::vector<int64_t>& wanted) {
+  BoundAttention bound({query,
+                        key,
+                        value,
+                        cu_seqlens_q,
+                        cu_seqlens_k,
+                        max_seqlen_q,
+                        max_seqlen_k,
+                        sink,
+                        dropout_seed,
+                        {scale, softcap, window, lower_right, dropout_p}});
   AttentionProblem& p = bound.problem;
   const int64_t rows = p.num_heads * p.total_q;
   TensorList kept;

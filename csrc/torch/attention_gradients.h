@@ -7,8 +7,8 @@
 
 namespace crossmodal {
 
-// The tensors whose gradients are asked for. `wanted` has one flag for query, then for each key, each
-// value, each term, and one for the sink; a list without tensors has no flags.
+// The tensors whose gradients are asked for. `wanted` has one flag for query, then for each key,
+// each value, each term, and one for the sink; a list without tensors has no flags.
 struct GradientInputs {
   const torch::stable::Tensor& query;
   const TensorList& keys;
@@ -23,8 +23,8 @@ torch::stable::Tensor empty_statistics(const torch::stable::Tensor& like, DType 
                                        bool for_backward);
 void bind_statistics(const torch::stable::Tensor& statistics, int64_t rows, AttentionProblem* p);
 
-// One gradient a flag, in its order, an empty tensor where none is wanted. `backward` brings what flows
-// in; gradients of rows that belong to no packed sample are 0.
+// One gradient a flag, in its order, an empty tensor where none is wanted. `backward` brings what
+// flows in; gradients of rows that belong to no packed sample are 0.
 TensorList attention_gradients_cpu(const GradientInputs& inputs, BoundAttention* bound,
                                    AttentionBackward* backward);
 

@@ -15,9 +15,9 @@ Tensor nothing(const Tensor& like) { return torch::stable::new_empty(like, {0});
 
 // The gradient of a tensor of rows, in its memory order.
 Tensor empty_gradient(const Tensor& like, bool zero, void** data, int64_t (&strides)[3]) {
-  Tensor gradient = like.dim() == 4 ? empty_in_order_of(like, like.size(2), like.size(3))
-                                    : torch::stable::new_empty(
-                                          like, {like.size(0), like.size(1), like.size(2)});
+  Tensor gradient =
+      like.dim() == 4 ? empty_in_order_of(like, like.size(2), like.size(3))
+                      : torch::stable::new_empty(like, {like.size(0), like.size(1), like.size(2)});
   if (zero) torch::stable::zero_(gradient);
   *data = gradient.mutable_data_ptr();
   row_strides(gradient, strides);
@@ -60,7 +60,8 @@ Tensor sink_gradient(const Tensor& sink, const Tensor& shares) {
   const double* share = static_cast<const double*>(shares.const_data_ptr());
   double* sum = static_cast<double*>(total.mutable_data_ptr());
   for (int64_t b = 0; b < batch; ++b)
-    for (int64_t h = 0; h < heads; ++h) sum[(rows == 1 ? 0 : b * heads) + h] += share[b * heads + h];
+    for (int64_t h = 0; h < heads; ++h)
+      sum[(rows == 1 ? 0 : b * heads) + h] += share[b * heads + h];
   Tensor gradient = torch::stable::new_empty(sink, {rows, heads});
   return torch::stable::copy_(gradient, total);
 }
@@ -119,9 +120,9 @@ TensorList attention_gradients_cpu(const GradientInputs& in, BoundAttention* bou
   const cpu::BackwardSplit split = cpu::split_backward(p, threads.count);
   TensorList accumulators;
   for (size_t t = 0; t < terms; ++t)
-    accumulators.push_back(
-        wants(first_term + t) ? zero_accumulators(in.terms[t], split.partials, &bound->term(t))
-                              : nothing(in.terms[t]));
+    accumulators.push_back(wants(first_term + t)
+                               ? zero_accumulators(in.terms[t], split.partials, &bound->term(t))
+                               : nothing(in.terms[t]));
   g->num_partials = split.partials;
   const bool wants_dsink = in.sink.has_value() && wants(flags - 1);
   Tensor shares = nothing(in.query);

@@ -140,8 +140,8 @@ BoundAttention::BoundAttention(const PackedArguments& a) {
   source.v = value.const_data_ptr();
   row_strides(key, source.k_stride);
   row_strides(value, source.v_stride);
-  problem.cu_seqlens_q = ascending(a.cu_seqlens_q, "cu_seqlens_q", problem.total_q, a.max_seqlen_q,
-                                   &cu_seqlens_q_);
+  problem.cu_seqlens_q =
+      ascending(a.cu_seqlens_q, "cu_seqlens_q", problem.total_q, a.max_seqlen_q, &cu_seqlens_q_);
   source.cu_seqlens =
       ascending(a.cu_seqlens_k, "cu_seqlens_k", key.size(0), a.max_seqlen_k, &cu_seqlens_k_);
   problem.total_keys = source.seqlen_k;
@@ -150,8 +150,8 @@ BoundAttention::BoundAttention(const PackedArguments& a) {
   problem.num_sources = 1;
 }
 
-// A copy that never descends and never leaves [0, total], so that samples own disjoint rows whatever
-// came.
+// A copy that never descends and never leaves [0, total], so that samples own disjoint rows
+// whatever came.
 const int32_t* BoundAttention::ascending(const Tensor& cu_seqlens, const char* name, int64_t total,
                                          int64_t longest, std::vector<int32_t>* kept) {
   STD_TORCH_CHECK(cu_seqlens.dim() == 1 && cu_seqlens.scalar_type() == ScalarType::Int,
@@ -252,8 +252,8 @@ void BoundAttention::add_source(const Tensor& key_in, const Tensor& value_in,
   row_strides(key, source.k_stride);
   row_strides(value, source.v_stride);
   if (lengths.has_value()) {
-    const Tensor row = keep(
-        checked_lengths(*lengths, "attention", "key_lengths", problem.batch, source.seqlen_k));
+    const Tensor row =
+        keep(checked_lengths(*lengths, "attention", "key_lengths", problem.batch, source.seqlen_k));
     source.lengths = row.const_data_ptr();
     source.lengths_are_int64 = row.scalar_type() == ScalarType::Long;
   }

@@ -33,7 +33,8 @@ struct AttentionArguments {
   ScoreOptions options;
 };
 
-// Packed samples: query (total_q, num_heads, head_dim), key and value (total_k, num_heads_k, width).
+// Packed samples: query (total_q, num_heads, head_dim), key and value (total_k, num_heads_k,
+// width).
 struct PackedArguments {
   const torch::stable::Tensor& query;
   const torch::stable::Tensor& key;
@@ -80,8 +81,8 @@ class BoundAttention {
   std::vector<std::pair<int64_t, int>> term_places_;
 };
 
-// A mask or bias whose dimensions are 1 or those of `sizes`, (batch, num_heads, seqlen_q, seqlen_k).
-// It borrows from the tensor.
+// A mask or bias whose dimensions are 1 or those of `sizes`, (batch, num_heads, seqlen_q,
+// seqlen_k). It borrows from the tensor.
 ScoreTerm describe_term(const torch::stable::Tensor& tensor, const int64_t (&sizes)[4]);
 
 // Strides of batch, head and row of a (batch, num_heads, rows, width) tensor, or of a packed

@@ -43,13 +43,12 @@ class Associate {
     row_bias_ = arena_.take<Acc>(chunk_);
     top_ = arena_.take<Acc>(a.topk);
     top_index_ = arena_.take<int64_t>(a.topk);
-    key_total_ =
-        arena_.take<double>(a.output == AssociateOutput::kKeyTotal ? p.total_keys : 0);
+    key_total_ = arena_.take<double>(a.output == AssociateOutput::kKeyTotal ? p.total_keys : 0);
   }
   size_t scratch_bytes() const { return arena_.used(); }
 
-  // Queries [q_begin, q_end) of one (b, h); for kHeadMean of all heads of b, in order; for kKeyTotal
-  // all queries.
+  // Queries [q_begin, q_end) of one (b, h); for kHeadMean of all heads of b, in order; for
+  // kKeyTotal all queries.
   void run(int64_t b, int64_t h, int64_t q_begin, int64_t q_end) {
     const bool mean = a_.output == AssociateOutput::kHeadMean;
     const int64_t alive = max_of(q_begin, min_of(q_end, query_rows(p_, b).count));

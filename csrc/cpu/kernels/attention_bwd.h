@@ -8,8 +8,8 @@
 //       dV += dropped(P)^T dout;  bias gradients += dS;  dsink -= P_sink delta
 //       dS *= the slope of softcap;  dK += scale * dS^T Q;  dQ += scale * dS K
 //
-// (FlashAttention, Dao et al., 2022, algorithm 4; the terms of mass, lse, sink and softcap follow from
-// the same softmax Jacobian.)
+// (FlashAttention, Dao et al., 2022, algorithm 4; the terms of mass, lse, sink and softcap follow
+// from the same softmax Jacobian.)
 #pragma once
 
 #include <cstdint>
@@ -111,8 +111,7 @@ class AttentionBackwardTask {
     ChunkBias<Acc> bias(p_, kinds_, keys, b, h, key_bias_, row_bias_);
     const Band band(p_, b);
     start_delta();
-    if (!one_chunk_ && g_.associate)
-      each_chunk(keys, chunks, band, bias, Pass::kDelta);
+    if (!one_chunk_ && g_.associate) each_chunk(keys, chunks, band, bias, Pass::kDelta);
     if (!one_chunk_ && g_.dsink)
       for (int64_t i = 0; i < queries_.count; ++i)
         if (!is_dead(i)) add_sink_gradient(i, delta_[i]);
@@ -166,8 +165,8 @@ class AttentionBackwardTask {
     }
   }
 
-  // K for dQ = dS K, where it stands if it can. Where dS is 0 because the key is hidden from this query,
-  // a NaN in K must not make it NaN; queries that see the key have NaN in dS already.
+  // K for dQ = dS K, where it stands if it can. Where dS is 0 because the key is hidden from this
+  // query, a NaN in K must not make it NaN; queries that see the key have NaN in dS already.
   OperandB<E> keys_across(const VisibleKeys& keys, int64_t begin, int64_t end) {
     if (all_seen_ && in_place(p_.head_dim)) {
       for (int s = 0; s < p_.num_sources; ++s) {
@@ -188,7 +187,8 @@ class AttentionBackwardTask {
   // Rows of the block, across, for the products that sum over queries.
   OperandB<E> queries_across(const T* const* rows, int64_t n, int64_t width, int64_t stride,
                              Word* packed, int64_t ld) {
-    if (!any_dead_ && in_place(width)) return {reinterpret_cast<const Word*>(rows[0]), false, stride};
+    if (!any_dead_ && in_place(width))
+      return {reinterpret_cast<const Word*>(rows[0]), false, stride};
     pack_across_rows<E>(rows, n, width, packed, ld);
     return {packed, false, ld};
   }
@@ -237,7 +237,8 @@ class AttentionBackwardTask {
     add(row_at<const T>(p_.q, p_.q_stride, b, h, row), p_.q_stride[2], n, p_.head_dim);
     if (!g_.associate)
       add(row_at<const T>(g_.dout, g_.dout_stride, b, h, row), g_.dout_stride[2], n, p_.head_dim_v);
-    if (g_.dq) add(row_at<const T>(g_.dq, g_.dq_stride, b, h, row), g_.dq_stride[2], n, p_.head_dim);
+    if (g_.dq)
+      add(row_at<const T>(g_.dq, g_.dq_stride, b, h, row), g_.dq_stride[2], n, p_.head_dim);
   }
 
   int64_t row_of(int64_t i) const { return row_index(p_, b_, h_, i); }
@@ -249,9 +250,7 @@ class AttentionBackwardTask {
   const T* dout_row(int64_t i) const {
     return row_at<const T>(g_.dout, g_.dout_stride, b_, h_, queries_.first + i);
   }
-  T* dq_row(int64_t i) const {
-    return row_at<T>(g_.dq, g_.dq_stride, b_, h_, queries_.first + i);
-  }
+  T* dq_row(int64_t i) const { return row_at<T>(g_.dq, g_.dq_stride, b_, h_, queries_.first + i); }
 
   // The part of delta that is known before the weights are: -dlse, and over several chunks of keys
   // also rowsum(dout * out) + rowsum(dmass * mass). Within one chunk the sum over the weights
@@ -329,11 +328,10 @@ class AttentionBackwardTask {
           dk_ + from * width_, width_, {0, INT64_MAX}, &prefetcher_);
     }
     if (g_.dq) {
-      gemm<E, Into::kStore>(rows, width_ / V::kLanes, words_for<E>(n),
-                            {ds_along + from / E::kPerWord, score_row_, 1},
-                            {k_operand_.data + from / E::kPerWord * k_operand_.ld, false,
-                             k_operand_.ld},
-                            dq_, width_, {0, INT64_MAX}, &prefetcher_);
+      gemm<E, Into::kStore>(
+          rows, width_ / V::kLanes, words_for<E>(n), {ds_along + from / E::kPerWord, score_row_, 1},
+          {k_operand_.data + from / E::kPerWord * k_operand_.ld, false, k_operand_.ld}, dq_, width_,
+          {0, INT64_MAX}, &prefetcher_);
     }
   }
 

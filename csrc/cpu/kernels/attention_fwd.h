@@ -62,7 +62,8 @@ bool rows_are_words_of(const void* base, const int64_t* stride, int64_t width) {
     return sizeof(typename E::Element) == sizeof(typename E::Word);
   } else {
     const bool even = stride[0] % 2 == 0 && stride[1] % 2 == 0 && stride[2] % 2 == 0;
-    return even && width % 2 == 0 && reinterpret_cast<uintptr_t>(base) % sizeof(typename E::Word) == 0;
+    return even && width % 2 == 0 &&
+           reinterpret_cast<uintptr_t>(base) % sizeof(typename E::Word) == 0;
   }
 }
 
@@ -194,8 +195,7 @@ class AttentionForward {
   // The rows of a block of queries as the micro-kernel reads them.
   OperandA<E> query_words(int64_t b, int64_t h, int64_t i_begin, int64_t rows) {
     const T* q = query_row(b, h, i_begin);
-    if (query_in_place_)
-      return {reinterpret_cast<const Word*>(q), p_.q_stride[2] / E::kPerWord, 1};
+    if (query_in_place_) return {reinterpret_cast<const Word*>(q), p_.q_stride[2] / E::kPerWord, 1};
     for (int64_t i = 0; i < rows; ++i) q_rows_[i] = q + i * p_.q_stride[2];
     pack_along_row<E>(q_rows_, rows, p_.head_dim, q_packed_, words_);
     return {q_packed_, words_, 1};
@@ -226,8 +226,8 @@ class AttentionForward {
         prefetch_next_head(b, h);
       }
     }
-    const OperandA<E> weights = {
-        reinterpret_cast<const Word*>(scores_) + from / E::kPerWord, score_row_, 1};
+    const OperandA<E> weights = {reinterpret_cast<const Word*>(scores_) + from / E::kPerWord,
+                                 score_row_, 1};
     const OperandB<E> rows_of_v = {values.data + from / E::kPerWord * values.ld, false, values.ld};
     Acc* out = out_ + (i_begin - q_begin) * width_v_;
     if (started_) {
@@ -255,8 +255,8 @@ class AttentionForward {
     }
   }
 
-  // Turns rows of products into probabilities relative to the running maxima of rows r0 and on of the
-  // panel, zero elsewhere within `span`, and rescales what came before.
+  // Turns rows of products into probabilities relative to the running maxima of rows r0 and on of
+  // the panel, zero elsewhere within `span`, and rescales what came before.
   template <bool kWords = true>
   void softmax_rows(int64_t b, int64_t h, int64_t i_begin, int64_t rows, int64_t r0,
                     const VisibleKeys& keys, const Band& band, int64_t k_begin, int64_t k_end,
@@ -330,11 +330,11 @@ class AttentionForward {
                       const VisibleKeys& keys, int64_t k_begin) {
     if (seen.empty()) return;
     if (p_.mass) {
-      for_each_stretch(
-          p_, keys, k_begin + seen.begin, k_begin + seen.end,
-          [&](int source, int64_t from, int64_t to, bool) {
-            mass_[r * p_.num_sources + source] += sum_row<V>(s + from - k_begin, to - from);
-          });
+      for_each_stretch(p_, keys, k_begin + seen.begin, k_begin + seen.end,
+                       [&](int source, int64_t from, int64_t to, bool) {
+                         mass_[r * p_.num_sources + source] +=
+                             sum_row<V>(s + from - k_begin, to - from);
+                       });
     }
     if (dropout_.active()) {
       dropout_.draw(b, h, i, keys, k_begin, seen, kept_);
@@ -384,8 +384,7 @@ class AttentionForward {
       zero_row(out_row(b, h, i), p_.head_dim_v);
       const int64_t row = row_index(p_, b, h, i);
       write_statistics(row, RowTotal::none());
-      if (p_.mass)
-        zero_row(static_cast<Acc*>(p_.mass) + row * p_.num_sources, p_.num_sources);
+      if (p_.mass) zero_row(static_cast<Acc*>(p_.mass) + row * p_.num_sources, p_.num_sources);
     }
   }
 

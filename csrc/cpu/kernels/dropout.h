@@ -1,6 +1,6 @@
-// Which weights of a row are dropped: Philox4x32-10 (Salmon et al., 2011) at the coordinates of each
-// weight, so that the mask depends on no tile, thread or instruction set. core/attention_problem.h
-// states key and counter.
+// Which weights of a row are dropped: Philox4x32-10 (Salmon et al., 2011) at the coordinates of
+// each weight, so that the mask depends on no tile, thread or instruction set.
+// core/attention_problem.h states key and counter.
 #pragma once
 
 #include <cstdint>
@@ -10,8 +10,8 @@
 namespace crossmodal::cpu::CROSSMODAL_ISA {
 namespace {
 
-// Blocks of four words that are drawn together; written as plain loops, which the compiler turns into
-// vectors.
+// Blocks of four words that are drawn together; written as plain loops, which the compiler turns
+// into vectors.
 constexpr int kPhiloxLanes = 16;
 
 struct PhiloxBlocks {
@@ -23,8 +23,8 @@ inline uint32_t low_half(uint64_t x) { return static_cast<uint32_t>(x); }
 
 inline void philox(uint64_t seed, uint32_t query, const uint32_t (&blocks)[kPhiloxLanes],
                    uint32_t pair, PhiloxBlocks* out) {
-  uint32_t(&c0)[kPhiloxLanes] = out->word[0], (&c1)[kPhiloxLanes] = out->word[1];
-  uint32_t(&c2)[kPhiloxLanes] = out->word[2], (&c3)[kPhiloxLanes] = out->word[3];
+  uint32_t (&c0)[kPhiloxLanes] = out->word[0], (&c1)[kPhiloxLanes] = out->word[1];
+  uint32_t (&c2)[kPhiloxLanes] = out->word[2], (&c3)[kPhiloxLanes] = out->word[3];
   for (int l = 0; l < kPhiloxLanes; ++l) {
     c0[l] = query;
     c1[l] = blocks[l];

@@ -32,11 +32,11 @@ inline void store_sums(VecD sums[VecD::kLanes], double* out) {
   for (int x = 0; x < VecD::kLanes; ++x) out[x] = reduce_add(sums[x]);
 }
 
-// s[j] = <q, rows[j]> for j < n; lanes up to a whole vector hold anything. Brings the rows ahead into
-// the cache, and `partners`, rows that will be read next.
+// s[j] = <q, rows[j]> for j < n; lanes up to a whole vector hold anything. Brings the rows ahead
+// into the cache, and `partners`, rows that will be read next.
 template <class V, class T>
-void dot_with_rows(const T* q, const T* const* rows, int64_t n, int64_t width, typename V::Scalar* s,
-                   const T* const* partners = nullptr) {
+void dot_with_rows(const T* q, const T* const* rows, int64_t n, int64_t width,
+                   typename V::Scalar* s, const T* const* partners = nullptr) {
   constexpr int64_t kAhead = 16, kLine = 64 / sizeof(T);
   const int64_t whole = width / V::kLanes * V::kLanes;
   const int rest = static_cast<int>(width - whole);

@@ -141,9 +141,9 @@ void gemm(int64_t rows, int64_t vectors, int64_t words, OperandA<E> a, OperandB<
                                          c_tile, c_row, lines(chain));
       for (int64_t k = chain; k < words; k += kMaxChain) {
         const int64_t n = min_of(words - k, kMaxChain);
-        pick_tile<E, Into::kAdd>(height, width)(
-            n, {a.data + i * a.row + k * a.step, a.row, a.step}, b_strip + k * b_row, b_row, c_tile,
-            c_row, lines(n));
+        pick_tile<E, Into::kAdd>(height, width)(n, {a.data + i * a.row + k * a.step, a.row, a.step},
+                                                b_strip + k * b_row, b_row, c_tile, c_row,
+                                                lines(n));
       }
       i += height;
     }

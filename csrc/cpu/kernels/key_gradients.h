@@ -115,12 +115,16 @@ class KeyGradients {
                      rows_of(source, b).first + j);
   }
   Acc* dk_sum(int s, int64_t b, int64_t h, int64_t j) const {
-    if constexpr (kNarrow) return sums_[s].dk + j * p_.head_dim;
-    else return dk_row(p_.sources[s], b, h, j);
+    if constexpr (kNarrow)
+      return sums_[s].dk + j * p_.head_dim;
+    else
+      return dk_row(p_.sources[s], b, h, j);
   }
   Acc* dv_sum(int s, int64_t b, int64_t h, int64_t j) const {
-    if constexpr (kNarrow) return sums_[s].dv + j * p_.head_dim_v;
-    else return dv_row(p_.sources[s], b, h, j);
+    if constexpr (kNarrow)
+      return sums_[s].dv + j * p_.head_dim_v;
+    else
+      return dv_row(p_.sources[s], b, h, j);
   }
   static void add_row(const Acc* share, int64_t n, Acc* sum) {
     for (int64_t d = 0; d < n; ++d) sum[d] += share[d];

@@ -10,8 +10,8 @@ namespace crossmodal::cpu::CROSSMODAL_ISA {
 namespace {
 
 inline int64_t length_at(const void* lengths, bool are_int64, int64_t b, int64_t limit) {
-  const int64_t length = are_int64 ? static_cast<const int64_t*>(lengths)[b]
-                                   : static_cast<const int32_t*>(lengths)[b];
+  const int64_t length =
+      are_int64 ? static_cast<const int64_t*>(lengths)[b] : static_cast<const int32_t*>(lengths)[b];
   return max_of(0, min_of(length, limit));
 }
 

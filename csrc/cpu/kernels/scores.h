@@ -76,8 +76,8 @@ class ChunkBias {
 
 constexpr int64_t round_down(int64_t a, int64_t b) { return a / b * b; }
 
-// s[x] -> c * tanh(scale * s[x] / c) for the keys seen; slope[x], if wanted, is its derivative by the
-// scaled score.
+// s[x] -> c * tanh(scale * s[x] / c) for the keys seen; slope[x], if wanted, is its derivative by
+// the scaled score.
 template <class V>
 void cap_scores(typename V::Scalar* s, Range seen, typename V::Scalar scale,
                 typename V::Scalar softcap, typename V::Scalar* slope) {
@@ -90,12 +90,12 @@ void cap_scores(typename V::Scalar* s, Range seen, typename V::Scalar scale,
   }
 }
 
-// s[x] -> scale * s[x] + bias[x] for the keys seen, -inf where bias is -inf (even if s is NaN there)
-// and for the other lanes of their vectors. Returns the largest score, lane by lane. NaN scores stay
-// NaN.
+// s[x] -> scale * s[x] + bias[x] for the keys seen, -inf where bias is -inf (even if s is NaN
+// there) and for the other lanes of their vectors. Returns the largest score, lane by lane. NaN
+// scores stay NaN.
 template <class V>
 V finish_scores(typename V::Scalar* s, Range seen, typename V::Scalar scale,
-                                 const typename V::Scalar* bias) {
+                const typename V::Scalar* bias) {
   using Acc = typename V::Scalar;
   const V hidden = V::set1(minus_infinity<Acc>());
   const V factor = V::set1(scale);

@@ -11,8 +11,8 @@
 namespace crossmodal::cpu::CROSSMODAL_ISA {
 namespace {
 
-// Whether products become exponents by one factor, with nothing added or capped in between: then the
-// scores are never written, and the statistics of rows hold the largest product in place of the
+// Whether products become exponents by one factor, with nothing added or capped in between: then
+// the scores are never written, and the statistics of rows hold the largest product in place of the
 // largest score. Forward and backward both ask.
 inline bool scores_are_plain(const AttentionProblem& p, const TermKinds& kinds) {
   return !kinds.dense && !kinds.key_bias && p.softcap <= 0 && p.scale > 0 && !p.sink;
@@ -44,7 +44,8 @@ inline VecD sum_of_rows(VecD rows[VecD::kLanes]) {
   return VecD::load(lanes);
 }
 
-// The largest product of a row, lane by lane; -inf on the lanes of its vectors that hold no key seen.
+// The largest product of a row, lane by lane; -inf on the lanes of its vectors that hold no key
+// seen.
 template <class V>
 V largest_product(typename V::Scalar* s, Range seen) {
   const V hidden = V::set1(minus_infinity<typename V::Scalar>());
@@ -71,8 +72,9 @@ V largest_product(typename V::Scalar* s, Range seen) {
   return max(a, b);
 }
 
-// s[x] = exp(factor * (s[x] - top)) on the whole vectors of `seen`, whose other lanes hold -inf before
-// and 0 after; as floats, or as words in place, for the operand of P V. Returns the sum, lane by lane.
+// s[x] = exp(factor * (s[x] - top)) on the whole vectors of `seen`, whose other lanes hold -inf
+// before and 0 after; as floats, or as words in place, for the operand of P V. Returns the sum,
+// lane by lane.
 template <class E, bool kWords, class V = typename E::Vec>
 V exponentiate(typename V::Scalar* s, Range seen, V top, V factor) {
   V even = V::zero(), odd = V::zero();

@@ -1,5 +1,5 @@
-// Hyperbolic tangent, for softcap: near zero as accurate as its argument, since a score far below the
-// cap has to come out unchanged.
+// Hyperbolic tangent, for softcap: near zero as accurate as its argument, since a score far below
+// the cap has to come out unchanged.
 #pragma once
 
 #include "cpu/kernels/exp.h"
@@ -7,8 +7,8 @@
 namespace crossmodal::cpu::CROSSMODAL_ISA {
 namespace {
 
-// tanh(x) / x as a polynomial in x^2 on |x| <= 0.625, interpolated at Chebyshev points: relative error
-// 1.5e-10.
+// tanh(x) / x as a polynomial in x^2 on |x| <= 0.625, interpolated at Chebyshev points: relative
+// error 1.5e-10.
 inline VecF tanh_over_x(VecF u) {
   VecF p = VecF::set1(0.00212743536f);
   p = fmadd(p, u, VecF::set1(-0.00815785337f));
@@ -21,12 +21,13 @@ inline VecF tanh_over_x(VecF u) {
 
 // Likewise: relative error 1.3e-20, so that rounding is all that is left.
 inline VecD tanh_over_x(VecD u) {
-  constexpr double c[] = {
-      -2.26298910873141546e-6, 1.17715626609806058e-5, -3.65987077313159688e-5,
-      9.57327993712891743e-5,  -2.38762736098507948e-4, 5.89946790146735320e-4,
-      -1.45582178345975778e-3, 3.59212665693228541e-3, -8.86323542702312672e-3,
-      2.18694885311716985e-2,  -5.39682539681090522e-2, 1.33333333333331130e-1,
-      -3.33333333333333320e-1, 1.0};
+  constexpr double c[] = {-2.26298910873141546e-6, 1.17715626609806058e-5,
+                          -3.65987077313159688e-5, 9.57327993712891743e-5,
+                          -2.38762736098507948e-4, 5.89946790146735320e-4,
+                          -1.45582178345975778e-3, 3.59212665693228541e-3,
+                          -8.86323542702312672e-3, 2.18694885311716985e-2,
+                          -5.39682539681090522e-2, 1.33333333333331130e-1,
+                          -3.33333333333333320e-1, 1.0};
   VecD p = VecD::set1(c[0]);
   for (int i = 1; i < 14; ++i) p = fmadd(p, u, VecD::set1(c[i]));
   return p;

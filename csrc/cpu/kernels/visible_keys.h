@@ -80,8 +80,8 @@ inline int64_t keys_before(const VisibleKeys& keys, int64_t row) {
   return low;
 }
 
-// Which of the chunk [begin, end) of the list queries [i_first, i_last] reach together, counted from
-// the chunk's beginning.
+// Which of the chunk [begin, end) of the list queries [i_first, i_last] reach together, counted
+// from the chunk's beginning.
 inline Range reach(const Band& band, const VisibleKeys& keys, int64_t i_first, int64_t i_last,
                    int64_t begin, int64_t end) {
   if (band.open) return {0, end - begin};

@@ -18,8 +18,8 @@ class WeightGradient {
   WeightGradient(const AttentionProblem& p, const AssociateGradient* gradient)
       : p_(p), g_(gradient) {}
 
-  // out[x] = d loss / d w_ij for the keys seen of the chunk that begins at k_begin. `weights` are this
-  // query's, of which only entropy's gradient depends: -(log w + 1).
+  // out[x] = d loss / d w_ij for the keys seen of the chunk that begins at k_begin. `weights` are
+  // this query's, of which only entropy's gradient depends: -(log w + 1).
   void fill(int64_t b, int64_t h, int64_t i, const VisibleKeys& keys, int64_t k_begin, Range seen,
             const Acc* weights, Acc* out) const {
     const int64_t row = row_index(p_, b, h, i);

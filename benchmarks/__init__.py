@@ -1,0 +1,1 @@
+"""How fast the operators are; see README.md here."""

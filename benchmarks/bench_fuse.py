@@ -1,0 +1,14 @@
+"""`fuse` for pytest-benchmark; run as a module it prints the table of `crossmodal bench`."""
+
+import sys
+from typing import Any
+
+from crossmodal.cli import main
+
+
+def test_fuse(measured: Any) -> None:
+    measured.hand_over()
+
+
+if __name__ == "__main__":
+    sys.exit(main(["bench", "--op", "fuse", *sys.argv[1:]]))

@@ -1,0 +1,14 @@
+"""`attention_varlen` for pytest-benchmark; run as a module it prints the table of `crossmodal bench`."""
+
+import sys
+from typing import Any
+
+from crossmodal.cli import main
+
+
+def test_varlen(measured: Any) -> None:
+    measured.hand_over()
+
+
+if __name__ == "__main__":
+    sys.exit(main(["bench", "--op", "varlen", *sys.argv[1:]]))
