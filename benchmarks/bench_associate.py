@@ -1,4 +1,4 @@
-"""`associate` for pytest-benchmark; run as a module it prints the table of `crossmodal bench`."""
+"""`associate` for pytest-benchmark; as a module it prints the table of `crossmodal bench`."""
 
 import sys
 from typing import Any

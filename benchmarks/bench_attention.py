@@ -1,4 +1,4 @@
-"""`attention` for pytest-benchmark; run as a module it prints the table of `crossmodal bench`."""
+"""`attention` for pytest-benchmark; as a module it prints the table of `crossmodal bench`."""
 
 import sys
 from typing import Any

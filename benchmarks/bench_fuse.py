@@ -1,4 +1,4 @@
-"""`fuse` for pytest-benchmark; run as a module it prints the table of `crossmodal bench`."""
+"""`fuse` for pytest-benchmark; as a module it prints the table of `crossmodal bench`."""
 
 import sys
 from typing import Any

@@ -1,4 +1,4 @@
-"""The cost of a call for pytest-benchmark; run as a module it prints the table of `crossmodal bench`."""
+"""The cost of a call for pytest-benchmark; as a module it prints the table of `crossmodal bench`."""
 
 import sys
 from typing import Any

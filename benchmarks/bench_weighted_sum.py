@@ -1,4 +1,4 @@
-"""`weighted_sum` and `softmax_weighted_sum` for pytest-benchmark; run as a module it prints the table of `crossmodal bench`."""
+"""Both weighted sums for pytest-benchmark; as a module it prints the table of `crossmodal bench`."""
 
 import sys
 from typing import Any

@@ -28,7 +28,7 @@ def smoke_config(config: RunConfig) -> RunConfig:
 
 
 def speedups(results: Results) -> dict[tuple[str, str, str, str], float]:
-    """Over the reference, in the better rounds: what is slow because of others is so in some rounds, a mistake in all."""
+    """Over the reference, in the better rounds: others slow down some rounds, a mistake all of them."""
     references = results.of("reference")
     return {
         key: paired_ratios(references[key].samples_s, row.samples_s).p80
