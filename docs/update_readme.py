@@ -81,8 +81,8 @@ def speed_section(results: Results, file: str) -> str:
 
 def _problems(rows: Iterable[Row]) -> list[tuple[str, str, tuple[int, ...]]]:
     """Those with a table line: single samples are in the results file, as is the time of an empty call."""
-    found = ((row.op, row.shape, row.size) for row in rows if row.op != "overhead" and "batch 1" not in row.shape)
-    return list(dict.fromkeys(found))
+    shown = (row for row in rows if row.op != "overhead" and not row.is_single_sample)
+    return list(dict.fromkeys((row.op, row.shape, row.size) for row in shown))
 
 
 def _cell(row: Row | None) -> str:

@@ -46,7 +46,7 @@ def _draw_roof(axes: Any, results: Results, dtype: str) -> None:
         axes.plot([low, ridge], [low * bandwidth, peak], color=INK, linestyle=style, linewidth=1.4)
         axes.text(
             low * 1.2,
-            low * 1.2 * bandwidth * 1.1,
+            low * 1.2 * bandwidth * 1.15,
             f"{level} {bandwidth:.0f} GB/s",
             fontsize=8,
             rotation=math.degrees(math.atan(bandwidth)),  # along the line, whatever the scales make of its slope
@@ -82,10 +82,14 @@ def _draw_points(axes: Any, results: Results, dtype: str) -> None:
 def draw_speedups(results: Results, path: Path) -> None:
     """Bars of the time of the fastest right opponent over that of crossmodal."""
     dtypes = _dtypes(results)
-    rows = [row for row in results.of(SUBJECT).values() if row.speedup_vs_fastest is not None and row.op != _NOT_DRAWN]
+    rows = [
+        row
+        for row in results.of(SUBJECT).values()
+        if row.speedup_vs_fastest is not None and row.op != _NOT_DRAWN and not row.is_single_sample
+    ]
     problems = list(dict.fromkeys((row.op, row.shape) for row in rows))
     passes = list(dict.fromkeys(row.which for row in rows if row.which != "both")) or ["both"]
-    height = 1.7 + 0.44 * max(len(problems), 2)
+    height = 1.7 + 0.38 * max(len(problems), 2)
     picture = Picture(
         12,
         height,
@@ -94,7 +98,7 @@ def draw_speedups(results: Results, path: Path) -> None:
         "p20 to p80",
     )
     grid = picture.figure.add_gridspec(
-        1, max(len(dtypes), 1), left=0.22, right=0.97, top=1 - 1.25 / height, bottom=0.45 / height, wspace=0.1
+        1, max(len(dtypes), 1), left=0.28, right=0.97, top=1 - 1.25 / height, bottom=0.45 / height, wspace=0.1
     )
     for column, dtype in enumerate(dtypes):
         axes = picture.axes(grid[0, column], dtype)

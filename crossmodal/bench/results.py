@@ -54,6 +54,11 @@ class Row:
         """What is measured, whoever does it."""
         return (self.op, self.shape, self.dtype, self.which)
 
+    @property
+    def is_single_sample(self) -> bool:
+        """Whether it is another shape's single sample, which overviews leave out."""
+        return self.shape.endswith(", batch 1")
+
 
 class NotTimed(NamedTuple):
     """Who has no rows in a case, and why.
