@@ -226,6 +226,13 @@ def test_every_provider_but_the_compiled_one_is_right(op, dtype):
     assert judge(case, only=frozenset(OPS[op].providers) - {"flex"}) == {}
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("shortest", [0, 2], ids=["plain", "padded"])
+def test_the_compiled_provider_is_right(shortest):
+    case = OPS["attention"].build(small("attention")._replace(shortest=shortest), torch.float32, 0)
+    assert judge(case, only=frozenset({"flex"})) == {}
+
+
 @pytest.mark.parametrize("op", OPS)
 def test_operations_of_what_is_masked_do_not_count(op):
     shape = small(op)

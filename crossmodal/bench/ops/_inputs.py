@@ -57,7 +57,9 @@ class Problem:
         common: Callable[[Answer], Answer] = as_it_is,
         is_opponent: bool = True,
     ) -> Provider:
-        leaves = tuple(tensor.to(self._dtype, copy=True).requires_grad_() for tensor in self._tensors)
+        # FlexAttention refuses leaves that ask for a gradient, even where none is wanted.
+        differentiated = "backward" in passes
+        leaves = tuple(tensor.to(self._dtype, copy=True).requires_grad_(differentiated) for tensor in self._tensors)
         return Provider(name, call, leaves, self._dout.to(self._out_dtype), passes, common, is_opponent)
 
     def exact(self, call: Callable[..., Tensor], *, passes: tuple[str, ...] = PASSES) -> Provider:
