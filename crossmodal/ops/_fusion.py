@@ -231,7 +231,7 @@ def gradients_of_reference(
         outputs = function(*operands)
         return [outputs[i] for i in flowing]
 
-    _, pull = torch.func.vjp(of_wanted, *(inputs[i] for i in wanted))
+    pull = torch.func.vjp(of_wanted, *(inputs[i] for i in wanted))[1]
     found = dict(zip(wanted, pull([cotangents[i] for i in flowing]), strict=True))
     return [found.get(i) for i in range(len(inputs))]
 

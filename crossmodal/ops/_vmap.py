@@ -4,7 +4,7 @@ Two cases run once per example instead: dropout, whose mask depends on a sample'
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -215,4 +215,4 @@ for _name, _rule in {
     "softmax_weighted_sum_fwd": _softmax_weighted_sum_fwd,
     "softmax_weighted_sum_bwd": _softmax_weighted_sum_bwd,
 }.items():
-    torch.library.register_vmap(f"crossmodal::{_name}", _rule)
+    torch.library.register_vmap(f"crossmodal::{_name}", cast(Any, _rule))

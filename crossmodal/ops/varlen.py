@@ -186,7 +186,8 @@ def _operands(layout: VarlenLayout, tensors: tuple[Tensor, ...] | list[Tensor]) 
     query, key, value, *rest = tensors
     sink = rest.pop(0) if layout.has_sink else None
     seed = rest.pop() if layout.has_seed else None
-    return VarlenOperands(query, key, value, sink, *rest, seed)
+    cu_seqlens_q, cu_seqlens_k = rest
+    return VarlenOperands(query, key, value, sink, cu_seqlens_q, cu_seqlens_k, seed)
 
 
 class VarlenFunction(torch.autograd.Function):

@@ -144,10 +144,11 @@ PortableVec<S, I> scale_by_power(PortableVec<S, I> a, PortableVec<S, I> n) {
 }
 
 inline void transpose(VecF rows[4]) {
-  VecF columns[4] = {VecF::zero(), VecF::zero(), VecF::zero(), VecF::zero()};
+  float from[4][4], to[4][4];
+  std::memcpy(from, rows, sizeof(from));
   for (int i = 0; i < 4; ++i)
-    for (int j = 0; j < 4; ++j) columns[i].x[j] = rows[j].x[i];
-  for (int i = 0; i < 4; ++i) rows[i] = columns[i];
+    for (int j = 0; j < 4; ++j) to[i][j] = from[j][i];
+  std::memcpy(rows, to, sizeof(to));
 }
 
 // 16 registers: rows of a tile of n vectors, so that accumulators, n operands and one broadcast
