@@ -3,6 +3,11 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/headeronly/util/Exception.h>
 
+#if __has_include(<sys/mman.h>)
+#include <sys/mman.h>
+#endif
+
+#include <cstdint>
 #include <cstdlib>
 #include <string>
 
@@ -40,9 +45,24 @@ Tensor with_unit_last_stride(const Tensor& tensor) {
 Tensor empty_in_order_of(const Tensor& like, int64_t rows, int64_t width) {
   const int64_t batch = like.size(0), num_heads = like.size(1);
   if (like.stride(1) >= like.stride(2))
-    return torch::stable::new_empty(like, {batch, num_heads, rows, width});
-  const Tensor transposed = torch::stable::new_empty(like, {batch, rows, num_heads, width});
+    return on_large_pages(torch::stable::new_empty(like, {batch, num_heads, rows, width}));
+  const Tensor transposed =
+      on_large_pages(torch::stable::new_empty(like, {batch, rows, num_heads, width}));
   return torch::stable::transpose(transposed, 1, 2);
+}
+
+Tensor on_large_pages(Tensor tensor) {
+#ifdef MADV_HUGEPAGE
+  constexpr uintptr_t kLargePage = 2 << 20;
+  if (!tensor.is_cpu()) return tensor;
+  const uintptr_t begin = reinterpret_cast<uintptr_t>(tensor.mutable_data_ptr());
+  const uintptr_t bytes = tensor.numel() * size_of(dtype_of(tensor, "an operator", "its output"));
+  const uintptr_t first = (begin + kLargePage - 1) / kLargePage * kLargePage,
+                  last = (begin + bytes) / kLargePage * kLargePage;
+  // Advice: where it is not taken, nothing is lost.
+  if (first < last) madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
+#endif
+  return tensor;
 }
 
 namespace {

@@ -147,21 +147,29 @@ class AttentionBackwardTask {
       // Every query sees every key of the list: what is hidden is not in it.
       all_seen_ = plain_ && band.open;
       k_operand_ = keys_across(keys, begin, end);
-      for (int64_t x = 0; x < n * width_; ++x) dk_[x] = 0;
-      for (int64_t x = 0; x < n * width_v_; ++x) dv_[x] = 0;
+      dk_to_ = key_gradients_.dk_in_place(keys, b_, h_, begin, end, {dk_, width_});
+      dv_to_ = key_gradients_.dv_in_place(keys, b_, h_, begin, end, {dv_, width_v_});
+      // The first block stores, the others add; unless a band may leave keys out of the first.
+      started_ = !band.open || blocks.count == 0;
+      if (started_) {
+        dk_to_.zero(n, width_);
+        dv_to_.zero(n, width_v_);
+      }
       for (int64_t m = 0; m < blocks.count; ++m) {
         const int64_t i_begin = blocks.begin(m), i_end = blocks.end(m);
         const Range reached = reach(band, keys, i_begin, i_end - 1, begin, end);
         prefetcher_.clear();
-        if (prefetches_) prefetch(i_end, m + 1 == blocks.count && c + 1 == chunks.count);
+        if (prefetches_) prefetch(keys, i_end, {end, chunks.end(c + 1)});
         if (reached.empty()) {
           for (int64_t x = 0; x < (i_end - i_begin) * width_; ++x) dq_[x] = 0;
         } else {
           step(i_begin, i_end, keys, band, reached, begin, end, bias);
         }
         if (g_.dq) add_dq(i_begin, i_end, c == 0, c + 1 == chunks.count);
+        started_ = true;
       }
-      key_gradients_.add(keys, b_, h_, begin, end, dk_, width_, dv_, width_v_);
+      key_gradients_.add(keys, b_, h_, begin, end, dk_to_.data == dk_ ? dk_ : nullptr, width_,
+                         dv_to_.data == dv_ ? dv_ : nullptr, width_v_);
     }
   }
 
@@ -202,43 +210,51 @@ class AttentionBackwardTask {
     return {packed, ld, 1};
   }
 
-  // What the block after this one reads and writes, or the next head of this run.
-  void prefetch(int64_t i_end, bool last) {
-    const auto add = [&](const void* base, int64_t stride, int64_t rows, int64_t width) {
-      if (base)
-        prefetcher_.add_rows(base, stride * int64_t{sizeof(T)}, rows, width * int64_t{sizeof(T)});
-    };
-    int64_t b = b_, h = h_, first = i_end;
-    if (last) {
-      if (last_of_run_) return;
-      h = h_ + 1 == p_.num_heads ? 0 : h_ + 1;
-      b = h == 0 ? b_ + 1 : b_;
-      first = 0;
-      for (int s = 0; s < p_.num_sources; ++s) {
-        const KeySource& source = p_.sources[s];
-        const Rows keys = key_rows_of(source, b);
-        const int64_t n = min_of(keys.count, kBackwardBlockN), head = key_head(p_, source, h);
-        add(row_at<const T>(source.k, source.k_stride, b, head, keys.first), source.k_stride[2], n,
-            p_.head_dim);
-        if (!g_.associate)
-          add(row_at<const T>(source.v, source.v_stride, b, head, keys.first), source.v_stride[2],
-              n, p_.head_dim_v);
-        if (source.dk)
-          add(row_at<const T>(source.dk, source.dk_stride, b, head, keys.first),
-              source.dk_stride[2], n, p_.head_dim);
-        if (source.dv)
-          add(row_at<const T>(source.dv, source.dv_stride, b, head, keys.first),
-              source.dv_stride[2], n, p_.head_dim_v);
-      }
-    }
+  void prefetch_rows(const void* base, const int64_t* stride, int64_t b, int64_t h, int64_t first,
+                     int64_t rows, int64_t width) {
+    if (base)
+      prefetcher_.add_rows(row_at<const T>(base, stride, b, h, first),
+                           stride[2] * int64_t{sizeof(T)}, rows, width * int64_t{sizeof(T)});
+  }
+
+  // What the block of queries from `first` on reads and writes.
+  void prefetch_queries(int64_t b, int64_t h, int64_t first) {
     const Rows queries = query_rows(p_, b);
     const int64_t n = min_of(queries.count - first, block_), row = queries.first + first;
-    if (n <= 0) return;
-    add(row_at<const T>(p_.q, p_.q_stride, b, h, row), p_.q_stride[2], n, p_.head_dim);
-    if (!g_.associate)
-      add(row_at<const T>(g_.dout, g_.dout_stride, b, h, row), g_.dout_stride[2], n, p_.head_dim_v);
-    if (g_.dq)
-      add(row_at<const T>(g_.dq, g_.dq_stride, b, h, row), g_.dq_stride[2], n, p_.head_dim);
+    prefetch_rows(p_.q, p_.q_stride, b, h, row, n, p_.head_dim);
+    if (!g_.associate) prefetch_rows(g_.dout, g_.dout_stride, b, h, row, n, p_.head_dim_v);
+    prefetch_rows(g_.dq, g_.dq_stride, b, h, row, n, p_.head_dim);
+  }
+
+  // Rows of one source, as backward reads and writes them.
+  void prefetch_keys(const KeySource& source, int64_t b, int64_t h, int64_t first, int64_t rows) {
+    const int64_t head = key_head(p_, source, h);
+    prefetch_rows(source.k, source.k_stride, b, head, first, rows, p_.head_dim);
+    if (!g_.associate) prefetch_rows(source.v, source.v_stride, b, head, first, rows, p_.head_dim_v);
+    prefetch_rows(source.dk, source.dk_stride, b, head, first, rows, p_.head_dim);
+    prefetch_rows(source.dv, source.dv_stride, b, head, first, rows, p_.head_dim_v);
+  }
+
+  // What comes after the block that ends with query i_end: the next block, the next chunk of keys, or
+  // the next head of this run.
+  void prefetch(const VisibleKeys& keys, int64_t i_end, Range next_chunk) {
+    if (i_end < queries_.count) return prefetch_queries(b_, h_, i_end);
+    if (!next_chunk.empty()) {
+      for_each_stretch(p_, keys, next_chunk.begin, next_chunk.end,
+                       [&](int s, int64_t from, int64_t to, bool) {
+                         const int64_t first = key_rows_of(p_.sources[s], b_).first;
+                         prefetch_keys(p_.sources[s], b_, h_, first + keys.rows[from],
+                                       keys.rows[to - 1] - keys.rows[from] + 1);
+                       });
+      return;
+    }
+    if (last_of_run_) return;
+    const int64_t h = h_ + 1 == p_.num_heads ? 0 : h_ + 1, b = h == 0 ? b_ + 1 : b_;
+    for (int s = 0; s < p_.num_sources; ++s) {
+      const Rows rows = key_rows_of(p_.sources[s], b);
+      prefetch_keys(p_.sources[s], b, h, rows.first, min_of(rows.count, kBackwardBlockN));
+    }
+    prefetch_queries(b, h, 0);
   }
 
   int64_t row_of(int64_t i) const { return row_index(p_, b_, h_, i); }
@@ -310,28 +326,40 @@ class AttentionBackwardTask {
       if (!seen.empty()) softmax_gradient(i_begin + i, s, ds, seen, keys, k_begin, bias);
       zero_around<V>(s, from, round_up(to, V::kLanes), seen);
       zero_around<V>(ds, from, round_up(to, V::kLanes), seen);
+      if (E::kPerWord == 2 && (i % 2 == 1 || i + 1 == rows))
+        words_of_pair(i / 2, i % 2 == 1, from, round_up(to, V::kLanes));
     }
 
-    const Word *p_across, *ds_across, *ds_along;
-    words_of_block(rows, from, to, &p_across, &ds_across, &ds_along);
+    // With one element per word they are the arrays themselves.
+    const Word* p_across = E::kPerWord == 2 ? p_pairs_ : reinterpret_cast<const Word*>(p_ij_);
+    const Word* ds_across = E::kPerWord == 2 ? ds_pairs_ : reinterpret_cast<const Word*>(ds_ij_);
+    const Word* ds_along = reinterpret_cast<const Word*>(ds_ij_);
     const int64_t row_words = words_for<E>(rows);
     if (key_gradients_.wants_dv()) {
-      gemm<E, Into::kAdd>(n, width_v_ / V::kLanes, row_words, {p_across + from, 1, score_row_},
-                          queries_across(dout_rows_, rows, p_.head_dim_v, g_.dout_stride[2],
-                                         dout_across_, width_v_),
-                          dv_ + from * width_v_, width_v_, {0, INT64_MAX}, &prefetcher_);
+      add_products(n, width_v_ / V::kLanes, row_words, {p_across + from, 1, score_row_},
+                   queries_across(dout_rows_, rows, p_.head_dim_v, g_.dout_stride[2], dout_across_,
+                                  width_v_),
+                   dv_to_.data + from * dv_to_.ld, dv_to_.ld);
     }
     if (key_gradients_.wants_dk()) {
-      gemm<E, Into::kAdd>(
-          n, width_ / V::kLanes, row_words, {ds_across + from, 1, score_row_},
-          queries_across(q_rows_, rows, p_.head_dim, p_.q_stride[2], q_across_, width_),
-          dk_ + from * width_, width_, {0, INT64_MAX}, &prefetcher_);
+      add_products(n, width_ / V::kLanes, row_words, {ds_across + from, 1, score_row_},
+                   queries_across(q_rows_, rows, p_.head_dim, p_.q_stride[2], q_across_, width_),
+                   dk_to_.data + from * dk_to_.ld, dk_to_.ld);
     }
     if (g_.dq) {
       gemm<E, Into::kStore>(
           rows, width_ / V::kLanes, words_for<E>(n), {ds_along + from / E::kPerWord, score_row_, 1},
           {k_operand_.data + from / E::kPerWord * k_operand_.ld, false, k_operand_.ld}, dq_, width_,
           {0, INT64_MAX}, &prefetcher_);
+    }
+  }
+
+  void add_products(int64_t rows, int64_t vectors, int64_t words, OperandA<E> a, OperandB<E> b,
+                    Acc* c, int64_t c_row) {
+    if (started_) {
+      gemm<E, Into::kAdd>(rows, vectors, words, a, b, c, c_row, {0, INT64_MAX}, &prefetcher_);
+    } else {
+      gemm<E, Into::kStore>(rows, vectors, words, a, b, c, c_row, {0, INT64_MAX}, &prefetcher_);
     }
   }
 
@@ -471,29 +499,19 @@ class AttentionBackwardTask {
                      });
   }
 
-  // The three forms in which P and dS enter the products, for the keys [from, to) of whole vectors.
-  // With one element per word they are the arrays themselves.
-  void words_of_block(int64_t rows, int64_t from, int64_t to, const Word** p_across,
-                      const Word** ds_across, const Word** ds_along) {
-    if constexpr (E::kPerWord == 1) {
-      *p_across = p_ij_;
-      *ds_across = *ds_along = ds_ij_;
-    } else {
-      const int64_t end = round_up(to, V::kLanes);
-      for (int64_t i = 0; i < rows; i += 2) {
-        for (int64_t x = from; x < end; x += V::kLanes) {
-          const bool two = i + 1 < rows;
-          const Acc *p = p_ij_ + i * score_row_ + x, *ds = ds_ij_ + i * score_row_ + x;
-          store_pairs(V::load(p), two ? V::load(p + score_row_) : V::zero(),
-                      p_pairs_ + i / 2 * score_row_ + x);
-          store_pairs(V::load(ds), two ? V::load(ds + score_row_) : V::zero(),
-                      ds_pairs_ + i / 2 * score_row_ + x);
-        }
+  // The words in which two rows of P and dS enter the products, for the keys [from, end): P and dS
+  // across queries, dS along keys, in its place.
+  void words_of_pair(int64_t pair, bool two, int64_t from, int64_t end) {
+    if constexpr (E::kPerWord == 2) {
+      const Acc *p = p_ij_ + 2 * pair * score_row_, *ds = ds_ij_ + 2 * pair * score_row_;
+      for (int64_t x = from; x < end; x += V::kLanes) {
+        store_pairs(V::load(p + x), two ? V::load(p + score_row_ + x) : V::zero(),
+                    p_pairs_ + pair * score_row_ + x);
+        store_pairs(V::load(ds + x), two ? V::load(ds + score_row_ + x) : V::zero(),
+                    ds_pairs_ + pair * score_row_ + x);
       }
-      for (int64_t i = 0; i < rows; ++i) words_in_place<E>(ds_ij_ + i * score_row_, from, end);
-      *p_across = p_pairs_;
-      *ds_across = ds_pairs_;
-      *ds_along = reinterpret_cast<const Word*>(ds_ij_);
+      for (int64_t i = 2 * pair; i < 2 * pair + 1 + two; ++i)
+        words_in_place<E>(ds_ij_ + i * score_row_, from, end);
     }
   }
 
@@ -534,7 +552,9 @@ class AttentionBackwardTask {
   int64_t partial_ = 0, b_ = 0, h_ = 0;
   Rows queries_{};
   bool one_chunk_ = true, last_of_run_ = true, any_dead_ = false, all_seen_ = false;
+  bool started_ = false;  // whether dK and dV of the chunk hold earlier blocks' shares
   OperandB<E> k_operand_{};
+  GradientRows<Acc> dk_to_{}, dv_to_{};
   double dsink_ = 0;
 
   int32_t* rows_;

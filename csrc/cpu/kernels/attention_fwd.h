@@ -165,8 +165,11 @@ class AttentionForward {
         const int64_t i_begin = q_begin + blocks.begin(m), i_end = q_begin + blocks.end(m);
         if (prefetches_ && c + 1 == chunks.count)
           prefetch_rows(out_row(b, h, i_begin), p_.out_stride[2], i_end - i_begin, p_.head_dim_v);
-        step(b, h, i_begin, i_end, q_begin, keys, band, begin, end, values, bias,
-             c + 1 == chunks.count && m + 1 == blocks.count);
+        const bool last_block = m + 1 == blocks.count;
+        const Range next_chunk =
+            last_block ? Range{end, min_of(keys.count, chunks.end(c + 1))} : Range{0, 0};
+        step(b, h, i_begin, i_end, q_begin, keys, band, begin, end, values, bias, last_block,
+             next_chunk);
       }
       started_ = true;
     }
@@ -204,7 +207,7 @@ class AttentionForward {
   // One block of queries against one chunk of keys.
   void step(int64_t b, int64_t h, int64_t i_begin, int64_t i_end, int64_t q_begin,
             const VisibleKeys& keys, const Band& band, int64_t k_begin, int64_t k_end,
-            OperandB<E> values, ChunkBias<Acc>& bias, bool last) {
+            OperandB<E> values, ChunkBias<Acc>& bias, bool last_block, Range next_chunk) {
     const Range reached = reach(band, keys, i_begin, i_end - 1, k_begin, k_end);
     if (reached.empty()) return;
     const int64_t rows = i_end - i_begin;
@@ -219,7 +222,9 @@ class AttentionForward {
 
     prefetcher_.clear();
     if (prefetches_) {
-      if (!last) {
+      if (!next_chunk.empty()) {
+        prefetch_keys(keys, b, h, next_chunk);
+      } else if (!last_block) {
         prefetch_rows(query_row(b, h, i_end), p_.q_stride[2],
                       min_of(rows, query_rows(p_, b).count - i_end), p_.head_dim);
       } else if (!last_of_run_) {
@@ -398,6 +403,16 @@ class AttentionForward {
     if (n <= 0) return;
     const int64_t stride = n > 1 ? v_rows_[1] - v_rows_[0] : p_.head_dim_v;
     prefetch_rows(v_rows_[0], stride, n, p_.head_dim_v);
+  }
+
+  // Keys of the list in `range`, from the first to the last row of each source.
+  void prefetch_keys(const VisibleKeys& keys, int64_t b, int64_t h, Range range) {
+    for_each_stretch(p_, keys, range.begin, range.end, [&](int s, int64_t from, int64_t to, bool) {
+      const KeySource& source = p_.sources[s];
+      const int64_t first = key_rows_of(source, b).first + keys.rows[from];
+      prefetch_rows(row_at<const T>(source.k, source.k_stride, b, key_head(p_, source, h), first),
+                    source.k_stride[2], keys.rows[to - 1] - keys.rows[from] + 1, p_.head_dim);
+    });
   }
 
   // Keys and queries of the head that comes next in this run.

@@ -11,6 +11,17 @@
 namespace crossmodal::cpu::CROSSMODAL_ISA {
 namespace {
 
+// Where the gradients of a chunk are summed: rows `ld` apart.
+template <class Acc>
+struct GradientRows {
+  Acc* data;
+  int64_t ld;
+
+  void zero(int64_t rows, int64_t width) const {
+    for (int64_t j = 0; j < rows; ++j) zero_row(data + j * ld, width);
+  }
+};
+
 template <class E>
 class KeyGradients {
   using T = typename E::Element;
@@ -61,7 +72,26 @@ class KeyGradients {
     }
   }
 
-  // The shares of visible keys [k_begin, k_end) of (b, h), row by row; every key comes once.
+  // The output's own rows for visible keys [k_begin, k_end), if sums can be formed there, else `scratch`.
+  GradientRows<Acc> dk_in_place(const VisibleKeys& keys, int64_t b, int64_t h, int64_t k_begin,
+                                int64_t k_end, GradientRows<Acc> scratch) const {
+    if constexpr (!kNarrow) {
+      if (const KeySource* source = only_source(keys, k_begin, k_end, p_.head_dim))
+        if (source->dk) return {dk_row(*source, b, h, keys.rows[k_begin]), source->dk_stride[2]};
+    }
+    return scratch;
+  }
+  GradientRows<Acc> dv_in_place(const VisibleKeys& keys, int64_t b, int64_t h, int64_t k_begin,
+                                int64_t k_end, GradientRows<Acc> scratch) const {
+    if constexpr (!kNarrow) {
+      if (const KeySource* source = only_source(keys, k_begin, k_end, p_.head_dim_v))
+        if (source->dv) return {dv_row(*source, b, h, keys.rows[k_begin]), source->dv_stride[2]};
+    }
+    return scratch;
+  }
+
+  // The shares of visible keys [k_begin, k_end) of (b, h), row by row; every key comes once. Null: they
+  // were formed in place.
   void add(const VisibleKeys& keys, int64_t b, int64_t h, int64_t k_begin, int64_t k_end,
            const Acc* dk, int64_t width, const Acc* dv, int64_t width_v) {
     for_each_stretch(p_, keys, k_begin, k_end, [&](int s, int64_t from, int64_t to, bool) {
@@ -69,13 +99,15 @@ class KeyGradients {
       const bool shared = is_shared(source);
       for (int64_t x = from; x < to; ++x) {
         const int64_t j = keys.rows[x];
-        const Acc *dk_x = dk + (x - k_begin) * width, *dv_x = dv + (x - k_begin) * width_v;
+        const bool has_dk = dk && source.dk, has_dv = dv && source.dv;
+        const Acc* dk_x = has_dk ? dk + (x - k_begin) * width : nullptr;
+        const Acc* dv_x = has_dv ? dv + (x - k_begin) * width_v : nullptr;
         if (shared) {
-          if (source.dk) add_row(dk_x, p_.head_dim, dk_sum(s, b, h, j));
-          if (source.dv) add_row(dv_x, p_.head_dim_v, dv_sum(s, b, h, j));
+          if (has_dk) add_row(dk_x, p_.head_dim, dk_sum(s, b, h, j));
+          if (has_dv) add_row(dv_x, p_.head_dim_v, dv_sum(s, b, h, j));
         } else {
-          if (source.dk) store_row<V>(dk_x, p_.head_dim, dk_row(source, b, h, j));
-          if (source.dv) store_row<V>(dv_x, p_.head_dim_v, dv_row(source, b, h, j));
+          if (has_dk) store_row<V>(dk_x, p_.head_dim, dk_row(source, b, h, j));
+          if (has_dv) store_row<V>(dv_x, p_.head_dim_v, dv_row(source, b, h, j));
         }
       }
     });
@@ -98,6 +130,20 @@ class KeyGradients {
   struct Sums {
     Acc *dk, *dv;  // [seqlen_k, width]
   };
+
+  // The source that holds all of [k_begin, k_end) in neighbouring rows of whole vectors, for no other
+  // query head; or null.
+  const KeySource* only_source(const VisibleKeys& keys, int64_t k_begin, int64_t k_end,
+                               int64_t width) const {
+    if (width % V::kLanes != 0) return nullptr;
+    for (int s = 0; s < p_.num_sources; ++s) {
+      const Segment& segment = keys.segments[s];
+      if (segment.begin <= k_begin && k_end <= segment.end && segment.contiguous &&
+          !is_shared(p_.sources[s]))
+        return &p_.sources[s];
+    }
+    return nullptr;
+  }
 
   int64_t group(const KeySource& source) const { return p_.num_heads / source.num_heads_k; }
   bool is_shared(const KeySource& source) const { return source.num_heads_k != p_.num_heads; }
