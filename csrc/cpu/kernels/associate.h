@@ -25,6 +25,7 @@ class Associate {
       : p_(p),
         a_(a),
         kinds_(p),
+        plain_(scores_are_plain(p, kinds_)),
         arena_(memory),
         chunk_(min_of(p.total_keys, kForwardBlockN)),
         words_(words_for<E>(p.head_dim)),
@@ -94,38 +95,63 @@ class Associate {
       bias.start_chunk(begin, end);
       gemm<E, Into::kStore>(rows, ceil_div(end - begin, V::kLanes), words_, {q_packed_, words_, 1},
                             {k_packed_, true, 0}, weights_ + begin, row_);
+      if (plain_) continue;
       for (int64_t i = 0; i < rows; ++i)
         products_to_scores<V>(p_, weights_ + i * row_ + begin, {0, end - begin},
                               bias.for_query(i_begin + i));
     }
-    for (int64_t i = 0; i < rows; ++i) emit(b, h, i_begin + i, keys, weights_ + i * row_);
+    for (int64_t i = 0; i < rows; i += V::kLanes)
+      emit_rows(b, h, i_begin + i, min_of(V::kLanes, rows - i), keys, weights_ + i * row_);
   }
 
-  // w: scores of the visible keys -> what is asked for.
-  void emit(int64_t b, int64_t h, int64_t i, const VisibleKeys& keys, Acc* w) {
-    // Chunks need not begin at whole vectors, so the last one's padding may end before the row's.
-    for (int64_t x = keys.count; x < round_up(keys.count, V::kLanes); ++x)
-      w[x] = minus_infinity<Acc>();
-    V lanes = V::set1(minus_infinity<Acc>());
-    for (int64_t x = 0; x < keys.count; x += V::kLanes) lanes = max(lanes, V::load(w + x));
-    const Acc top = reduce_max(lanes), shift = top == minus_infinity<Acc>() ? Acc(0) : top;
-    if (a_.output == AssociateOutput::kEntropy) return emit_entropy(b, h, i, keys, w, top, shift);
-    const Acc sum = reduce_add(exponentiate<E, false>(w, {0, keys.count}, V::set1(shift),
-                                                      V::set1(static_cast<Acc>(kLog2E))));
-    const RowTotal<Acc> total = with_sink<V>(p_, b, h, top, sum);
-    write_statistics(b, h, i, total);
-    scale_row<V>(w, keys.count, total.inverse);
+  // rows x keys.count scores, or products where they are plain -> what is asked for, as many rows at a
+  // time as a vector has lanes.
+  void emit_rows(int64_t b, int64_t h, int64_t i0, int64_t rows, const VisibleKeys& keys,
+                 Acc* scores) {
+    const V hidden = V::set1(minus_infinity<Acc>()), zero = V::zero();
+    const V factor = V::set1(static_cast<Acc>(plain_ ? kLog2E * p_.scale : kLog2E));
+    const Range all = {0, keys.count};
+    V lanes[V::kLanes];
+    for (int x = 0; x < V::kLanes; ++x)
+      lanes[x] = x < rows ? largest_product<V>(scores + x * row_, all) : hidden;
+    alignas(64) Acc tops[V::kLanes], shifts[V::kLanes], sums[V::kLanes];
+    const V top = max_of_rows(lanes), shift = select_equal(top, hidden, zero, top);
+    top.store(tops);
+    shift.store(shifts);
+    if (a_.output == AssociateOutput::kEntropy) {
+      for (int64_t x = 0; x < rows; ++x)
+        emit_entropy(b, h, i0 + x, keys, scores + x * row_, tops[x], V::set1(shifts[x]), factor);
+      return;
+    }
+    for (int x = 0; x < V::kLanes; ++x)
+      lanes[x] = x < rows ? exponentiate<E, false>(scores + x * row_, all, V::set1(shifts[x]), factor)
+                          : zero;
+    sum_of_rows(lanes).store(sums);
+    for (int64_t x = 0; x < rows; ++x) {
+      const RowTotal<Acc> total = row_total(b, h, tops[x], sums[x]);
+      write_statistics(b, h, i0 + x, total);
+      emit(b, h, i0 + x, keys, scores + x * row_, total.inverse);
+    }
+  }
+
+  RowTotal<Acc> row_total(int64_t b, int64_t h, Acc top, Acc sum) const {
+    return plain_ ? plain_total<V>(p_, top, sum) : with_sink<V>(p_, b, h, top, sum);
+  }
+
+  // w: exponentials of the visible keys, to be multiplied by `inverse`.
+  void emit(int64_t b, int64_t h, int64_t i, const VisibleKeys& keys, Acc* w, Acc inverse) {
     switch (a_.output) {
       case AssociateOutput::kTopK:
+        scale_row<V>(w, keys.count, inverse);
         return emit_topk(b, h, i, keys, w);
       case AssociateOutput::kHeadMean:
-        return scatter(keys, w, Acc(1) / static_cast<Acc>(p_.num_heads), mean_row(b, i));
+        return scatter(keys, w, inverse / static_cast<Acc>(p_.num_heads), mean_row(b, i));
       case AssociateOutput::kKeyTotal:
-        return scatter(keys, w, 1.0, key_total_);
+        return scatter(keys, w, static_cast<double>(inverse), key_total_);
       default: {
         Acc* out = static_cast<Acc*>(a_.weights) + row_index(p_, b, h, i) * p_.total_keys;
         zero_row(out, p_.total_keys);
-        return scatter(keys, w, Acc(1), out);
+        return scatter(keys, w, inverse, out);
       }
     }
   }
@@ -133,30 +159,39 @@ class Associate {
   // out[j] += factor * w at the key's place along the padded concatenation.
   template <class Sum>
   void scatter(const VisibleKeys& keys, const Acc* w, Sum factor, Sum* out) {
+    for_each_stretch(p_, keys, 0, keys.count, [&](int s, int64_t from, int64_t to, bool contiguous) {
+      Sum* place = out + offset_of(s);
+      if (contiguous) {
+        place += keys.rows[from];
+        for (int64_t x = from; x < to; ++x) place[x - from] += factor * w[x];
+      } else {
+        for (int64_t x = from; x < to; ++x) place[keys.rows[x]] += factor * w[x];
+      }
+    });
+  }
+
+  int64_t offset_of(int source) const {
     int64_t offset = 0;
-    for (int s = 0; s < p_.num_sources; ++s) {
-      for (int64_t x = keys.segments[s].begin; x < keys.segments[s].end; ++x)
-        out[offset + keys.rows[x]] += factor * w[x];
-      offset += p_.sources[s].seqlen_k;
-    }
+    for (int s = 0; s < source; ++s) offset += p_.sources[s].seqlen_k;
+    return offset;
   }
 
   // -sum w log w with w = e^t / total, t <= 0: both parts of log w have one sign, nothing cancels.
   void emit_entropy(int64_t b, int64_t h, int64_t i, const VisibleKeys& keys, const Acc* scores,
-                    Acc top, Acc shift) {
-    const V zero = V::zero(), log2e = V::set1(static_cast<Acc>(kLog2E)), from = V::set1(shift);
+                    Acc top, V shift, V factor) {
+    const V zero = V::zero();
     V sums = zero, products = zero;
     for (int64_t x = 0; x < keys.count; x += V::kLanes) {
-      const V t = V::load(scores + x) - from, e = exp2_nonpositive(t * log2e);
+      const V t = (V::load(scores + x) - shift) * factor, e = exp2_nonpositive(t);
       sums = sums + e;
       products = products + select_equal(e, zero, zero, e * t);
     }
-    const Acc sum = reduce_add(sums);
-    const RowTotal<Acc> total = with_sink<V>(p_, b, h, top, sum);
+    const Acc sum = reduce_add(sums), log_sum = reduce_add(products) / static_cast<Acc>(kLog2E);
+    const RowTotal<Acc> total = row_total(b, h, top, sum);
     write_statistics(b, h, i, total);
     const Acc log_total = natural_log(total.sum) + (total.top - top);
     static_cast<Acc*>(a_.weights)[row_index(p_, b, h, i)] =
-        sum == 0 ? Acc(0) : total.inverse * (log_total * sum - reduce_add(products));
+        sum == 0 ? Acc(0) : total.inverse * (log_total * sum - log_sum);
   }
 
   // What a query gives that does not exist.
@@ -219,6 +254,7 @@ class Associate {
   const AttentionProblem& p_;
   const AssociateProblem& a_;
   TermKinds kinds_;
+  bool plain_;
   Arena arena_;
   int64_t chunk_, words_, row_, block_;
   int32_t* rows_;

@@ -50,7 +50,7 @@ class AttentionBackwardTask {
         // Forward packed the keys of `associate` for few queries too, and both must form the same
         // products.
         few_queries_(has_few_queries(p) && !g.associate),
-        plain_(scores_are_plain(p, kinds_) && !g.associate),
+        plain_(scores_are_plain(p, kinds_)),
         prefetches_(pays_to_prefetch<E>(p)) {
     const int64_t chunk_lanes = round_up(chunk_, V::kLanes);
     rows_ = arena_.take<int32_t>(p.total_keys);
@@ -373,7 +373,7 @@ class AttentionBackwardTask {
       if (dead_[i]) continue;
       Acc *s = p_ij_ + i * score_row_, *ds = ds_ij_ + i * score_row_;
       const Range seen = reach(band, keys, i_begin + i, i_begin + i, k_begin, k_end);
-      products_to_scores<V>(p_, s, seen, bias.for_query(i_begin + i));
+      scores(i_begin + i, s, seen, bias);
       rebuild_weights(i_begin + i, s, seen);
       weight_gradient_.fill(b_, h_, i_begin + i, keys, k_begin, seen, s, ds);
       delta_[i_begin + i] += weighted_gradient_sum(s, ds, nullptr, seen);
@@ -407,11 +407,7 @@ class AttentionBackwardTask {
   // their vectors that hold no key seen.
   void softmax_gradient(int64_t i, Acc* s, Acc* ds, Range seen, const VisibleKeys& keys,
                         int64_t k_begin, ChunkBias<Acc>& bias) {
-    if (plain_) {
-      hide_other_lanes(s, seen);
-    } else {
-      products_to_scores<V>(p_, s, seen, bias.for_query(i), slope_);
-    }
+    scores(i, s, seen, bias);
     rebuild_weights(i, s, seen);
     if (g_.associate) weight_gradient_.fill(b_, h_, i, keys, k_begin, seen, s, ds);
     if (dropout_.active()) {
@@ -451,6 +447,15 @@ class AttentionBackwardTask {
                      });
     for (int64_t x = seen.end; x < round_up(seen.end, V::kLanes); ++x) dmass_row_[x] = 0;
     return dmass_row_;
+  }
+
+  // s: products -> what rebuild_weights takes.
+  void scores(int64_t i, Acc* s, Range seen, ChunkBias<Acc>& bias) {
+    if (plain_) {
+      hide_other_lanes(s, seen);
+    } else {
+      products_to_scores<V>(p_, s, seen, bias.for_query(i), slope_);
+    }
   }
 
   // -inf on the lanes of the vectors that hold no key seen.

@@ -48,9 +48,15 @@ class WeightGradient {
 
   void gather(const VisibleKeys& keys, int64_t k_begin, Range seen, const Acc* dweights, Acc factor,
               Acc* out) const {
-    each_source(keys, k_begin, seen, [&](int64_t offset, int64_t from, int64_t to) {
-      for (int64_t x = from; x < to; ++x)
-        out[x - k_begin] = factor * dweights[offset + keys.rows[x]];
+    each_source(keys, k_begin, seen, [&](int64_t offset, int64_t from, int64_t to, bool contiguous) {
+      const Acc* source = dweights + offset;
+      Acc* row = out + (from - k_begin);
+      if (contiguous) {
+        source += keys.rows[from];
+        for (int64_t x = 0; x < to - from; ++x) row[x] = factor * source[x];
+      } else {
+        for (int64_t x = 0; x < to - from; ++x) row[x] = factor * source[keys.rows[from + x]];
+      }
     });
   }
 
@@ -60,7 +66,7 @@ class WeightGradient {
     for (int64_t t = row * g_->topk; t < (row + 1) * g_->topk; ++t) {
       const int64_t wanted = g_->indices[t];
       if (wanted < 0) continue;
-      each_source(keys, k_begin, seen, [&](int64_t offset, int64_t from, int64_t to) {
+      each_source(keys, k_begin, seen, [&](int64_t offset, int64_t from, int64_t to, bool) {
         int64_t low = from, high = to;  // the first key at or after the one wanted
         while (low < high) {
           const int64_t middle = (low + high) / 2;
@@ -75,15 +81,15 @@ class WeightGradient {
     }
   }
 
-  // fn(the source's offset in the concatenation, from, to) for each source among the keys seen.
+  // fn(the source's offset in the concatenation, from, to, contiguous) for each source among the keys seen.
   template <class Fn>
   void each_source(const VisibleKeys& keys, int64_t k_begin, Range seen, Fn fn) const {
     int64_t offset = 0;
     int last = 0;
     for_each_stretch(p_, keys, k_begin + seen.begin, k_begin + seen.end,
-                     [&](int s, int64_t from, int64_t to, bool) {
+                     [&](int s, int64_t from, int64_t to, bool contiguous) {
                        for (; last < s; ++last) offset += p_.sources[last].seqlen_k;
-                       fn(offset, from, to);
+                       fn(offset, from, to, contiguous);
                      });
   }
 
