@@ -156,7 +156,7 @@ inline void transpose(VecF rows[4]) {
 constexpr int kMaxTileVectors = 3;
 // Longest sum that a tile forms in one go: without fused multiply-add each step rounds twice, and
 // short chains keep the error at that of the other instruction sets.
-constexpr int64_t kMaxChain = 16;
+constexpr int64_t kMaxChain = 8;
 constexpr int max_tile_rows(int vectors) {
   constexpr int rows[] = {0, 12, 5, 3};
   return rows[vectors];

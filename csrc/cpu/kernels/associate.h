@@ -123,9 +123,14 @@ class Associate {
         emit_entropy(b, h, i0 + x, keys, scores + x * row_, tops[x], V::set1(shifts[x]), factor);
       return;
     }
-    for (int x = 0; x < V::kLanes; ++x)
-      lanes[x] = x < rows ? exponentiate<E, false>(scores + x * row_, all, V::set1(shifts[x]), factor)
-                          : zero;
+    for (int x = 0; x < V::kLanes; ++x) {
+      lanes[x] = zero;
+      // Chunk by chunk, which keeps chains of additions short: equal weights round in one direction.
+      for (int64_t j = 0; x < rows && j < keys.count; j += kForwardBlockN)
+        lanes[x] = lanes[x] +
+                   exponentiate<E, false>(scores + x * row_, {j, min_of(keys.count, j + kForwardBlockN)},
+                                          V::set1(shifts[x]), factor);
+    }
     sum_of_rows(lanes).store(sums);
     for (int64_t x = 0; x < rows; ++x) {
       const RowTotal<Acc> total = row_total(b, h, tops[x], sums[x]);
@@ -181,10 +186,15 @@ class Associate {
                     Acc top, V shift, V factor) {
     const V zero = V::zero();
     V sums = zero, products = zero;
-    for (int64_t x = 0; x < keys.count; x += V::kLanes) {
-      const V t = (V::load(scores + x) - shift) * factor, e = exp2_nonpositive(t);
-      sums = sums + e;
-      products = products + select_equal(e, zero, zero, e * t);
+    for (int64_t j = 0; j < keys.count; j += kForwardBlockN) {
+      V chunk_sums = zero, chunk_products = zero;
+      for (int64_t x = j; x < min_of(keys.count, j + kForwardBlockN); x += V::kLanes) {
+        const V t = (V::load(scores + x) - shift) * factor, e = exp2_nonpositive(t);
+        chunk_sums = chunk_sums + e;
+        chunk_products = chunk_products + select_equal(e, zero, zero, e * t);
+      }
+      sums = sums + chunk_sums;
+      products = products + chunk_products;
     }
     const Acc sum = reduce_add(sums), log_sum = reduce_add(products) / static_cast<Acc>(kLog2E);
     const RowTotal<Acc> total = row_total(b, h, top, sum);

@@ -81,12 +81,11 @@ constexpr int64_t round_down(int64_t a, int64_t b) { return a / b * b; }
 template <class V>
 void cap_scores(typename V::Scalar* s, Range seen, typename V::Scalar scale,
                 typename V::Scalar softcap, typename V::Scalar* slope) {
-  using Acc = typename V::Scalar;
-  const V factor = V::set1(scale), cap = V::set1(softcap), one = V::set1(Acc(1));
+  const V factor = V::set1(scale), cap = V::set1(softcap);
   for (int64_t x = round_down(seen.begin, V::kLanes); x < seen.end; x += V::kLanes) {
-    const V t = tanh(factor * V::load(s + x) / cap);
-    (cap * t).store(s + x);
-    if (slope) (one - t * t).store(slope + x);
+    const Capped<V> capped = soft_cap(factor * V::load(s + x), cap);
+    capped.value.store(s + x);
+    if (slope) capped.slope.store(slope + x);
   }
 }
 

@@ -33,16 +33,24 @@ inline VecD tanh_over_x(VecD u) {
   return p;
 }
 
+// c * tanh(s / c), and the slope of it at s. Below 0.625 c the score itself is scaled, so that neither
+// the division nor a multiplication by c rounds it once more.
 template <class V>
-V tanh(V x) {
+struct Capped {
+  V value, slope;
+};
+
+template <class V>
+Capped<V> soft_cap(V score, V cap) {
   using Acc = typename V::Scalar;
   const V zero = V::zero(), one = V::set1(Acc(1));
-  const V size = max(zero - x, x);  // NaN stays
+  const V x = score / cap, size = max(zero - x, x);  // NaN stays
   const V e = exp2_nonpositive(size * V::set1(static_cast<Acc>(-2 * kLog2E)));
-  const V far = (one - e) / (one + e);
-  const V near = size * tanh_over_x(size * size);
-  const V result = select_less(size, V::set1(Acc(0.625)), near, far);
-  return select_less(x, zero, zero - result, result);
+  const V far = one - (e + e) / (one + e);
+  const V ratio = tanh_over_x(x * x), limit = V::set1(Acc(0.625));
+  const V t = select_less(size, limit, size * ratio, far);
+  const V beyond = select_less(x, zero, zero - cap * far, cap * far);
+  return {select_less(size, limit, score * ratio, beyond), one - t * t};
 }
 
 }  // namespace
