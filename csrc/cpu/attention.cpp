@@ -13,8 +13,6 @@ namespace {
 constexpr int64_t kPanelRows = 512;
 // Fewer rows than a block would leave register tiles half empty.
 constexpr int64_t kSmallestPanel = 64;
-// Tasks per thread: enough that a thread which lost its core for a while does not hold up the rest.
-constexpr int64_t kTasksPerThread = 4;
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
@@ -26,15 +24,6 @@ int64_t panel_rows(const AttentionProblem& p, int64_t pairs, int threads) {
   }
   return std::max<int64_t>(rows, 1);
 }
-
-// [0, items) in at most `most` runs of nearly equal length.
-struct Runs {
-  int64_t items, count;
-
-  Runs(int64_t items, int64_t most) : items(items), count(std::min(items, most)) {}
-  int64_t begin(int64_t i) const { return items * i / count; }
-  int64_t end(int64_t i) const { return items * (i + 1) / count; }
-};
 
 double score_count(const AttentionProblem& p) {
   return static_cast<double>(p.batch) * p.num_heads * p.seqlen_q * p.total_keys;
@@ -68,9 +57,7 @@ void attention_fwd(const AttentionProblem& p, const Threads& threads) {
   const int64_t rows = panel_rows(p, pairs, threads.count);
   const int64_t panels = ceil_div(p.seqlen_q, rows);
   const double operations = 2.0 * score_count(p) * (p.head_dim + p.head_dim_v);
-  // Neighbours run one after the other, so that each can bring the memory of the next into the
-  // cache.
-  const Runs runs(pairs * panels, threads.count > 1 ? kTasksPerThread * threads.count : 1);
+  const Runs runs = Runs::for_threads(pairs * panels, threads.count);
   run_tasks(threads, runs.count, operations, kernels.attention_fwd_scratch(p, rows),
             [&](int64_t run, char* scratch) {
               kernels.attention_fwd(p, rows, runs.begin(run), runs.end(run), scratch);
@@ -88,8 +75,7 @@ BackwardSplit split_backward(const AttentionProblem& p, int threads) {
       over_heads |= term.grad_stride[1] == 0 && p.num_heads > 1;
     }
   const int64_t units = pairs / heads_together(p);
-  if (!over_batch && !over_heads)
-    return {Runs(units, threads > 1 ? kTasksPerThread * threads : 1).count, 1};
+  if (!over_batch && !over_heads) return {Runs::for_threads(units, threads).count, 1};
   // Heads of a sample share an accumulator and nobody else does: a sample is a group, if there are
   // enough of them.
   if (!over_batch && p.batch >= threads) return {p.batch, 1};

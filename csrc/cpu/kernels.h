@@ -31,8 +31,9 @@ struct DTypeKernels {
                     int64_t q_begin, int64_t q_end, char* scratch);
 
   size_t (*weighted_sum_fwd_scratch)(const WeightedSumProblem&, int64_t panel_rows);
-  void (*weighted_sum_fwd)(const WeightedSumProblem&, int64_t panel_rows, int64_t b, int64_t h,
-                           int64_t q_begin, int64_t q_end, char* scratch);
+  // Panels [begin, end), as attention_fwd.
+  void (*weighted_sum_fwd)(const WeightedSumProblem&, int64_t panel_rows, int64_t begin,
+                           int64_t end, char* scratch);
 
   size_t (*weighted_sum_bwd_scratch)(const WeightedSumProblem&, const WeightedSumBackward&);
   void (*weighted_sum_bwd)(const WeightedSumProblem&, const WeightedSumBackward&, int64_t b,

@@ -21,11 +21,10 @@ void weighted_sum_fwd(const WeightedSumProblem& w, const Threads& threads) {
   if (pairs == 0 || w.seqlen_q == 0) return;
   const int64_t rows = std::min(w.seqlen_q, kPanelRows), panels = (w.seqlen_q + rows - 1) / rows;
   const size_t scratch_bytes = kernels.weighted_sum_fwd_scratch(w, rows);
-  run_tasks(threads, pairs * panels, 2.0 * multiply_count(w), scratch_bytes,
-            [&](int64_t task, char* scratch) {
-              const int64_t pair = task / panels, begin = task % panels * rows;
-              kernels.weighted_sum_fwd(w, rows, pair / w.num_heads, pair % w.num_heads, begin,
-                                       std::min(w.seqlen_q, begin + rows), scratch);
+  const Runs runs = Runs::for_threads(pairs * panels, threads.count);
+  run_tasks(threads, runs.count, 2.0 * multiply_count(w), scratch_bytes,
+            [&](int64_t run, char* scratch) {
+              kernels.weighted_sum_fwd(w, rows, runs.begin(run), runs.end(run), scratch);
             });
 }
 

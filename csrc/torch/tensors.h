@@ -27,8 +27,8 @@ torch::stable::Tensor with_unit_last_stride(const torch::stable::Tensor& tensor)
 torch::stable::Tensor empty_in_order_of(const torch::stable::Tensor& like, int64_t rows,
                                         int64_t width);
 
-// A tensor that will be written for the first time: asks the system for large pages where it is large,
-// since taking small ones, one fault each, can cost more than computing what goes into them.
+// A tensor that will be written for the first time: asks the system for large pages where it is
+// large, since taking small ones, one fault each, can cost more than computing what goes into them.
 torch::stable::Tensor on_large_pages(torch::stable::Tensor tensor);
 
 // A sample's lengths as kernels read them: one int32 or int64 per sample, in a row. Kernels clamp

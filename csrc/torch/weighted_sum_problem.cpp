@@ -29,8 +29,8 @@ Tensor empty_weighted_sum(const Tensor& weights, const Tensor& values) {
   STD_TORCH_CHECK(weights.dim() == 4 && values.dim() == 4,
                   "weighted_sum: weights and values must have 4 dimensions, got ", weights.dim(),
                   " and ", values.dim());
-  return torch::stable::new_empty(
-      values, {values.size(0), values.size(1), weights.size(2), values.size(3)});
+  return on_large_pages(torch::stable::new_empty(
+      values, {values.size(0), values.size(1), weights.size(2), values.size(3)}));
 }
 
 OptionalTensor checked_weighted_sum_lengths(const OptionalTensor& lengths, const Tensor& values) {

@@ -104,8 +104,8 @@ class Associate {
       emit_rows(b, h, i_begin + i, min_of(V::kLanes, rows - i), keys, weights_ + i * row_);
   }
 
-  // rows x keys.count scores, or products where they are plain -> what is asked for, as many rows at a
-  // time as a vector has lanes.
+  // rows x keys.count scores, or products where they are plain -> what is asked for, as many rows
+  // at a time as a vector has lanes.
   void emit_rows(int64_t b, int64_t h, int64_t i0, int64_t rows, const VisibleKeys& keys,
                  Acc* scores) {
     const V hidden = V::set1(minus_infinity<Acc>()), zero = V::zero();
@@ -125,11 +125,12 @@ class Associate {
     }
     for (int x = 0; x < V::kLanes; ++x) {
       lanes[x] = zero;
-      // Chunk by chunk, which keeps chains of additions short: equal weights round in one direction.
+      // Chunk by chunk, which keeps chains of additions short: equal weights round in one
+      // direction.
       for (int64_t j = 0; x < rows && j < keys.count; j += kForwardBlockN)
-        lanes[x] = lanes[x] +
-                   exponentiate<E, false>(scores + x * row_, {j, min_of(keys.count, j + kForwardBlockN)},
-                                          V::set1(shifts[x]), factor);
+        lanes[x] = lanes[x] + exponentiate<E, false>(scores + x * row_,
+                                                     {j, min_of(keys.count, j + kForwardBlockN)},
+                                                     V::set1(shifts[x]), factor);
     }
     sum_of_rows(lanes).store(sums);
     for (int64_t x = 0; x < rows; ++x) {
@@ -164,15 +165,16 @@ class Associate {
   // out[j] += factor * w at the key's place along the padded concatenation.
   template <class Sum>
   void scatter(const VisibleKeys& keys, const Acc* w, Sum factor, Sum* out) {
-    for_each_stretch(p_, keys, 0, keys.count, [&](int s, int64_t from, int64_t to, bool contiguous) {
-      Sum* place = out + offset_of(s);
-      if (contiguous) {
-        place += keys.rows[from];
-        for (int64_t x = from; x < to; ++x) place[x - from] += factor * w[x];
-      } else {
-        for (int64_t x = from; x < to; ++x) place[keys.rows[x]] += factor * w[x];
-      }
-    });
+    for_each_stretch(p_, keys, 0, keys.count,
+                     [&](int s, int64_t from, int64_t to, bool contiguous) {
+                       Sum* place = out + offset_of(s);
+                       if (contiguous) {
+                         place += keys.rows[from];
+                         for (int64_t x = from; x < to; ++x) place[x - from] += factor * w[x];
+                       } else {
+                         for (int64_t x = from; x < to; ++x) place[keys.rows[x]] += factor * w[x];
+                       }
+                     });
   }
 
   int64_t offset_of(int source) const {

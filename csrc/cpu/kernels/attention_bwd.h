@@ -230,13 +230,14 @@ class AttentionBackwardTask {
   void prefetch_keys(const KeySource& source, int64_t b, int64_t h, int64_t first, int64_t rows) {
     const int64_t head = key_head(p_, source, h);
     prefetch_rows(source.k, source.k_stride, b, head, first, rows, p_.head_dim);
-    if (!g_.associate) prefetch_rows(source.v, source.v_stride, b, head, first, rows, p_.head_dim_v);
+    if (!g_.associate)
+      prefetch_rows(source.v, source.v_stride, b, head, first, rows, p_.head_dim_v);
     prefetch_rows(source.dk, source.dk_stride, b, head, first, rows, p_.head_dim);
     prefetch_rows(source.dv, source.dv_stride, b, head, first, rows, p_.head_dim_v);
   }
 
-  // What comes after the block that ends with query i_end: the next block, the next chunk of keys, or
-  // the next head of this run.
+  // What comes after the block that ends with query i_end: the next block, the next chunk of keys,
+  // or the next head of this run.
   void prefetch(const VisibleKeys& keys, int64_t i_end, Range next_chunk) {
     if (i_end < queries_.count) return prefetch_queries(b_, h_, i_end);
     if (!next_chunk.empty()) {

@@ -72,7 +72,8 @@ class KeyGradients {
     }
   }
 
-  // The output's own rows for visible keys [k_begin, k_end), if sums can be formed there, else `scratch`.
+  // The output's own rows for visible keys [k_begin, k_end), if sums can be formed there, else
+  // `scratch`.
   GradientRows<Acc> dk_in_place(const VisibleKeys& keys, int64_t b, int64_t h, int64_t k_begin,
                                 int64_t k_end, GradientRows<Acc> scratch) const {
     if constexpr (!kNarrow) {
@@ -90,8 +91,8 @@ class KeyGradients {
     return scratch;
   }
 
-  // The shares of visible keys [k_begin, k_end) of (b, h), row by row; every key comes once. Null: they
-  // were formed in place.
+  // The shares of visible keys [k_begin, k_end) of (b, h), row by row; every key comes once. Null:
+  // they were formed in place.
   void add(const VisibleKeys& keys, int64_t b, int64_t h, int64_t k_begin, int64_t k_end,
            const Acc* dk, int64_t width, const Acc* dv, int64_t width_v) {
     for_each_stretch(p_, keys, k_begin, k_end, [&](int s, int64_t from, int64_t to, bool) {
@@ -131,8 +132,8 @@ class KeyGradients {
     Acc *dk, *dv;  // [seqlen_k, width]
   };
 
-  // The source that holds all of [k_begin, k_end) in neighbouring rows of whole vectors, for no other
-  // query head; or null.
+  // The source that holds all of [k_begin, k_end) in neighbouring rows of whole vectors, for no
+  // other query head; or null.
   const KeySource* only_source(const VisibleKeys& keys, int64_t k_begin, int64_t k_end,
                                int64_t width) const {
     if (width % V::kLanes != 0) return nullptr;

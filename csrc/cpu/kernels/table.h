@@ -37,9 +37,9 @@ struct Kernels {
   static size_t weighted_sum_fwd_scratch(const WeightedSumProblem& w, int64_t panel_rows) {
     return WeightedSumForward<E>(w, panel_rows, nullptr).scratch_bytes();
   }
-  static void weighted_sum_fwd(const WeightedSumProblem& w, int64_t panel_rows, int64_t b,
-                               int64_t h, int64_t q_begin, int64_t q_end, char* scratch) {
-    WeightedSumForward<E>(w, panel_rows, scratch).run(b, h, q_begin, q_end);
+  static void weighted_sum_fwd(const WeightedSumProblem& w, int64_t panel_rows, int64_t begin,
+                               int64_t end, char* scratch) {
+    WeightedSumForward<E>(w, panel_rows, scratch).run(begin, end);
   }
   static size_t weighted_sum_bwd_scratch(const WeightedSumProblem& w,
                                          const WeightedSumBackward& g) {

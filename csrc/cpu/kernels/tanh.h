@@ -33,8 +33,8 @@ inline VecD tanh_over_x(VecD u) {
   return p;
 }
 
-// c * tanh(s / c), and the slope of it at s. Below 0.625 c the score itself is scaled, so that neither
-// the division nor a multiplication by c rounds it once more.
+// c * tanh(s / c), and the slope of it at s. Below 0.625 c the score itself is scaled, so that
+// neither the division nor a multiplication by c rounds it once more.
 template <class V>
 struct Capped {
   V value, slope;

@@ -48,16 +48,18 @@ class WeightGradient {
 
   void gather(const VisibleKeys& keys, int64_t k_begin, Range seen, const Acc* dweights, Acc factor,
               Acc* out) const {
-    each_source(keys, k_begin, seen, [&](int64_t offset, int64_t from, int64_t to, bool contiguous) {
-      const Acc* source = dweights + offset;
-      Acc* row = out + (from - k_begin);
-      if (contiguous) {
-        source += keys.rows[from];
-        for (int64_t x = 0; x < to - from; ++x) row[x] = factor * source[x];
-      } else {
-        for (int64_t x = 0; x < to - from; ++x) row[x] = factor * source[keys.rows[from + x]];
-      }
-    });
+    each_source(keys, k_begin, seen,
+                [&](int64_t offset, int64_t from, int64_t to, bool contiguous) {
+                  const Acc* source = dweights + offset;
+                  Acc* row = out + (from - k_begin);
+                  if (contiguous) {
+                    source += keys.rows[from];
+                    for (int64_t x = 0; x < to - from; ++x) row[x] = factor * source[x];
+                  } else {
+                    for (int64_t x = 0; x < to - from; ++x)
+                      row[x] = factor * source[keys.rows[from + x]];
+                  }
+                });
   }
 
   void scatter_top(const VisibleKeys& keys, int64_t k_begin, Range seen, int64_t row,
@@ -81,7 +83,8 @@ class WeightGradient {
     }
   }
 
-  // fn(the source's offset in the concatenation, from, to, contiguous) for each source among the keys seen.
+  // fn(the source's offset in the concatenation, from, to, contiguous) for each source among the
+  // keys seen.
   template <class Fn>
   void each_source(const VisibleKeys& keys, int64_t k_begin, Range seen, Fn fn) const {
     int64_t offset = 0;

@@ -121,49 +121,134 @@ class WeightedSumForward : WeightedSumBase<E> {
   using typename Base::T;
   using typename Base::V;
   using typename Base::Word;
+  // Elements are the micro-kernel's words, and its sums are of their type.
+  static constexpr bool kAsTheyAre = E::kPerWord == 1 && sizeof(T) == sizeof(Word);
 
  public:
   WeightedSumForward(const WeightedSumProblem& w, int64_t panel_rows, char* memory)
-      : Base(w, memory) {
+      : Base(w, memory),
+        panel_rows_(panel_rows),
+        panels_(ceil_div(w.seqlen_q, panel_rows)),
+        whole_vectors_(w.head_dim % V::kLanes == 0),
+        prefetches_(static_cast<double>(w.batch) * w.num_heads *
+                        (static_cast<double>(w.seqlen_q) * w.seqlen_k +
+                         (w.seqlen_q + w.seqlen_k) * w.head_dim) *
+                        sizeof(T) >
+                    (4 << 20)) {
     values_ = this->arena_.template take<Word>(words_for<E>(this->chunk_) * this->width_);
     out_ = this->arena_.template take<Acc>(panel_rows * this->width_);
+    weight_rows_ = this->arena_.template take<const T*>(kForwardBlockM);
   }
   size_t scratch_bytes() const { return this->arena_.used(); }
 
-  void run(int64_t b, int64_t h, int64_t q_begin, int64_t q_end) {
+  // Panels [begin, end), counted along (batch, head, panel of queries).
+  void run(int64_t begin, int64_t end) {
+    for (int64_t item = begin; item < end; ++item) {
+      const int64_t pair = item / panels_, q_begin = item % panels_ * panel_rows_;
+      last_of_run_ = item + 1 == end;
+      run_panel(pair / this->w_.num_heads, pair % this->w_.num_heads, q_begin,
+                min_of(this->w_.seqlen_q, q_begin + panel_rows_));
+    }
+  }
+
+ private:
+  void run_panel(int64_t b, int64_t h, int64_t q_begin, int64_t q_end) {
     const WeightedSumProblem& w = this->w_;
-    const int64_t width = this->width_, panel = q_end - q_begin;
+    const int64_t panel = q_end - q_begin;
     const VisibleKeys keys = this->visible(b, h);
     ChunkBias<Acc> bias(this->as_.problem, this->kinds_, keys, b, h, this->key_bias_,
                         this->row_bias_);
-    for (int64_t x = 0; x < panel * width; ++x) out_[x] = 0;
+    T* out = row_at<T>(w.out, w.out_stride, b, h, q_begin);
+    // Sums are formed where the output is, if the micro-kernel can write there.
+    const bool in_place = kAsTheyAre && whole_vectors_;
+    Acc* sums = in_place ? reinterpret_cast<Acc*>(out) : out_;
+    const int64_t ld = in_place ? w.out_stride[2] : this->width_;
+    if (keys.count == 0)
+      for (int64_t i = 0; i < panel; ++i) zero_row(sums + i * ld, this->width_);
     const Blocks chunks(keys.count, kBackwardBlockN), blocks(panel, kForwardBlockM);
     for (int64_t c = 0; c < chunks.count; ++c) {
       const int64_t begin = chunks.begin(c), end = chunks.end(c), n = end - begin;
       key_rows<T>(this->as_.problem, keys, b, h, begin, end, this->k_rows_, this->v_rows_);
-      pack_across_rows<E>(this->v_rows_, n, w.head_dim, values_, width);
       bias.start_chunk(begin, end);
+      const OperandB<E> values = values_of_chunk(keys, n);
       for (int64_t m = 0; m < blocks.count; ++m) {
         const int64_t first = blocks.begin(m), rows = blocks.end(m) - first;
-        for (int64_t i = 0; i < rows; ++i) {
-          Acc* row = this->weights_ + i * this->score_row_;
-          const int64_t query = q_begin + first + i;
-          this->gather_weights(b, h, query, keys, begin, end, bias.for_query(query), row);
-          words_in_place<E>(row, 0, round_up(n, V::kLanes));
+        prefetcher_.clear();
+        if (prefetches_) prefetch(b, h, q_begin + first + rows, q_end);
+        const OperandA<E> weights =
+            weights_of_block(b, h, q_begin + first, rows, keys, begin, end, bias);
+        const int64_t vectors = this->width_ / V::kLanes;
+        if (c == 0) {
+          gemm<E, Into::kStore>(rows, vectors, words_for<E>(n), weights, values, sums + first * ld,
+                                ld, {0, INT64_MAX}, &prefetcher_);
+        } else {
+          gemm<E, Into::kAdd>(rows, vectors, words_for<E>(n), weights, values, sums + first * ld,
+                              ld, {0, INT64_MAX}, &prefetcher_);
         }
-        gemm<E, Into::kAdd>(rows, width / V::kLanes, words_for<E>(n),
-                            {reinterpret_cast<const Word*>(this->weights_), this->score_row_, 1},
-                            {values_, false, width}, out_ + first * width, width);
       }
     }
-    T* out = static_cast<T*>(w.out) + b * w.out_stride[0] + h * w.out_stride[1];
+    if (in_place) return;
     for (int64_t i = 0; i < panel; ++i)
-      store_row<V>(out_ + i * width, w.head_dim, out + (q_begin + i) * w.out_stride[2]);
+      store_row<V>(out_ + i * this->width_, w.head_dim, out + i * w.out_stride[2]);
   }
 
- private:
+  OperandB<E> values_of_chunk(const VisibleKeys& keys, int64_t n) {
+    if (kAsTheyAre && whole_vectors_ && keys.segments[0].contiguous)
+      return {reinterpret_cast<const Word*>(this->v_rows_[0]), false, this->w_.values_stride[2]};
+    pack_across_rows<E>(this->v_rows_, n, this->w_.head_dim, values_, this->width_);
+    return {values_, false, this->width_};
+  }
+
+  // The weights of a block of queries: where they stand, copied, or with what the mask skips at 0.
+  OperandA<E> weights_of_block(int64_t b, int64_t h, int64_t i_begin, int64_t rows,
+                               const VisibleKeys& keys, int64_t begin, int64_t end,
+                               ChunkBias<Acc>& bias) {
+    const int64_t n = end - begin, ld = this->score_row_;
+    const int64_t* stride = this->w_.weights_stride;
+    const bool plain = !this->kinds_.dense && stride[3] == 1 && keys.segments[0].contiguous;
+    const T* weights =
+        row_at<const T>(this->w_.weights, stride, b, h, i_begin) + (plain ? keys.rows[begin] : 0);
+    if (plain && kAsTheyAre) return {reinterpret_cast<const Word*>(weights), stride[2], 1};
+    if (plain) {
+      for (int64_t i = 0; i < rows; ++i) weight_rows_[i] = weights + i * stride[2];
+      Word* packed = reinterpret_cast<Word*>(this->weights_);
+      pack_along_row<E>(weight_rows_, rows, n, packed, ld);
+      return {packed, ld, 1};
+    }
+    for (int64_t i = 0; i < rows; ++i) {
+      Acc* row = this->weights_ + i * ld;
+      this->gather_weights(b, h, i_begin + i, keys, begin, end, bias.for_query(i_begin + i), row);
+      words_in_place<E>(row, 0, round_up(n, V::kLanes));
+    }
+    return {reinterpret_cast<const Word*>(this->weights_), ld, 1};
+  }
+
+  // Weights of the next block, or weights and values of the next head of this run.
+  void prefetch(int64_t b, int64_t h, int64_t i_next, int64_t q_end) {
+    const WeightedSumProblem& w = this->w_;
+    const auto add = [&](const void* base, const int64_t* stride, int64_t row, int64_t rows,
+                         int64_t width) {
+      prefetcher_.add_rows(row_at<const T>(base, stride, b, h, row), stride[2] * int64_t{sizeof(T)},
+                           rows, width * int64_t{sizeof(T)});
+    };
+    if (i_next == q_end) {
+      if (last_of_run_ || q_end < w.seqlen_q) return;
+      h = h + 1 == w.num_heads ? 0 : h + 1;
+      b = h == 0 ? b + 1 : b;
+      i_next = 0;
+      add(w.values, w.values_stride, 0, min_of(w.seqlen_k, kBackwardBlockN), w.head_dim);
+    }
+    const int64_t rows = min_of(w.seqlen_q - i_next, kForwardBlockM);
+    add(w.weights, w.weights_stride, i_next, rows, min_of(w.seqlen_k, kBackwardBlockN));
+    add(w.out, w.out_stride, i_next, rows, w.head_dim);
+  }
+
+  int64_t panel_rows_, panels_;
+  bool whole_vectors_, prefetches_, last_of_run_ = true;
+  Prefetcher prefetcher_;
   Word* values_;
   Acc* out_;
+  const T** weight_rows_;
 };
 
 template <class E>
