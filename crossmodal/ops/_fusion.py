@@ -81,6 +81,10 @@ def run_fusion(op: str, problem: FusionProblem, *, return_lse: bool, return_mass
 def describe(problem: FusionProblem, return_mass: bool) -> tuple[Layout, Operands]:
     sources = problem.sources
     terms = [(i, term) for i, source in enumerate(sources) for term in source.terms]
+    if not terms and torch.compiler.is_exporting():
+        # AOTInductor of torch 2.13 hands an empty list to an operator as None (pytorch/pytorch#194324), which it
+        # refuses: a mask that hides nothing takes the list's place.
+        terms = [(0, torch.ones((1, 1, 1, 1), dtype=torch.bool, device=problem.query.device))]
     seed = problem.dropout_seed
     if problem.dropout_p == 0.0:
         seed = None
