@@ -1,0 +1,75 @@
+"""Data-parallel training in two processes on this machine: the gradients of one process with the whole batch."""
+
+import subprocess
+import sys
+
+import pytest
+
+SCRIPT = """
+import datetime, os, sys
+import torch
+import torch.distributed as dist
+import crossmodal
+from crossmodal import Source
+
+class Fusion(torch.nn.Module):
+    '''A query and two modalities, one of them absent for some samples.'''
+    def __init__(self):
+        super().__init__()
+        self.project = torch.nn.ModuleList(torch.nn.Linear(8, 8) for _ in range(3))
+        self.sink = torch.nn.Parameter(torch.zeros(2))
+    def forward(self, q, a, b, lengths):
+        q, a, b = (p(t).unflatten(-1, (2, 4)).transpose(1, 2) for p, t in zip(self.project, (q, a, b)))
+        result = crossmodal.fuse(q, [Source(a, a), Source(b, b, lengths)], sink=self.sink, return_mass=True)
+        return result.out.square().mean() + result.mass.square().mean()
+
+def gradients(wrap, batch):
+    torch.manual_seed(0)
+    model = Fusion()
+    wrapped = wrap(model)
+    wrapped(*batch).backward()
+    found = {}
+    for name, parameter in model.named_parameters():
+        gradient = parameter.grad
+        found[name] = gradient.full_tensor() if hasattr(gradient, "full_tensor") else gradient
+    return found
+
+def ddp(model):
+    return torch.nn.parallel.DistributedDataParallel(model)
+
+def fsdp(model):
+    from torch.distributed.fsdp import fully_shard
+    return fully_shard(model)
+
+torch.set_num_threads(1)
+rank, store, kind = int(sys.argv[1]), sys.argv[2], sys.argv[3]
+# Loopback alone: what else the machine is connected to does not matter.
+os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+dist.init_process_group(
+    "gloo", init_method=f"file://{store}", rank=rank, world_size=2, timeout=datetime.timedelta(seconds=60)
+)
+generator = torch.Generator().manual_seed(1)
+whole = [torch.randn(4, n, 8, generator=generator) for n in (5, 7, 3)] + [torch.tensor([3, 0, 1, 0])]
+got = gradients({"ddp": ddp, "fsdp": fsdp}[kind], [t[2 * rank : 2 * rank + 2] for t in whole])
+wanted = gradients(lambda model: model, whole)
+assert got.keys() == wanted.keys() and len(got) == 7
+for name in wanted:
+    torch.testing.assert_close(got[name], wanted[name])
+dist.destroy_process_group()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["ddp", "fsdp"])
+def test_two_processes_find_the_gradients_of_one(kind, tmp_path):
+    command = [sys.executable, "-c", SCRIPT]
+    processes = [
+        subprocess.Popen([*command, str(rank), str(tmp_path / "store"), kind], stderr=subprocess.PIPE, text=True)
+        for rank in range(2)
+    ]
+    try:
+        errors = [process.communicate(timeout=120)[1] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    assert [process.returncode for process in processes] == [0, 0], "\n".join(errors)
