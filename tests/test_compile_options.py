@@ -187,3 +187,23 @@ def test_another_presence_pattern_is_one_more_compilation_and_another_length_is_
     assert counter.frame_count == 1
     torch.testing.assert_close(fuse(Q, [first, None]), crossmodal.fuse(Q, [first, None]).out)
     assert counter.frame_count == 2
+
+
+WILD = torch.tensor([-5, 700])
+CLAMPED = {  # function of lengths, what WILD is taken for
+    "key_lengths": (lambda n: crossmodal.attention(Q, K, V, key_lengths=n), [0, 7]),
+    "query_lengths": (lambda n: crossmodal.attention(Q, K, V, query_lengths=n), [0, 5]),
+    "fuse": (lambda n: crossmodal.fuse(Q, [Source(K, V, n), Source(K, V)], return_mass=True).mass, [0, 7]),
+    "weighted_sum": (lambda n: crossmodal.weighted_sum(Q @ K.transpose(2, 3), V, lengths=n), [0, 7]),
+    "softmax_weighted_sum": (lambda n: crossmodal.softmax_weighted_sum(Q @ K.transpose(2, 3), V, lengths=n), [0, 7]),
+    "associate": (lambda n: crossmodal.associate(Q, K, key_lengths=n), [0, 7]),
+    "mass": (lambda n: crossmodal.associate(Q, K, key_lengths=n, reduce="mass"), [0, 7]),
+}
+
+
+@pytest.mark.parametrize("name", CLAMPED)
+def test_lengths_that_cannot_be_read_are_clamped(name):
+    torch._dynamo.reset()
+    function, tame = CLAMPED[name]
+    compiled = torch.compile(function, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(WILD), function(torch.tensor(tame)))

@@ -167,3 +167,16 @@ kept = crossmodal.softmax_weighted_sum(scores, values)
 print(peak_mib() - before)
 """)
     assert growth < 48
+
+
+def test_transposed_views_are_not_copied():
+    """Query, keys and values as a projection leaves them, (B, L, H, D): a copy of one would take 32 MiB."""
+    growth = printed_by("""
+k, v = (torch.randn(1, 16384, 8, 64).transpose(1, 2) for _ in range(2))
+q = torch.randn(1, 4, 8, 64).transpose(1, 2)
+crossmodal.attention(q, k[:, :, :64], v[:, :, :64])
+before = peak_mib()
+crossmodal.attention(q, k, v)
+print(peak_mib() - before)
+""")
+    assert growth < 16

@@ -143,6 +143,60 @@ def test_weighted_sum_stays_inside_its_tensors(case, isa):
         )
 
 
+def test_softmax_weighted_sum_stays_inside_its_tensors(case, isa):
+    dtype, layout, rng = case
+    for _ in range(CASES_PER_TEST):
+        batch, heads = rng.randint(1, 3), rng.randint(1, 3)
+        rows, keys = rng.choice(SIZES), rng.choice(SIZES)
+        scores = make((batch, heads, rows, keys), dtype, layout)
+        values = make((batch, heads, keys, rng.choice(HEAD_DIMS)), dtype, layout)
+        mask = (at_the_end(rows * keys, dtype) > -1).view(rows, keys)
+        assert_same(
+            lambda s, v, m=mask: crossmodal.softmax_weighted_sum(s, v, mask=m),
+            lambda s, v, m=mask: reference.softmax_weighted_sum(s, v, mask=m),
+            [scores, values],
+            dtype,
+        )
+
+
+def test_packed_sequences_stay_inside_their_tensors(case, isa):
+    """Each with options that the other tests of this file leave out."""
+    dtype, layout, rng = case
+    for _ in range(CASES_PER_TEST):
+        heads_k, group = rng.randint(1, 2), rng.randint(1, 3)
+        width, value_width = rng.choice(HEAD_DIMS), rng.choice(HEAD_DIMS)
+        lengths = [(rng.choice(SIZES), rng.choice(SIZES)) for _ in range(rng.randint(1, 4))]
+        ends = torch.tensor([(0, 0), *lengths]).cumsum(0).int()
+        total_q, total_k = ends[-1].tolist()
+        query = make((1, heads_k * group, total_q, width), dtype, layout)[0].transpose(0, 1)
+        key = make((1, heads_k, total_k, width), dtype, layout)[0].transpose(0, 1)
+        value = make((1, heads_k, total_k, value_width), dtype, layout)[0].transpose(0, 1)
+        longest = [max(pair[i] for pair in lengths) for i in range(2)]
+        arguments = (ends[:, 0].contiguous(), ends[:, 1].contiguous(), *longest)
+        options = {"window_size": (rng.choice((-1, 0, 9)), rng.choice((-1, 0, 9))), "softcap": rng.choice((0.0, 2.0))}
+        assert_same(
+            lambda *t, a=arguments, o=options: crossmodal.attention_varlen(*t, *a, enable_gqa=True, **o),
+            lambda *t, a=arguments, o=options: reference.attention_varlen(*t, *a, enable_gqa=True, **o),
+            [query, key, value],
+            dtype,
+        )
+
+
+@pytest.mark.parametrize("reduce", [None, "heads", "keys", "entropy"])
+def test_gradient_of_associate_stays_inside_its_tensors(case, isa, reduce):
+    dtype, layout, rng = case
+    for _ in range(CASES_PER_TEST):
+        batch, heads, width = rng.randint(1, 3), rng.randint(1, 3), rng.choice(HEAD_DIMS)
+        query = make((batch, heads, rng.choice(SIZES), width), dtype, layout)
+        key = make((batch, heads, rng.choice(SIZES), width), dtype, layout)
+        assert_same(
+            lambda q, k: crossmodal.associate(q, k, reduce=reduce),
+            lambda q, k: reference.associate(q, k, reduce=reduce),
+            [query, key],
+            dtype,
+        )
+
+
 @pytest.mark.parametrize("options", [{"reduce": "heads"}, {"reduce": "keys"}, {"topk": 3}], ids=str)
 def test_associate_stays_inside_its_tensors(case, isa, options):
     dtype, layout, rng = case

@@ -142,3 +142,86 @@ def test_skipped_values_of_a_weighted_sum_may_be_nan(isa, dtype):
     dweights, dvalues = torch.autograd.grad(out.sum(), (weights, values))
     assert (dweights[0, :, :, 4:] == 0).all() and (dvalues[0, :, 4:] == 0).all()
     assert torch.isfinite(dweights).all() and torch.isfinite(dvalues).all()
+
+
+@pytest.mark.parametrize("poison", [NAN, INF, -INF])
+def test_queries_beyond_their_length_and_their_dout_change_nothing(isa, qkv, poison):
+    q, k, v = qkv
+    lengths = torch.tensor([q.shape[2], 1])
+
+    def results(query, filled):
+        leaves = [t.detach().requires_grad_() for t in (query, k, v)]
+        source = Source(leaves[1], leaves[2])
+        result = crossmodal.fuse(leaves[0], [source], query_lengths=lengths, return_lse=True, return_mass=True)
+        torch.manual_seed(1)
+        cotangents = [torch.randn(t.shape).to(t.dtype) for t in result]
+        for cotangent in cotangents:
+            cotangent[1, :, 1:] = filled
+        return [*result, *torch.autograd.grad(result, leaves, cotangents)]
+
+    clean = results(q, 0.0)
+    q = q.clone()
+    q[1, :, 1:] = poison
+    found = results(q, poison)
+    for got, wanted in zip(found, clean, strict=True):
+        assert torch.equal(got, wanted)
+    out, lse, mass, dq = found[:4]
+    assert all((t[1, :, 1:] == 0).all() for t in (out, mass, dq)) and (lse[1, :, 1:] == -INF).all()
+
+
+ASSOCIATIONS = [*({"reduce": reduce} for reduce in (None, "heads", "keys", "entropy", "mass")), {"topk": 3}]
+
+
+@pytest.mark.parametrize("options", ASSOCIATIONS, ids=str)
+@pytest.mark.parametrize("how", ["lengths", "key mask"])
+def test_what_is_hidden_reaches_neither_weights_nor_their_gradients(isa, qkv, options, how):
+    q, k, _ = qkv
+    keep = (torch.arange(33) < 20).expand(2, 33)
+    hidden = {"key_lengths": torch.tensor([20, 20])} if how == "lengths" else {"attn_mask": masks.key_padding(keep)}
+    rows = torch.tensor([q.shape[2], 1])
+
+    def results(query, key):
+        leaves = [t.detach().requires_grad_() for t in (query, key)]
+        found = crossmodal.associate(*leaves, query_lengths=rows, **hidden, **options)
+        outputs = list(found) if isinstance(found, tuple) else [found]
+        return [*outputs, *torch.autograd.grad(outputs[0].square().sum(), leaves)]
+
+    clean = results(q, k)
+    q, k = q.clone(), k.clone()
+    q[1, :, 1:], k[:, :, 20:] = NAN, INF
+    for got, wanted in zip(results(q, k), clean, strict=True):
+        assert torch.equal(got, wanted)
+    dq, dk = clean[-2:]
+    assert (dq[1, :, 1:] == 0).all() and (dk[:, :, 20:] == 0).all()
+
+
+def test_gradient_of_associate_ignores_dout_of_rows_that_see_nothing(isa, dtype):
+    q, k = torch.randn(2, 3, 6, 8).to(dtype).requires_grad_(), torch.randn(2, 3, 9, 8).to(dtype).requires_grad_()
+    mask = torch.ones(6, 9, dtype=torch.bool)
+    mask[1] = False
+    for options, dim in (({}, 2), ({"reduce": "heads"}, 1), ({"reduce": "entropy"}, 2), ({"reduce": "mass"}, 2)):
+        weights = crossmodal.associate(q, k, attn_mask=mask, **options)
+        dout = torch.randn_like(weights)
+        clean = torch.autograd.grad(weights, (q, k), dout, retain_graph=True)
+        dout.select(dim, 1).fill_(NAN)
+        for got, wanted in zip(torch.autograd.grad(weights, (q, k), dout), clean, strict=True):
+            assert torch.equal(got, wanted), options
+
+
+def test_minus_infinity_in_a_float_mask_hides_as_false_does(isa, qkv):
+    q, k, v = qkv
+    keep = torch.rand(q.shape[2], 33) < 0.6
+    keep[1] = False
+    float_mask = torch.zeros(keep.shape).masked_fill(~keep, -INF)
+    got, wanted = (run(q, k, v, attn_mask=mask) for mask in (float_mask, keep))
+    assert all(torch.equal(a, b) for a, b in zip(got, wanted, strict=True))
+
+
+def test_gradient_of_a_float_mask_is_finite_and_zero_where_it_hides(isa, qkv):
+    q, k, v = qkv
+    keep = torch.rand(q.shape[2], 33) < 0.6
+    keep[1] = False
+    mask = torch.zeros(keep.shape).masked_fill(~keep, -INF).requires_grad_()
+    out = crossmodal.attention(q, k, v, mask)
+    gradient = torch.autograd.grad(out.double().square().sum(), mask)[0]
+    assert torch.isfinite(gradient).all() and (gradient[~keep] == 0).all() and (gradient[keep] != 0).any()
