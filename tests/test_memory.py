@@ -162,7 +162,7 @@ def test_softmax_weighted_sum_stays_inside_its_tensors(case, isa):
 def test_packed_sequences_stay_inside_their_tensors(case, isa):
     """Each with options that the other tests of this file leave out."""
     dtype, layout, rng = case
-    for _ in range(CASES_PER_TEST):
+    for _ in range(2):
         heads_k, group = rng.randint(1, 2), rng.randint(1, 3)
         width, value_width = rng.choice(HEAD_DIMS), rng.choice(HEAD_DIMS)
         lengths = [(rng.choice(SIZES), rng.choice(SIZES)) for _ in range(rng.randint(1, 4))]
