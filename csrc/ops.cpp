@@ -12,6 +12,9 @@ STABLE_TORCH_LIBRARY(crossmodal, m) {
       "bool lower_right, bool return_mass, bool for_backward) "
       "-> (Tensor out, Tensor lse, Tensor mass, Tensor statistics)");
   m.def(
+      "attention_plain(Tensor query, Tensor key, Tensor value, float scale, bool is_causal) -> "
+      "Tensor");
+  m.def(
       "attention_bwd(Tensor dout, Tensor? dlse, Tensor? dmass, Tensor query, Tensor[] keys, "
       "Tensor[] values, Tensor?[] key_lengths, Tensor[] terms, int[] term_sources, "
       "Tensor? query_lengths, Tensor? sink, Tensor? dropout_seed, Tensor out, Tensor statistics, "
@@ -52,6 +55,7 @@ STABLE_TORCH_LIBRARY(crossmodal, m) {
 
 STABLE_TORCH_LIBRARY_IMPL(crossmodal, CPU, m) {
   m.impl("attention_fwd", TORCH_BOX(&crossmodal::attention_fwd_cpu));
+  m.impl("attention_plain", TORCH_BOX(&crossmodal::attention_plain_cpu));
   m.impl("attention_bwd", TORCH_BOX(&crossmodal::attention_bwd_cpu));
   m.impl("attention_varlen_fwd", TORCH_BOX(&crossmodal::attention_varlen_fwd_cpu));
   m.impl("attention_varlen_bwd", TORCH_BOX(&crossmodal::attention_varlen_bwd_cpu));

@@ -28,6 +28,13 @@ def test_attention_fwd(options, return_mass, for_backward):
     check("attention_fwd", (Q, *TWO_SOURCES, *tensors, *numbers, return_mass, for_backward))
 
 
+@pytest.mark.parametrize("is_causal", [False, True])
+def test_attention_plain(is_causal):
+    heads_inside = Q.transpose(1, 2).contiguous().transpose(1, 2)
+    for query in (Q, heads_inside):
+        check("attention_plain", (query, K.repeat(1, 2, 1, 1), V.repeat(1, 2, 1, 1), 0.3, is_causal))
+
+
 def test_attention_fwd_with_a_window():
     window = (0.3, 0.0, 0.0, [2, 1], True)
     check("attention_fwd", (Q, [K], [V], [KEY_LENGTHS], [], [], QUERY_LENGTHS, None, None, *window, False, True))

@@ -9,8 +9,11 @@ from crossmodal._nested import nested_attention, pack
 from crossmodal.dispatch import fusion_refusals
 from crossmodal.explain import Plan, explain, plans
 from crossmodal.ops._fusion import run_fusion
+from crossmodal.ops._plain import plain_attention
 from crossmodal.ops._plans import fusion_plan
 from crossmodal.ops.varlen import attention_varlen
+
+_NO_OPTIONS = (0.0, 0.0, (-1, -1), "upper_left")
 
 
 def attention(
@@ -79,6 +82,14 @@ def attention(
         >>> out.shape
         torch.Size([2, 8, 77, 64])
     """
+    if (
+        attn_mask is key_lengths is query_lengths is sink is dropout_seed is None
+        and (dropout_p, softcap, window_size, causal_align) == _NO_OPTIONS
+        and not return_lse
+    ):
+        out = plain_attention(query, key, value, scale, is_causal)
+        if out is not None:
+            return out
     # The least that a call can pay for a rare case; whatever is no tensor is for `attention_problem` to name.
     if getattr(query, "is_nested", False) or getattr(key, "is_nested", False) or getattr(value, "is_nested", False):
         return nested_attention(

@@ -26,6 +26,12 @@ attention_fwd_cpu(const torch::stable::Tensor& query, const TensorList& keys,
                   double dropout_p, const std::vector<int64_t>& window, bool lower_right,
                   bool return_mass, bool for_backward);
 
+// The same without options and without anything for backward: the out of one source.
+torch::stable::Tensor attention_plain_cpu(const torch::stable::Tensor& query,
+                                          const torch::stable::Tensor& key,
+                                          const torch::stable::Tensor& value, double scale,
+                                          bool is_causal);
+
 // wanted: one flag for query, then for each key, each value, each term, and the sink. Returns as
 // many gradients in that order, an empty tensor where none was wanted.
 TensorList attention_bwd_cpu(const torch::stable::Tensor& dout, const OptionalTensor& dlse,

@@ -77,6 +77,27 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> attention_fwd_cpu(
   return {out, lse, mass, statistics};
 }
 
+Tensor attention_plain_cpu(const Tensor& query, const Tensor& key, const Tensor& value,
+                           double scale, bool is_causal) {
+  const OptionalTensor none;
+  BoundAttention bound({query,
+                        {key},
+                        {value},
+                        {none},
+                        {},
+                        {},
+                        none,
+                        none,
+                        none,
+                        {scale, 0, {-1, is_causal ? 0 : -1}}});
+  AttentionProblem& p = bound.problem;
+  const Tensor out = empty_in_order_of(query, p.seqlen_q, p.head_dim_v);
+  p.out = out.mutable_data_ptr();
+  row_strides(out, p.out_stride);
+  cpu::attention_fwd(p, torch_threads());
+  return out;
+}
+
 TensorList attention_bwd_cpu(const Tensor& dout, const OptionalTensor& dlse,
                              const OptionalTensor& dmass, const Tensor& query,
                              const TensorList& keys, const TensorList& values,
