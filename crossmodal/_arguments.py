@@ -8,10 +8,12 @@ from torch import Tensor
 from crossmodal._fold import fold, fold_term, folded, heads_of, lead_shape
 from crossmodal._problem import FusionProblem, KeySource, SoftmaxWeightedSumProblem, VarlenProblem, WeightedSumProblem
 from crossmodal._validate import (
+    MOST_KEYS,
     check_beside_query,
     check_causal_align,
     check_cu_seqlens,
     check_device,
+    check_flag,
     check_float,
     check_is_source,
     check_lengths,
@@ -30,6 +32,7 @@ from crossmodal._validate import (
     check_tensor,
     check_window,
     dtype_under_autocast,
+    is_int,
 )
 from crossmodal.types import Source
 
@@ -114,10 +117,10 @@ def associate_problem(
     if reduce not in REDUCTIONS:
         raise ValueError(f"reduce must be one of {', '.join(map(repr, REDUCTIONS))}, got {reduce!r}")
     if topk is not None:
-        if isinstance(topk, bool) or not isinstance(topk, int):
+        if not is_int(topk):
             raise TypeError(f"topk must be an int or None, got {type(topk).__name__}")
-        if topk < 1:
-            raise ValueError(f"topk must be at least 1, got {topk}")
+        if not 1 <= topk <= MOST_KEYS:
+            raise ValueError(f"topk must lie in [1, {MOST_KEYS}], got {topk}")
         if reduce is not None:
             raise ValueError(f"topk and reduce exclude each other, got topk={topk} and reduce={reduce!r}")
     if isinstance(key_or_sources, Tensor):
@@ -171,6 +174,7 @@ def fusion_problem(
     where the fields have the caller's own names.
     """
     check_query(query)
+    check_flag("is_causal", is_causal)
     present = [(i, source) for i, source in enumerate(sources) if source is not None]
     for i, source in present:
         check_source(query, source, names[i])

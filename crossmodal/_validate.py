@@ -5,6 +5,7 @@ Operators and references share them, hence a call that one refuses is refused by
 
 import math
 from collections.abc import Sequence
+from numbers import Integral, Real
 from typing import Any
 
 import torch
@@ -14,6 +15,12 @@ from crossmodal.types import Source
 
 FLOAT_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 CAUSAL_ALIGNMENTS = ("upper_left", "lower_right")
+
+
+# What kernels count keys with.
+MOST_KEYS = 2**31 - 1
+# Beyond any sequence, and far from overflow when positions are added.
+FARTHEST = 2**40
 
 
 def check_tensor(name: str, value: Any) -> None:
@@ -73,8 +80,10 @@ def check_cu_seqlens(name: str, cu_seqlens: Tensor, total: int, max_seqlen: int,
 
 
 def check_max_seqlen(name: str, value: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | torch.SymInt):
+    if not is_int(value) and not isinstance(value, torch.SymInt):
         raise TypeError(f"{name} must be an int, got {type(value).__name__}")
+    if isinstance(value, int) and value > MOST_KEYS:
+        raise ValueError(f"{name} must be at most {MOST_KEYS}, got {value}")
     if value < 0:
         raise ValueError(f"{name} must be at least 0, got {value}")
 
@@ -122,6 +131,8 @@ def check_source(query: Tensor, source: Any, prefix: str) -> None:
             f"{prefix}key must have query's head_dim {query.shape[-1]}, got {source.key.shape[-1]} "
             f"(shape {tuple(source.key.shape)})"
         )
+    if source.key.shape[-2] > MOST_KEYS:
+        raise ValueError(f"{prefix}key must have at most {MOST_KEYS} tokens, got {source.key.shape[-2]}")
     if source.key.shape[-2] != source.value.shape[-2]:
         raise ValueError(
             f"{prefix}value must have as many tokens as {prefix}key, {source.key.shape[-2]}, "
@@ -158,7 +169,13 @@ def dtype_under_autocast(tensor: Tensor) -> torch.dtype:
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else tensor.dtype
 
 
+def check_strided(name: str, tensor: Tensor) -> None:
+    if tensor.layout is not torch.strided:
+        raise TypeError(f"{name} must be a dense tensor, got one of layout {tensor.layout}")
+
+
 def check_rank(name: str, tensor: Tensor) -> None:
+    check_strided(name, tensor)
     if not 2 <= tensor.dim() <= 5:
         raise ValueError(f"{name} must have 2 to 5 dimensions, got {tensor.dim()} (shape {tuple(tensor.shape)})")
 
@@ -183,6 +200,8 @@ def check_scale(scale: float | None, head_dim: int) -> float:
 
 def check_softcap(softcap: float) -> float:
     check_number("softcap", softcap, "a float")
+    if softcap > 1e30 and softcap < math.inf:
+        return 0.0  # a cap that no score comes near caps nothing, and need not fit float32
     if not 0.0 <= softcap < math.inf:
         raise ValueError(f"softcap must be finite and >= 0 (0 = off), got {softcap}")
     return float(softcap)
@@ -196,8 +215,16 @@ def check_probability(name: str, value: float) -> float:
 
 
 def check_number(name: str, value: Any, wanted: str) -> None:
-    if not isinstance(value, int | float):
+    # Real also takes numpy's numbers; a symbol of torch.compile is an int or a float here.
+    if not isinstance(value, int | float) and (torch.compiler.is_compiling() or not isinstance(value, Real)):
         raise TypeError(f"{name} must be {wanted}, got {type(value).__name__}")
+    if isinstance(value, int) and not -(2**1000) < value < 2**1000:
+        raise ValueError(f"{name} must fit a float, got an integer of {value.bit_length()} bits")
+
+
+def check_flag(name: str, value: Any) -> None:
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} must be a bool, got {type(value).__name__}")
 
 
 def check_causal_align(causal_align: str) -> None:
@@ -217,10 +244,18 @@ def check_window(window_size: tuple[int, int]) -> tuple[int, int]:
     if (
         not isinstance(window_size, list | tuple)
         or len(window_size) != 2
-        or any(not isinstance(w, int) or w < -1 for w in window_size)
+        or any(not is_int(w) or w < -1 for w in window_size)
     ):
         raise ValueError(f"window_size must be two ints >= -1 (left, right; -1 = open), got {window_size!r}")
-    return (window_size[0], window_size[1])
+    left, right = window_size
+    return (int(min(left, FARTHEST)), int(min(right, FARTHEST)))
+
+
+def is_int(value: Any) -> bool:
+    """Also numpy's integers; no bool."""
+    if isinstance(value, bool):
+        return False
+    return isinstance(value, int) or (not torch.compiler.is_compiling() and isinstance(value, Integral))
 
 
 def check_seed(seed: Tensor, like: Tensor) -> None:

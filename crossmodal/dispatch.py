@@ -13,7 +13,7 @@ from crossmodal._problem import FusionProblem, VarlenProblem
 logger = logging.getLogger("crossmodal")
 
 # A module-level flag, not a ContextVar: Dynamo can guard on it.
-_strict = os.environ.get("CROSSMODAL_STRICT", "0") not in ("", "0")
+_strict = os.environ.get("CROSSMODAL_STRICT", "").lower() not in ("", "0", "false", "no", "off")
 _told: set[str] = set()
 
 
@@ -65,7 +65,7 @@ def tensor_refusals(tensors: Sequence[Tensor]) -> list[str]:
     device = tensors[0].device.type
     if device != "cpu":
         reasons.append(f"no kernel for device type {device!r} yet")
-    if not torch.compiler.is_compiling() and torch.autograd.forward_ad._current_level >= 0:
+    if torch.autograd.forward_ad._current_level >= 0:
         # A custom operator has no forward-mode rule: its tangents would be silent zeros.
         reasons.append("forward-mode differentiation runs through plain torch")
     return reasons

@@ -225,3 +225,16 @@ def test_gradient_of_a_float_mask_is_finite_and_zero_where_it_hides(isa, qkv):
     out = crossmodal.attention(q, k, v, mask)
     gradient = torch.autograd.grad(out.double().square().sum(), mask)[0]
     assert torch.isfinite(gradient).all() and (gradient[~keep] == 0).all() and (gradient[keep] != 0).any()
+
+
+@pytest.mark.parametrize("softcap", [0.0, 2.0])
+def test_query_that_sees_nothing_may_be_nan_where_gradients_are_differentiated_again(qkv, softcap):
+    q, k, v = qkv
+    mask = torch.ones(q.shape[2], 33, dtype=torch.bool)
+    mask[1] = False
+    q = q.clone()
+    q[:, :, 1] = NAN
+    leaves = [t.detach().requires_grad_() for t in (q, k, v)]
+    out = crossmodal.attention(*leaves, mask, softcap=softcap)
+    for gradient in torch.autograd.grad(out.sum(), leaves, create_graph=True):
+        assert torch.isfinite(gradient).all()

@@ -135,6 +135,54 @@ def test_tangents_of_a_raw_dual_number_are_not_lost():
     assert tangent is not None and (tangent != 0).any()
 
 
+@pytest.mark.parametrize("name", FUNCTIONS)
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script")
+def test_forward_mode_inside_a_compiled_region_is_not_lost(name):
+    torch._dynamo.reset()
+    arguments = one(ALL, 0, (1,) * 5)
+
+    def directional(*leaves):
+        return torch.func.jvp(lambda *a: loss_of(crossmodal, name)(*a, arguments[4]), leaves, leaves)[1]
+
+    compiled = torch.compile(directional, fullgraph=True, backend="eager")
+    torch.testing.assert_close(compiled(*arguments[:4]), directional(*arguments[:4]))
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script")
+def test_tangent_of_what_flows_back_is_not_lost(name):
+    """Backward is linear in what flows in: its directional derivative along itself is itself."""
+    import torch.autograd.forward_ad as forward_ad
+
+    leaves = [a.clone().requires_grad_() for a in one(ALL, 0, (1,) * 5)[:4]]
+    out = outputs(FUNCTIONS[name](crossmodal, *leaves, LENGTHS[0]))[0]
+    cotangent = torch.randn_like(out)
+    wanted = torch.autograd.grad(out, leaves, cotangent, retain_graph=True, allow_unused=True)
+    with forward_ad.dual_level():
+        dual = forward_ad.make_dual(cotangent, cotangent)
+        found = torch.autograd.grad(out, leaves, dual, allow_unused=True)
+        tangents = [None if g is None else forward_ad.unpack_dual(g).tangent for g in found]
+    for tangent, gradient in zip(tangents, wanted, strict=True):
+        if gradient is not None and (gradient != 0).any():
+            torch.testing.assert_close(tangent, gradient)
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+@pytest.mark.parametrize("empty", ["query", "key"])
+def test_vmap_takes_sequences_of_nothing(name, empty):
+    q, k, b, n = Q, K, BIAS, LENGTHS
+    if empty == "query":
+        q, b = q[:, :, :, :0], b[..., :0, :]
+    else:
+        k, b, n = k[:, :, :, :0], b[..., :0], torch.zeros_like(n)
+    if empty == "query" and (name == "window" or (name.startswith("associate") and "topk" not in name)):
+        pytest.skip("its query lengths go with more queries")
+    got = torch.func.vmap(lambda *a: FUNCTIONS[name](crossmodal, *a))(q, k, SINK, b, n)
+    loop = [outputs(FUNCTIONS[name](crossmodal, *(t[i] for t in (q, k, SINK, b, n)))) for i in range(EXAMPLES)]
+    for parts, stacked in zip(zip(*loop, strict=True), outputs(got), strict=True):
+        torch.testing.assert_close(stacked, torch.stack(parts))
+
+
 def test_hessian_of_attention_agrees_with_the_reference():
     q, k = Q[0, :1, :1, :2], K[0, :1, :1]
     got, wanted = (

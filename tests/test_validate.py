@@ -8,6 +8,7 @@ from crossmodal import Source, masks, reference
 
 Q, K, V = torch.zeros(2, 4, 5, 8), torch.zeros(2, 4, 7, 8), torch.zeros(2, 4, 7, 6)
 GOOD = Source(K, V)
+JAGGED = torch.nested.nested_tensor([torch.zeros(3, 8), torch.zeros(2, 8)], layout=torch.jagged)
 
 # (call, error, message); the call gets the namespace, `crossmodal` or `crossmodal.reference`.
 BAD_CALLS = {
@@ -97,6 +98,36 @@ BAD_CALLS = {
         ValueError,
         "scale must be finite, got nan",
     ),
+    "is_causal": (
+        lambda m: m.attention(Q, K, V, is_causal="no"),
+        TypeError,
+        "is_causal must be a bool, got str",
+    ),
+    "scale beyond any float": (
+        lambda m: m.attention(Q, K, V, scale=10**400),
+        ValueError,
+        "scale must fit a float, got an integer of 1329 bits",
+    ),
+    "a sparse query": (
+        lambda m: m.attention(Q.to_sparse(), K, V),
+        TypeError,
+        "query must be a dense tensor, got one of layout torch.sparse_coo",
+    ),
+    "more keys than can be counted": (
+        lambda m: m.attention(Q, K[:, :, :1].expand(2, 4, 2**31, 8), V[:, :, :1].expand(2, 4, 2**31, 6)),
+        ValueError,
+        "key must have at most 2147483647 tokens, got 2147483648",
+    ),
+    "topk beyond any key": (
+        lambda m: m.associate(Q, K, topk=2**62),
+        ValueError,
+        "topk must lie in [1, 2147483647], got 4611686018427387904",
+    ),
+    "a nested tensor in a source": (
+        lambda m: m.fuse(JAGGED, [Source(JAGGED, JAGGED)]),
+        TypeError,
+        "query must be a dense tensor, got one of layout torch.jagged",
+    ),
     "causal_align": (
         lambda m: m.attention(Q, K, V, causal_align="left"),
         ValueError,
@@ -182,7 +213,11 @@ BAD_CALLS = {
         ValueError,
         "reduce must be one of None, 'heads', 'keys', 'entropy', 'mass', got 'sum'",
     ),
-    "associate: topk": (lambda m: m.associate(Q, K, topk=0), ValueError, "topk must be at least 1, got 0"),
+    "associate: topk": (
+        lambda m: m.associate(Q, K, topk=0),
+        ValueError,
+        "topk must lie in [1, 2147483647], got 0",
+    ),
     "associate: topk type": (
         lambda m: m.associate(Q, K, topk=1.0),
         TypeError,

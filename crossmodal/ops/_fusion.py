@@ -210,8 +210,10 @@ class FusionFunction(torch.autograd.Function):
 
 
 def differentiates_again() -> bool:
-    """Whether the gradient about to be computed needs a graph of its own (create_graph=True, torch.func)."""
-    return torch.is_grad_enabled() and not torch.compiler.is_compiling()
+    """Whether the gradient about to be computed is itself differentiated: create_graph=True, torch.func, a tangent."""
+    if torch.compiler.is_compiling():
+        return False
+    return torch.is_grad_enabled() or torch.autograd.forward_ad._current_level >= 0
 
 
 def only_needed(gradients: Sequence[Tensor], needs: Sequence[bool]) -> list[Tensor | None]:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from crossmodal import _library  # noqa: F401  registers torch.ops.crossmodal
-from crossmodal._validate import FLOAT_DTYPES
+from crossmodal._validate import FLOAT_DTYPES, MOST_KEYS
 from crossmodal.ops._fakes import order_of
 
 _operator = torch.ops.crossmodal.attention_plain.default
@@ -35,6 +35,10 @@ def plain_attention(query: Tensor, key: Tensor, value: Tensor, scale: float | No
         or not (query.is_cpu and key.is_cpu and value.is_cpu)
     ):
         return None
+    if keys > MOST_KEYS or type(is_causal) is not bool:
+        return None
+    if not query.layout is key.layout is value.layout is torch.strided:
+        return None
     if torch.is_grad_enabled() and (query.requires_grad or key.requires_grad or value.requires_grad):
         return None
     if torch.is_autocast_enabled("cpu") or torch.autograd.forward_ad._current_level >= 0:
@@ -45,7 +49,7 @@ def plain_attention(query: Tensor, key: Tensor, value: Tensor, scale: float | No
         scale = 1.0 / math.sqrt(head_dim)
     elif type(scale) is not float or not math.isfinite(scale):
         return None
-    return _operator(query, key, value, scale, bool(is_causal))
+    return _operator(query, key, value, scale, is_causal)
 
 
 @torch.library.register_fake("crossmodal::attention_plain")

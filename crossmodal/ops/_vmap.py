@@ -25,7 +25,8 @@ class _Fold:
         if tensor is None:
             return None
         tensor = tensor.unsqueeze(0) if dim is None else tensor.movedim(dim, 0)
-        return tensor.expand(self.size, self.batch, *tensor.shape[2:]).reshape(-1, *tensor.shape[2:])
+        rest = tensor.shape[2:]
+        return tensor.expand(self.size, self.batch, *rest).reshape(self.size * self.batch, *rest)
 
     def all(self, tensors: Sequence[Tensor | None], dims: Sequence[int | None]) -> list[Tensor | None]:
         return [self(tensor, dim) for tensor, dim in zip(tensors, dims, strict=True)]
@@ -33,7 +34,8 @@ class _Fold:
     def rows(self, statistics: Tensor, dim: int | None) -> Tensor:
         """(2, rows of the batch) -> (2, size * rows)."""
         statistics = statistics.unsqueeze(0) if dim is None else statistics.movedim(dim, 0)
-        return statistics.expand(self.size, *statistics.shape[1:]).movedim(0, 1).reshape(statistics.shape[1], -1)
+        kinds, rows = statistics.shape[1:]
+        return statistics.expand(self.size, kinds, rows).movedim(0, 1).reshape(kinds, self.size * rows)
 
     def undo(self, result: Tensor) -> tuple[Tensor, int | None]:
         """The inverse for a result, with the place of the mapped dimension; what is empty for a reason stays so."""

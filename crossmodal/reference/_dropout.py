@@ -24,7 +24,7 @@ def dropout_keep(seed: Tensor, p: float, batch: int, num_heads: int, seqlen_q: i
         i.expand(shape),
         block.expand(shape),
         head.expand(shape),
-        torch.zeros((), dtype=torch.int64).to(device),
+        torch.zeros((), dtype=torch.int64, device=device),
     ]
     seed = seed.reshape(())
     words = _philox(counter, seed & _LOW, (seed >> 32) & _LOW)

@@ -28,29 +28,32 @@ def joint_softmax(problem: FusionProblem) -> JointSoftmax:
     query = problem.query
     accumulate = torch.float64 if query.dtype == torch.float64 else torch.float32
     alive = _alive_queries(problem)
+    visible = [_visible(problem, source) for source in problem.sources]
     if alive is not None:
-        query = query.masked_fill(~alive, 0.0)
+        visible = [seen & alive for seen in visible]
+    dead = torch.ones((*query.shape[:3], 1), dtype=torch.bool, device=query.device)
+    for seen in visible:
+        dead = dead & ~seen.any(dim=3, keepdim=True)
+    # A query that sees nothing may hold NaN.
+    query = query.masked_fill(dead, 0.0)
+    # The largest float16 is 65504, which the products of an ordinary head may exceed.
+    wide = torch.float32 if query.dtype == torch.float16 else query.dtype
 
     scores, values = [], []
-    dead = torch.ones((*query.shape[:3], 1), dtype=torch.bool, device=query.device)
-    for source in problem.sources:
-        seen = _visible(problem, source)
-        if alive is not None:
-            seen = seen & alive
+    for source, seen in zip(problem.sources, visible, strict=True):
         # What no query of its (b, h) sees may hold NaN: it is replaced before it meets arithmetic.
         hidden_key = ~seen.any(dim=2).unsqueeze(-1)
         key = _per_query_head(source.key, problem.num_heads).masked_fill(hidden_key, 0.0)
         # A key that only some queries see must not leak through 0 * NaN in a gradient either.
         broken = ~torch.isfinite(key).all(dim=-1)
         key = key.masked_fill(broken.unsqueeze(-1), 0.0)
-        score = (query @ key.transpose(-1, -2)).to(accumulate) * problem.scale
+        score = (query.to(wide) @ key.to(wide).transpose(-1, -2)).to(accumulate) * problem.scale
         if problem.softcap > 0.0:
             score = problem.softcap * torch.tanh(score / problem.softcap)
         for term in source.terms:
             if term.dtype != torch.bool:
                 score = score + term.to(accumulate)
         score = score.masked_fill(broken.unsqueeze(2), float("nan"))
-        dead = dead & ~seen.any(dim=3, keepdim=True)
         scores.append(score.masked_fill(~seen, float("-inf")))
         values.append(_per_query_head(source.value, problem.num_heads).masked_fill(hidden_key, 0.0))
 

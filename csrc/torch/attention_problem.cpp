@@ -163,9 +163,9 @@ const int32_t* BoundAttention::ascending(const Tensor& cu_seqlens, const char* n
   for (size_t i = 0; i < kept->size(); ++i) {
     const int64_t wanted = (*kept)[i], here = std::max(before, std::min<int64_t>(wanted, total));
     if (checks_values())
-      STD_TORCH_CHECK(here == wanted && (i == 0 || here - before <= longest), "attention: ", name,
-                      " must ascend within [0, ", total, "] by at most ", longest, ", got ", wanted,
-                      " at index ", i);
+      STD_TORCH_CHECK(here == wanted && (i == 0 ? wanted == 0 : here - before <= longest),
+                      "attention: ", name, " must ascend within [0, ", total, "] by at most ",
+                      longest, ", got ", wanted, " at index ", i);
     (*kept)[i] = static_cast<int32_t>(here);
     before = here;
   }

@@ -79,6 +79,7 @@ class AttentionBackwardTask {
     if (kNarrow && p.total_keys > kBackwardBlockN)
       dq_sum_ = arena_.take<Acc>(p.seqlen_q * p.head_dim);
     delta_ = arena_.take<Acc>(p.seqlen_q);
+    weighted_ = arena_.take<Acc>(g.dsink ? p.seqlen_q : 0);
     dscore_ = arena_.take<Acc>(chunk_lanes);
     dmass_row_ = arena_.take<Acc>(chunk_lanes);
     key_bias_ = arena_.take<Acc>(chunk_);
@@ -112,16 +113,18 @@ class AttentionBackwardTask {
     const Band band(p_, b);
     start_delta();
     if (!one_chunk_ && g_.associate) each_chunk(keys, chunks, band, bias, Pass::kDelta);
-    if (!one_chunk_ && g_.dsink)
-      for (int64_t i = 0; i < queries_.count; ++i)
-        if (!is_dead(i)) add_sink_gradient(i, delta_[i]);
+    if (g_.dsink)
+      for (int64_t i = 0; i < queries_.count; ++i) weighted_[i] = 0;
     if (keys.count == 0) {
       if (g_.dq) zero_queries(0, queries_.count);
     } else {
       each_chunk(keys, chunks, band, bias, Pass::kGradients);
     }
     key_gradients_.finish(b, h);
-    if (g_.dsink) g_.dsink[b * p_.num_heads + h] = dsink_;
+    if (!g_.dsink) return;
+    for (int64_t i = 0; i < queries_.count; ++i)
+      if (!is_dead(i)) add_sink_gradient(i);
+    g_.dsink[b * p_.num_heads + h] = dsink_;
   }
 
   // Over several chunks delta has to be known before the first gradient. Attention has it from out,
@@ -292,9 +295,11 @@ class AttentionBackwardTask {
     }
   }
 
-  // The sink is a key of value 0: dS_sink = P_sink * (0 - delta).
-  void add_sink_gradient(int64_t i, Acc delta) {
+  // The sink is a key of value 0: dS_sink = P_sink * (0 - delta), of which the sum over weights was
+  // formed on the way: delta_ may hold that of a rounded output.
+  void add_sink_gradient(int64_t i) {
     const int64_t row = row_of(i);
+    const Acc delta = weighted_[i] - (g_.dlse ? static_cast<const Acc*>(g_.dlse)[row] : Acc(0));
     const Acc sink = sink_of<Acc>(p_, b_, h_);
     if (sink == minus_infinity<Acc>()) return;
     const Acc share = exponential<V>(sink - static_cast<const Acc*>(p_.row_top)[row]) /
@@ -416,9 +421,12 @@ class AttentionBackwardTask {
       drop<V>(ds, seen, kept_);
     }
     const Acc* dmass = g_.dmass ? dmass_of_keys(i, seen, keys, k_begin) : nullptr;
-    const Acc delta_i =
-        one_chunk_ ? delta_[i] + weighted_gradient_sum(s, ds, dmass, seen) : delta_[i];
-    if (one_chunk_ && g_.dsink) add_sink_gradient(i, delta_i);
+    Acc delta_i = delta_[i];
+    if (one_chunk_ || g_.dsink) {
+      const Acc weighted = weighted_gradient_sum(s, ds, dmass, seen);
+      if (one_chunk_) delta_i += weighted;
+      if (g_.dsink) weighted_[i] += weighted;
+    }
 
     const V zero = V::zero(), delta = V::set1(delta_i), scale = V::set1(static_cast<Acc>(p_.scale));
     for (int64_t x = round_down(seen.begin, V::kLanes); x < seen.end; x += V::kLanes) {
@@ -484,13 +492,19 @@ class AttentionBackwardTask {
   // sum_j P (dP + dmass): delta but for lse.
   Acc weighted_gradient_sum(const Acc* weights, const Acc* dp, const Acc* dmass, Range seen) {
     const V zero = V::zero();
-    V sum = zero;
-    for (int64_t x = round_down(seen.begin, V::kLanes); x < seen.end; x += V::kLanes) {
-      const V weight = V::load(weights + x);
-      const V gradient = dmass ? V::load(dp + x) + V::load(dmass + x) : V::load(dp + x);
-      sum = sum + select_equal(weight, zero, zero, weight * gradient);
+    V total = zero;
+    int64_t x = round_down(seen.begin, V::kLanes);
+    while (x < seen.end) {
+      const int64_t end = min_of(seen.end, x + kSumChain * V::kLanes);
+      V sum = zero;
+      for (; x < end; x += V::kLanes) {
+        const V weight = V::load(weights + x);
+        const V gradient = dmass ? V::load(dp + x) + V::load(dmass + x) : V::load(dp + x);
+        sum = sum + select_equal(weight, zero, zero, weight * gradient);
+      }
+      total = total + sum;
     }
-    return reduce_add(sum);
+    return reduce_add(total);
   }
 
   void add_term_gradients(int64_t i, const VisibleKeys& keys, int64_t k_begin, Range seen) {
@@ -570,8 +584,8 @@ class AttentionBackwardTask {
   Word *k_transposed_, *v_transposed_, *k_across_, *q_along_, *q_across_, *dout_along_,
       *dout_across_;
   Word *p_pairs_ = nullptr, *ds_pairs_ = nullptr;
-  Acc *dk_, *dv_, *p_ij_, *ds_ij_, *dq_, *dq_sum_ = nullptr, *delta_, *dscore_, *dmass_row_,
-                                         *key_bias_, *row_bias_, *kept_, *slope_;
+  Acc *dk_, *dv_, *p_ij_, *ds_ij_, *dq_, *dq_sum_ = nullptr, *delta_, *weighted_, *dscore_,
+                                         *dmass_row_, *key_bias_, *row_bias_, *kept_, *slope_;
 };
 
 }  // namespace

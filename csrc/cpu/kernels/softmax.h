@@ -15,7 +15,10 @@ namespace {
 // the scores are never written, and the statistics of rows hold the largest product in place of the
 // largest score. Forward and backward both ask.
 inline bool scores_are_plain(const AttentionProblem& p, const TermKinds& kinds) {
-  return !kinds.dense && !kinds.key_bias && p.softcap <= 0 && p.scale > 0 && !p.sink;
+  // Far from where the factor, or its product with a difference of scores, leaves the range of
+  // float.
+  const bool ordinary = p.scale > 1e-30 && p.scale < 1e30;
+  return !kinds.dense && !kinds.key_bias && p.softcap <= 0 && ordinary && !p.sink;
 }
 
 // Lane i of the result: the largest element of rows[i], or their sum.
@@ -77,29 +80,31 @@ V largest_product(typename V::Scalar* s, Range seen) {
 // lane by lane.
 template <class E, bool kWords, class V = typename E::Vec>
 V exponentiate(typename V::Scalar* s, Range seen, V top, V factor) {
-  V even = V::zero(), odd = V::zero();
-  const auto store = [&](V e, int64_t x) {
+  const auto exponential = [&](int64_t x) {
+    const V e = exp2_nonpositive((V::load(s + x) - top) * factor);
     if constexpr (kWords && E::kPerWord == 2) {
       e.store(reinterpret_cast<BFloat16*>(s) + x);
     } else {
       e.store(s + x);
     }
+    return e;
   };
+  V total = V::zero();
   int64_t x = round_down(seen.begin, V::kLanes);
-  for (; x + V::kLanes < seen.end; x += 2 * V::kLanes) {
-    const V a = exp2_nonpositive((V::load(s + x) - top) * factor);
-    const V b = exp2_nonpositive((V::load(s + x + V::kLanes) - top) * factor);
-    store(a, x);
-    store(b, x + V::kLanes);
-    even = even + a;
-    odd = odd + b;
+  while (x < seen.end) {
+    const int64_t end = min_of(seen.end, x + kSumChain * V::kLanes);
+    V even = V::zero(), odd = V::zero();
+    for (; x + V::kLanes < end; x += 2 * V::kLanes) {
+      even = even + exponential(x);
+      odd = odd + exponential(x + V::kLanes);
+    }
+    if (x < end) {
+      even = even + exponential(x);
+      x += V::kLanes;
+    }
+    total = total + (even + odd);
   }
-  if (x < seen.end) {
-    const V a = exp2_nonpositive((V::load(s + x) - top) * factor);
-    store(a, x);
-    even = even + a;
-  }
-  return even + odd;
+  return total;
 }
 
 }  // namespace

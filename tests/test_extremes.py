@@ -1,0 +1,59 @@
+"""Numbers at the edge of what a dtype holds: finite where torch is finite."""
+
+import sys
+
+import pytest
+import torch
+from torch.nn.functional import scaled_dot_product_attention
+
+import crossmodal
+from crossmodal import reference
+
+Q, K = torch.randn(1, 2, 5, 8), torch.randn(1, 2, 70, 8)
+
+
+@pytest.mark.parametrize("scale", [1e-300, 1e-46, 1e-39, 1e-30, 1e20, -1e20])
+def test_scale_of_any_size_gives_what_sdpa_gives(isa, scale):
+    got, wanted = crossmodal.attention(Q, K, K, scale=scale), scaled_dot_product_attention(Q, K, K, scale=scale)
+    torch.testing.assert_close(got, wanted)
+
+
+@pytest.mark.parametrize("softcap", [1e31, 1e39, 1e300])
+def test_cap_beyond_every_score_caps_nothing(isa, softcap):
+    for m in (crossmodal, reference):
+        assert torch.equal(m.attention(Q, K, K, softcap=softcap), m.attention(Q, K, K))
+
+
+@pytest.mark.parametrize("factor", [1e4, 1e8, 1e15])
+def test_large_scores_pick_the_largest(isa, factor):
+    got = crossmodal.attention(Q * factor, K, K)
+    assert torch.equal(got.argmax(-1), scaled_dot_product_attention(Q * factor, K, K).argmax(-1))
+    assert torch.isfinite(got).all()
+
+
+def test_products_beyond_float16_stay_finite_on_every_way():
+    q = torch.full((1, 1, 1, 64), 40.0, dtype=torch.float16)
+    k, v = torch.cat([q, -q], 2), torch.tensor([[[[1.0], [2.0]]]], dtype=torch.float16, requires_grad=True)
+    for m in (crossmodal, reference):
+        out = m.attention(q, k, v)
+        assert out.item() == 1
+        for again in (False, True):
+            (gradient,) = torch.autograd.grad(out.sum(), v, retain_graph=True, create_graph=again)
+            assert gradient.flatten().tolist() == [1, 0]
+
+
+@pytest.mark.parametrize("farthest", [sys.maxsize, 2**70])
+def test_window_of_any_size_is_open(farthest):
+    for m in (crossmodal, reference):
+        assert torch.equal(m.attention(Q, K, K, window_size=(farthest, farthest)), m.attention(Q, K, K))
+
+
+@pytest.mark.parametrize("name", ["fuse", "mass"])
+def test_equal_weights_of_hundreds_of_keys_add_up(isa, name):
+    """Rounding of equal terms goes in one direction; chains of additions are kept short."""
+    key = torch.randn(1, 1, 4000, 1)
+    sources = [crossmodal.Source(key, torch.ones_like(key)), crossmodal.Source(key[:, :, :33], key[:, :, :33] * 0)]
+    result = crossmodal.fuse(torch.zeros(1, 1, 3, 1), sources, return_mass=True)
+    wanted = 4000 / 4033
+    got = result.out if name == "fuse" else result.mass[..., 0]
+    assert (got.double() - wanted).abs().max() <= 8 * torch.finfo(torch.float32).eps
