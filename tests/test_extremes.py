@@ -57,3 +57,10 @@ def test_equal_weights_of_hundreds_of_keys_add_up(isa, name):
     wanted = 4000 / 4033
     got = result.out if name == "fuse" else result.mass[..., 0]
     assert (got.double() - wanted).abs().max() <= 8 * torch.finfo(torch.float32).eps
+
+
+@pytest.mark.parametrize("reduce", [None, "heads", "keys", "entropy", "mass"])
+def test_sink_far_above_every_key_leaves_nothing(isa, reduce):
+    lowest = torch.full((5, 70), torch.finfo(torch.float32).min)
+    for m in (crossmodal, reference):
+        assert (m.associate(Q, K, attn_mask=lowest, sink=torch.zeros(2), reduce=reduce) == 0).all()

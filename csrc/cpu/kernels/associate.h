@@ -201,9 +201,10 @@ class Associate {
     const Acc sum = reduce_add(sums), log_sum = reduce_add(products) / static_cast<Acc>(kLog2E);
     const RowTotal<Acc> total = row_total(b, h, top, sum);
     write_statistics(b, h, i, total);
+    // Beside a sink far above every key the weights are 0, however far log_total is.
     const Acc log_total = natural_log(total.sum) + (total.top - top);
     static_cast<Acc*>(a_.weights)[row_index(p_, b, h, i)] =
-        sum == 0 ? Acc(0) : total.inverse * (log_total * sum - log_sum);
+        total.inverse == 0 ? Acc(0) : total.inverse * (log_total * sum - log_sum);
   }
 
   // What a query gives that does not exist.
