@@ -71,10 +71,13 @@ class ExactFusion:
         shares = [self.weights[..., a:b].sum(axis=3) for a, b in sections]
         self.out = dropped @ self.v
         self.mass = np.stack(shares, axis=3) if shares else np.zeros((*self.lse.shape, 0), precision)
+        products = abs(self.scale) * np.abs(self.q) @ np.abs(self.k).swapaxes(2, 3)
+        products = (self.weights * products).sum(axis=3)
         self.results = {
             "out": Exact(self.out, self.depth * (dropped @ np.abs(self.v))),
-            # A relative error of the sum within is an absolute one of lse.
-            "lse": Exact(self.lse, 1 + np.abs(np.where(np.isneginf(self.lse), 0, self.lse))),
+            # A relative error of the sum within is an absolute one of lse, and so is one of a score, whose products
+            # may cancel.
+            "lse": Exact(self.lse, 1 + np.abs(np.where(np.isneginf(self.lse), 0, self.lse)) + products),
             "mass": Exact(self.mass, self.depth * self.mass),
         }
 
