@@ -161,7 +161,7 @@ class AttentionForward {
       const OperandB<E> values = pack_chunk(keys, begin, end);
       for (int64_t m = 0; m < blocks.count; ++m) {
         prefetcher_.clear();
-        if (prefetches_ && m == 0) prefetch_values(begin, end);
+        if (prefetches_ && m == 0) prefetch_values(keys, b, h, {begin, end});
         const int64_t i_begin = q_begin + blocks.begin(m), i_end = q_begin + blocks.end(m);
         if (prefetches_ && c + 1 == chunks.count)
           prefetch_rows(out_row(b, h, i_begin), p_.out_stride[2], i_end - i_begin, p_.head_dim_v);
@@ -252,11 +252,22 @@ class AttentionForward {
       if (seen.empty()) continue;
       // From a whole vector on, as the softmax works.
       const int64_t from = round_down(seen.begin, V::kLanes);
-      dot_with_rows<V>(query_row(b, h, i), k_rows_ + from, seen.end - from, p_.head_dim,
-                       scores_ + from, v_rows_ + from);
-      softmax_rows<false>(b, h, i, 1, i - i_begin, keys, band, k_begin, k_end, {0, 0}, bias);
-      add_weighted_rows<V>(scores_ + seen.begin, v_rows_ + seen.begin, seen.end - seen.begin,
-                           p_.head_dim_v, out_ + (i - i_begin) * width_v_);
+      const T* q = query_row(b, h, i);
+      Acc* scores = scores_ + (i - i_begin) * score_row_ + from;
+      if (prefetches_ && i == i_begin) {
+        dot_with_rows<V, true>(q, k_rows_ + from, seen.end - from, p_.head_dim, scores,
+                               v_rows_ + from);
+      } else {
+        dot_with_rows<V>(q, k_rows_ + from, seen.end - from, p_.head_dim, scores);
+      }
+    }
+    softmax_rows<false>(b, h, i_begin, i_end - i_begin, 0, keys, band, k_begin, k_end, {0, 0},
+                        bias);
+    for (int64_t i = i_begin; i < i_end; ++i) {
+      const Range seen = reach(band, keys, i, i, k_begin, k_end);
+      if (seen.empty()) continue;
+      add_weighted_rows<V>(scores_ + (i - i_begin) * score_row_ + seen.begin, v_rows_ + seen.begin,
+                           seen.end - seen.begin, p_.head_dim_v, out_ + (i - i_begin) * width_v_);
     }
   }
 
@@ -283,7 +294,7 @@ class AttentionForward {
       }
       for (int x = n; x < V::kLanes; ++x) lanes[x] = hidden;
       const V old_top = V::load_first(top_ + r, n);
-      const V new_top = max(old_top, max_of_rows(lanes));
+      const V new_top = max(old_top, max_of_rows(lanes, n));
       // Nothing visible yet: exponents of -inf - 0 give exact zeros, where -inf - (-inf) would give
       // NaN.
       const V shift = select_equal(new_top, hidden, zero, new_top);
@@ -306,7 +317,7 @@ class AttentionForward {
         if (!needs_floats) zero_words_around(s, span, seen[x]);
       }
       for (int x = n; x < V::kLanes; ++x) lanes[x] = zero;
-      const V sum = fmadd(V::load_first(sum_ + r, n), correction, sum_of_rows(lanes));
+      const V sum = fmadd(V::load_first(sum_ + r, n), correction, sum_of_rows(lanes, n));
       if (started_) rescale(r, n, corrections);
       sum.store_first(sum_ + r, n);
       if (!needs_floats) continue;
@@ -397,12 +408,14 @@ class AttentionForward {
     prefetcher_.add_rows(row, stride * int64_t{sizeof(T)}, rows, width * int64_t{sizeof(T)});
   }
 
-  // The values of a chunk: from the first to the last row of each stretch that may hold them.
-  void prefetch_values(int64_t begin, int64_t end) {
-    const int64_t n = end - begin;
-    if (n <= 0) return;
-    const int64_t stride = n > 1 ? v_rows_[1] - v_rows_[0] : p_.head_dim_v;
-    prefetch_rows(v_rows_[0], stride, n, p_.head_dim_v);
+  // Values of the list in `range`, from the first to the last row of each source.
+  void prefetch_values(const VisibleKeys& keys, int64_t b, int64_t h, Range range) {
+    for_each_stretch(p_, keys, range.begin, range.end, [&](int s, int64_t from, int64_t to, bool) {
+      const KeySource& source = p_.sources[s];
+      const int64_t first = key_rows_of(source, b).first + keys.rows[from];
+      prefetch_rows(row_at<const T>(source.v, source.v_stride, b, key_head(p_, source, h), first),
+                    source.v_stride[2], keys.rows[to - 1] - keys.rows[from] + 1, p_.head_dim_v);
+    });
   }
 
   // Keys of the list in `range`, from the first to the last row of each source.

@@ -32,9 +32,9 @@ inline void store_sums(VecD sums[VecD::kLanes], double* out) {
   for (int x = 0; x < VecD::kLanes; ++x) out[x] = reduce_add(sums[x]);
 }
 
-// s[j] = <q, rows[j]> for j < n; lanes up to a whole vector hold anything. Brings the rows ahead
-// into the cache, and `partners`, rows that will be read next.
-template <class V, class T>
+// s[j] = <q, rows[j]> for j < n; lanes up to a whole vector hold anything. With kBring the rows
+// ahead come into the cache, and `partners`, rows that will be read next.
+template <class V, bool kBring = false, class T>
 void dot_with_rows(const T* q, const T* const* rows, int64_t n, int64_t width,
                    typename V::Scalar* s, const T* const* partners = nullptr) {
   constexpr int64_t kAhead = 16, kLine = 64 / sizeof(T);
@@ -45,11 +45,13 @@ void dot_with_rows(const T* q, const T* const* rows, int64_t n, int64_t width,
     for (int x = 0; x < V::kLanes; ++x) {
       const int64_t here = min_of(j + x, n - 1);
       const T* row = rows[here];
-      // Beyond the last row the next head's begin, where heads lie one after the other.
-      const T* ahead = here + kAhead < n ? rows[here + kAhead] : row + kAhead * width;
-      for (int64_t d = 0; d < width; d += kLine) {
-        __builtin_prefetch(ahead + d);
-        if (partners) __builtin_prefetch(partners[here] + d);
+      if constexpr (kBring) {
+        // Beyond the last row the next head's begin, where heads lie one after the other.
+        const T* ahead = here + kAhead < n ? rows[here + kAhead] : row + kAhead * width;
+        for (int64_t d = 0; d < width; d += kLine) {
+          __builtin_prefetch(ahead + d);
+          __builtin_prefetch(partners[here] + d);
+        }
       }
       V sum = V::zero();
       for (int64_t d = 0; d < whole; d += V::kLanes)

@@ -75,6 +75,25 @@ V largest_product(typename V::Scalar* s, Range seen) {
   return max(a, b);
 }
 
+// The same of the first n rows; the other lanes hold anything finite. Few rows are reduced one by
+// one.
+constexpr int kFewRows = 4;
+
+template <class V>
+V max_of_rows(V rows[V::kLanes], int n) {
+  if (n > kFewRows) return max_of_rows(rows);
+  alignas(64) typename V::Scalar lanes[V::kLanes] = {};
+  for (int x = 0; x < n; ++x) lanes[x] = reduce_max(rows[x]);
+  return V::load(lanes);
+}
+template <class V>
+V sum_of_rows(V rows[V::kLanes], int n) {
+  if (n > kFewRows) return sum_of_rows(rows);
+  alignas(64) typename V::Scalar lanes[V::kLanes] = {};
+  for (int x = 0; x < n; ++x) lanes[x] = reduce_add(rows[x]);
+  return V::load(lanes);
+}
+
 // s[x] = exp(factor * (s[x] - top)) on the whole vectors of `seen`, whose other lanes hold -inf
 // before and 0 after; as floats, or as words in place, for the operand of P V. Returns the sum,
 // lane by lane.
