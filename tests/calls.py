@@ -120,12 +120,6 @@ def call_weighted_sum(namespace: ModuleType, problem: WeightedSum, tensors: Weig
     return _with_gradients({"out": out}, tensors.cotangents, tensors.leaves())
 
 
-def flipped_back(results: Results) -> Results:
-    """Undoes the reversal of features in `tensors.flipped()`."""
-    features = ("out", "query", "key", "value", "values")
-    return {n: t.flip(-1) if n.rpartition(".")[2] in features else t for n, t in results.items()}
-
-
 def _with_gradients(outputs: Results, cotangents: Results, leaves: Results) -> Results:
     flowing = [(o, cotangents[n]) for n, o in outputs.items() if n in cotangents and o.requires_grad]
     found = {name: torch.zeros_like(leaf) for name, leaf in leaves.items()}

@@ -3,8 +3,8 @@
     max|out - exact| <= 2 * max|same-dtype reference - exact| + 4 * eps * max|exact|
 
 After FlashAttention's tests (Dao et al., 2022). In random problems, often of one element, chance and cancellation need
-a fairer form of both terms: the reference's error is the larger one of two evaluations that add in different orders,
-and max|exact| gives way to the sum of absolute values, `magnitude`. No constant was chosen to make a test pass.
+a fairer form of both terms: the reference's error is the largest one of several evaluations that add in different
+orders, and max|exact| gives way to the sum of absolute values, `magnitude`. No constant was chosen to make a test pass.
 """
 
 from collections.abc import Sequence

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from crossmodal import Source
+from tests.problems.feature_order import FeatureOrder
 from tests.problems.layouts import distinct_elements, draw_lengths, lay_out, poison
 from tests.problems.terms import Sink, Term
 
@@ -129,15 +130,9 @@ class FusionTensors:
                     found[f"sources[{i}].{name}"] = getattr(source, name)
         return {name: t for name, t in found.items() if t is not None and t.requires_grad}
 
-    def flipped(self) -> "FusionTensors":
-        """The same problem with features in reverse order: equal results, another order of summation."""
+    def reordered(self, order: FeatureOrder) -> "FusionTensors":
         sources = [
-            None if s is None else s._replace(key=flipped_leaf(s.key), value=flipped_leaf(s.value))
-            for s in self.sources
+            None if s is None else s._replace(key=order.leaf(s.key), value=order.leaf(s.value)) for s in self.sources
         ]
-        cotangents = {n: c.flip(-1) if n == "out" else c for n, c in self.cotangents.items()}
-        return replace(self, query=flipped_leaf(self.query), sources=sources, cotangents=cotangents)
-
-
-def flipped_leaf(tensor: Tensor) -> Tensor:
-    return tensor.detach().flip(-1).requires_grad_(tensor.requires_grad)
+        cotangents = order.cotangents(self.cotangents)
+        return replace(self, query=order.leaf(self.query), sources=sources, cotangents=cotangents)

@@ -7,7 +7,7 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
-from tests.problems.fusion import flipped_leaf
+from tests.problems.feature_order import FeatureOrder
 from tests.problems.layouts import lay_out
 from tests.problems.terms import Sink
 
@@ -100,10 +100,9 @@ class VarlenTensors:
         found = {"query": self.query, "key": self.key, "value": self.value, "sink": self.sink}
         return {name: t for name, t in found.items() if t is not None and t.requires_grad}
 
-    def flipped(self) -> "VarlenTensors":
-        """Features in reverse order: equal results, another order of summation."""
+    def reordered(self, order: FeatureOrder) -> "VarlenTensors":
         return replace(
             self,
-            **{name: flipped_leaf(getattr(self, name)) for name in ("query", "key", "value")},
-            cotangents={n: c.flip(-1) if n == "out" else c for n, c in self.cotangents.items()},
+            **{name: order.leaf(getattr(self, name)) for name in ("query", "key", "value")},
+            cotangents=order.cotangents(self.cotangents),
         )

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from tests.problems.fusion import flipped_leaf
+from tests.problems.feature_order import FeatureOrder
 from tests.problems.layouts import distinct_elements, draw_lengths, lay_out, poison
 from tests.problems.terms import Term
 
@@ -68,6 +68,5 @@ class WeightedSumTensors:
     def leaves(self) -> dict[str, Tensor]:
         return {n: t for n, t in (("weights", self.weights), ("values", self.values)) if t.requires_grad}
 
-    def flipped(self) -> "WeightedSumTensors":
-        """Features in reverse order: equal results, another order of summation."""
-        return replace(self, values=flipped_leaf(self.values), cotangents={"out": self.cotangents["out"].flip(-1)})
+    def reordered(self, order: FeatureOrder) -> "WeightedSumTensors":
+        return replace(self, values=order.leaf(self.values), cotangents=order.cotangents(self.cotangents))

@@ -87,6 +87,7 @@ inline VecF operator-(VecF a, VecF b) { return {_mm256_sub_ps(a.x, b.x)}; }
 inline VecF operator*(VecF a, VecF b) { return {_mm256_mul_ps(a.x, b.x)}; }
 inline VecF operator/(VecF a, VecF b) { return {_mm256_div_ps(a.x, b.x)}; }
 inline VecF fmadd(VecF a, VecF b, VecF c) { return {_mm256_fmadd_ps(a.x, b.x, c.x)}; }
+inline VecF fmsub(VecF a, VecF b, VecF c) { return {_mm256_fmsub_ps(a.x, b.x, c.x)}; }
 // b where either is NaN: the newer operand goes second, so that a NaN score is not lost against a
 // bound.
 inline VecF max(VecF a, VecF b) { return {_mm256_max_ps(a.x, b.x)}; }
@@ -147,6 +148,7 @@ inline VecD operator-(VecD a, VecD b) { return {_mm256_sub_pd(a.x, b.x)}; }
 inline VecD operator*(VecD a, VecD b) { return {_mm256_mul_pd(a.x, b.x)}; }
 inline VecD operator/(VecD a, VecD b) { return {_mm256_div_pd(a.x, b.x)}; }
 inline VecD fmadd(VecD a, VecD b, VecD c) { return {_mm256_fmadd_pd(a.x, b.x, c.x)}; }
+inline VecD fmsub(VecD a, VecD b, VecD c) { return {_mm256_fmsub_pd(a.x, b.x, c.x)}; }
 inline VecD max(VecD a, VecD b) { return {_mm256_max_pd(a.x, b.x)}; }
 inline VecD select_equal(VecD a, VecD b, VecD then, VecD otherwise) {
   return {_mm256_blendv_pd(otherwise.x, then.x, _mm256_cmp_pd(a.x, b.x, _CMP_EQ_OQ))};

@@ -70,6 +70,7 @@ inline VecF operator-(VecF a, VecF b) { return {_mm512_sub_ps(a.x, b.x)}; }
 inline VecF operator*(VecF a, VecF b) { return {_mm512_mul_ps(a.x, b.x)}; }
 inline VecF operator/(VecF a, VecF b) { return {_mm512_div_ps(a.x, b.x)}; }
 inline VecF fmadd(VecF a, VecF b, VecF c) { return {_mm512_fmadd_ps(a.x, b.x, c.x)}; }
+inline VecF fmsub(VecF a, VecF b, VecF c) { return {_mm512_fmsub_ps(a.x, b.x, c.x)}; }
 // b where either is NaN: the newer operand goes second, so that a NaN score is not lost against a
 // bound.
 inline VecF max(VecF a, VecF b) { return {_mm512_max_ps(a.x, b.x)}; }
@@ -114,6 +115,7 @@ inline VecD operator-(VecD a, VecD b) { return {_mm512_sub_pd(a.x, b.x)}; }
 inline VecD operator*(VecD a, VecD b) { return {_mm512_mul_pd(a.x, b.x)}; }
 inline VecD operator/(VecD a, VecD b) { return {_mm512_div_pd(a.x, b.x)}; }
 inline VecD fmadd(VecD a, VecD b, VecD c) { return {_mm512_fmadd_pd(a.x, b.x, c.x)}; }
+inline VecD fmsub(VecD a, VecD b, VecD c) { return {_mm512_fmsub_pd(a.x, b.x, c.x)}; }
 inline VecD max(VecD a, VecD b) { return {_mm512_max_pd(a.x, b.x)}; }
 inline VecD select_equal(VecD a, VecD b, VecD then, VecD otherwise) {
   return {_mm512_mask_blend_pd(_mm512_cmp_pd_mask(a.x, b.x, _CMP_EQ_OQ), otherwise.x, then.x)};

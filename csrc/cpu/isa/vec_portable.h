@@ -82,6 +82,10 @@ template <class S, class I>
 PortableVec<S, I> fmadd(PortableVec<S, I> a, PortableVec<S, I> b, PortableVec<S, I> c) {
   return {a.x * b.x + c.x};
 }
+template <class S, class I>
+PortableVec<S, I> fmsub(PortableVec<S, I> a, PortableVec<S, I> b, PortableVec<S, I> c) {
+  return {a.x * b.x - c.x};
+}
 // b where either is NaN: the newer operand goes second, so that a NaN score is not lost against a
 // bound.
 template <class S, class I>

@@ -109,7 +109,8 @@ class Associate {
   void emit_rows(int64_t b, int64_t h, int64_t i0, int64_t rows, const VisibleKeys& keys,
                  Acc* scores) {
     const V hidden = V::set1(minus_infinity<Acc>()), zero = V::zero();
-    const V factor = V::set1(static_cast<Acc>(plain_ ? kLog2E * p_.scale : kLog2E));
+    const double factor = plain_ ? kLog2E * p_.scale : kLog2E;
+    const Exponential<V> exponential(factor);
     const Range all = {0, keys.count};
     V lanes[V::kLanes];
     for (int x = 0; x < V::kLanes; ++x)
@@ -120,7 +121,8 @@ class Associate {
     shift.store(shifts);
     if (a_.output == AssociateOutput::kEntropy) {
       for (int64_t x = 0; x < rows; ++x)
-        emit_entropy(b, h, i0 + x, keys, scores + x * row_, tops[x], V::set1(shifts[x]), factor);
+        emit_entropy(b, h, i0 + x, keys, scores + x * row_, tops[x], V::set1(shifts[x]),
+                     V::set1(static_cast<Acc>(factor)), exponential);
       return;
     }
     for (int x = 0; x < V::kLanes; ++x) {
@@ -130,7 +132,7 @@ class Associate {
       for (int64_t j = 0; x < rows && j < keys.count; j += kForwardBlockN)
         lanes[x] = lanes[x] + exponentiate<E, false>(scores + x * row_,
                                                      {j, min_of(keys.count, j + kForwardBlockN)},
-                                                     V::set1(shifts[x]), factor);
+                                                     V::set1(shifts[x]), exponential);
     }
     sum_of_rows(lanes).store(sums);
     for (int64_t x = 0; x < rows; ++x) {
@@ -185,15 +187,15 @@ class Associate {
 
   // -sum w log w with w = e^t / total, t <= 0: both parts of log w have one sign, nothing cancels.
   void emit_entropy(int64_t b, int64_t h, int64_t i, const VisibleKeys& keys, const Acc* scores,
-                    Acc top, V shift, V factor) {
+                    Acc top, V shift, V factor, const Exponential<V>& exponential) {
     const V zero = V::zero();
     V sums = zero, products = zero;
     for (int64_t j = 0; j < keys.count; j += kForwardBlockN) {
       V chunk_sums = zero, chunk_products = zero;
       for (int64_t x = j; x < min_of(keys.count, j + kForwardBlockN); x += V::kLanes) {
-        const V t = (V::load(scores + x) - shift) * factor, e = exp2_nonpositive(t);
+        const V difference = V::load(scores + x) - shift, e = exponential(difference);
         chunk_sums = chunk_sums + e;
-        chunk_products = chunk_products + select_equal(e, zero, zero, e * t);
+        chunk_products = chunk_products + select_equal(e, zero, zero, e * (difference * factor));
       }
       sums = sums + chunk_sums;
       products = products + chunk_products;

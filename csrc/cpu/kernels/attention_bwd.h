@@ -302,7 +302,7 @@ class AttentionBackwardTask {
     const Acc delta = weighted_[i] - (g_.dlse ? static_cast<const Acc*>(g_.dlse)[row] : Acc(0));
     const Acc sink = sink_of<Acc>(p_, b_, h_);
     if (sink == minus_infinity<Acc>()) return;
-    const Acc share = exponential<V>(sink - static_cast<const Acc*>(p_.row_top)[row]) /
+    const Acc share = exp_scalar<V>(sink - static_cast<const Acc*>(p_.row_top)[row]) /
                       static_cast<const Acc*>(p_.row_sum)[row];
     dsink_ -= static_cast<double>(share) * delta;
   }
@@ -479,13 +479,13 @@ class AttentionBackwardTask {
   void rebuild_weights(int64_t i, Acc* s, Range seen) {
     const int64_t row = row_of(i);
     const V zero = V::zero();
-    const V log2e = V::set1(static_cast<Acc>(plain_ ? kLog2E * p_.scale : kLog2E));
+    const Exponential<V> exponential(plain_ ? kLog2E * p_.scale : kLog2E);
     const V top = V::set1(static_cast<const Acc*>(p_.row_top)[row]);
     const V inverse = V::set1(1 / static_cast<const Acc*>(p_.row_sum)[row]);
     for (int64_t x = round_down(seen.begin, V::kLanes); x < seen.end; x += V::kLanes) {
-      const V exponential = exp2_nonpositive((V::load(s + x) - top) * log2e);
+      const V e = exponential(V::load(s + x) - top);
       // What is hidden stays 0 even in a row whose sum is NaN.
-      select_equal(exponential, zero, zero, exponential * inverse).store(s + x);
+      select_equal(e, zero, zero, e * inverse).store(s + x);
     }
   }
 

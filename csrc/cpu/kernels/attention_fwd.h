@@ -278,7 +278,7 @@ class AttentionForward {
                     const VisibleKeys& keys, const Band& band, int64_t k_begin, int64_t k_end,
                     Range span, ChunkBias<Acc>& bias) {
     const V hidden = V::set1(minus_infinity<Acc>()), zero = V::zero();
-    const V factor = V::set1(static_cast<Acc>(plain_ ? kLog2E * p_.scale : kLog2E));
+    const Exponential<V> exponential(plain_ ? kLog2E * p_.scale : kLog2E);
     const bool needs_floats = dropout_.active() || p_.mass;
     for (int64_t g = 0; g < rows; g += V::kLanes) {
       const int n = static_cast<int>(min_of(V::kLanes, rows - g));
@@ -298,7 +298,7 @@ class AttentionForward {
       // Nothing visible yet: exponents of -inf - 0 give exact zeros, where -inf - (-inf) would give
       // NaN.
       const V shift = select_equal(new_top, hidden, zero, new_top);
-      const V correction = exp2_nonpositive((old_top - shift) * factor);
+      const V correction = exponential(old_top - shift);
       new_top.store_first(top_ + r, n);
       alignas(64) Acc shifts[V::kLanes], corrections[V::kLanes];
       shift.store(shifts);
@@ -310,9 +310,9 @@ class AttentionForward {
         if (seen[x].empty()) {
           lanes[x] = zero;
         } else if (kWords && !needs_floats) {
-          lanes[x] = exponentiate<E, kWords>(s, seen[x], top, factor);
+          lanes[x] = exponentiate<E, kWords>(s, seen[x], top, exponential);
         } else {
-          lanes[x] = exponentiate<E, false>(s, seen[x], top, factor);
+          lanes[x] = exponentiate<E, false>(s, seen[x], top, exponential);
         }
         if (!needs_floats) zero_words_around(s, span, seen[x]);
       }

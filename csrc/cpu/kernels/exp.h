@@ -1,4 +1,4 @@
-// 2^t for t <= 0 (slightly above is fine), the only transcendental function that attention needs.
+// 2^(factor * x) <= 1, the only transcendental function that attention needs.
 #pragma once
 
 namespace crossmodal::cpu::CROSSMODAL_ISA {
@@ -35,13 +35,28 @@ inline VecD exp2_fraction(VecD f) {
 inline float exp2_floor(VecF) { return -200.0f; }
 inline double exp2_floor(VecD) { return -1200.0; }
 
-// -inf gives exactly 0, NaN stays NaN. The clamp keeps -inf - (-inf) out of the fraction.
+// x -> 2^(factor * x) for factor * x <= 0 (slightly above is fine), factor > 0. -inf gives exactly
+// 0, NaN stays NaN.
 template <class V>
-inline V exp2_nonpositive(V t) {
-  t = max(V::set1(exp2_floor(V{})), t);
-  const V n = round_nearest(t);
-  return scale_by_power(exp2_fraction(t - n), n);
-}
+class Exponential {
+  using Acc = typename V::Scalar;
+
+ public:
+  explicit Exponential(double factor)
+      : factor_(V::set1(static_cast<Acc>(factor))),
+        lowest_(V::set1(exp2_floor(V{}) / static_cast<Acc>(factor))) {}
+
+  V operator()(V x) const {
+    // Keeps -inf - (-inf) out of the fraction.
+    x = max(lowest_, x);
+    const V n = round_nearest(x * factor_);
+    // Fused: the product is rounded once it is small, not before.
+    return scale_by_power(exp2_fraction(fmsub(x, factor_, n)), n);
+  }
+
+ private:
+  V factor_, lowest_;
+};
 
 }  // namespace
 }  // namespace crossmodal::cpu::CROSSMODAL_ISA

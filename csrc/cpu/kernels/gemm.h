@@ -30,17 +30,21 @@ struct OperandA {
   int64_t step;
 };
 
-// Columns are cut into strips of equal width, at most kMaxTileVectors vectors.
-struct Strips {
+// [0, total) in pieces of nearly equal size, at most `most` each: 13 in pieces of at most 6 are 5 +
+// 4 + 4, not 6 + 6 + 1.
+struct Pieces {
   int64_t count, base, extra;
 
-  explicit Strips(int64_t vectors)
-      : count(ceil_div(vectors, kMaxTileVectors)),
-        base(count ? vectors / count : 0),
-        extra(count ? vectors % count : 0) {}
-  int width(int64_t s) const { return static_cast<int>(base + (s < extra)); }
-  int64_t start(int64_t s) const { return s * base + min_of(s, extra); }
+  Pieces(int64_t total, int64_t most)
+      : count(ceil_div(total, most)),
+        base(count ? total / count : 0),
+        extra(count ? total % count : 0) {}
+  int64_t size(int64_t i) const { return base + (i < extra); }
+  int64_t start(int64_t i) const { return i * base + min_of(i, extra); }
 };
+
+// Columns of B, counted in vectors, by what a tile takes.
+inline Pieces strips_of(int64_t vectors) { return {vectors, kMaxTileVectors}; }
 
 template <class E>
 using TileFn = void (*)(int64_t words, OperandA<E> a, const typename E::Word* b, int64_t b_row,
@@ -119,33 +123,25 @@ void gemm(int64_t rows, int64_t vectors, int64_t words, OperandA<E> a, OperandB<
           typename E::Acc* c, int64_t c_row, Range columns = {0, INT64_MAX},
           Prefetcher* prefetcher = nullptr) {
   constexpr int kLanes = E::Vec::kLanes;
-  const Strips strips(vectors);
+  const Pieces strips = strips_of(vectors), chains(max_of(words, 1), kMaxChain);
   for (int64_t s = 0; s < strips.count; ++s) {
-    const int width = strips.width(s);
-    const int64_t start = strips.start(s) * kLanes;
-    if (start >= columns.end || start + width * kLanes <= columns.begin) continue;
+    const int width = static_cast<int>(strips.size(s));
     const int64_t first = strips.start(s) * kLanes;
+    if (first >= columns.end || first + width * kLanes <= columns.begin) continue;
     const typename E::Word* b_strip = b.data + (b.panels ? first * words : first);
     const int64_t b_row = b.panels ? width * kLanes : b.ld;
-    // Rows are balanced over tiles: 13 rows in tiles of at most 6 are 5 + 4 + 4, not 6 + 6 + 1.
-    const int64_t groups = ceil_div(rows, max_tile_rows(width));
-    int64_t i = 0;
-    for (int64_t g = 0; g < groups; ++g) {
-      const int height = static_cast<int>(rows / groups + (g < rows % groups));
-      typename E::Acc* c_tile = c + i * c_row + first;
-      const int64_t chain = min_of(words, kMaxChain);
-      const auto lines = [&](int64_t k) {
-        return prefetcher ? prefetcher->take(k) : Prefetcher::Lines{};
-      };
-      pick_tile<E, kInto>(height, width)(chain, {a.data + i * a.row, a.row, a.step}, b_strip, b_row,
-                                         c_tile, c_row, lines(chain));
-      for (int64_t k = chain; k < words; k += kMaxChain) {
-        const int64_t n = min_of(words - k, kMaxChain);
-        pick_tile<E, Into::kAdd>(height, width)(n, {a.data + i * a.row + k * a.step, a.row, a.step},
-                                                b_strip + k * b_row, b_row, c_tile, c_row,
-                                                lines(n));
+    const Pieces tiles(rows, max_tile_rows(width));
+    for (int64_t t = 0; t < tiles.count; ++t) {
+      const int64_t i = tiles.start(t);
+      const int height = static_cast<int>(tiles.size(t));
+      for (int64_t x = 0; x < chains.count; ++x) {
+        const int64_t k = chains.start(x), n = min_of(words, chains.size(x));
+        const TileFn<E> multiply =
+            x == 0 ? pick_tile<E, kInto>(height, width) : pick_tile<E, Into::kAdd>(height, width);
+        multiply(n, {a.data + i * a.row + k * a.step, a.row, a.step}, b_strip + k * b_row, b_row,
+                 c + i * c_row + first, c_row,
+                 prefetcher ? prefetcher->take(n) : Prefetcher::Lines{});
       }
-      i += height;
     }
   }
 }

@@ -72,11 +72,11 @@ void pack_transposed(const typename E::Element* const* rows, int64_t n, int64_t 
   using V = typename E::Vec;
   constexpr int kLanes = V::kLanes;
   const int64_t words = words_for<E>(width);
-  const Strips strips(ceil_div(n, kLanes));
+  const Pieces strips = strips_of(ceil_div(n, kLanes));
   for (int64_t s = 0; s < strips.count; ++s) {
-    const int64_t ld = strips.width(s) * kLanes;
+    const int64_t ld = strips.size(s) * kLanes;
     typename E::Word* panel = dst + strips.start(s) * kLanes * words;
-    for (int v = 0; v < strips.width(s); ++v) {
+    for (int v = 0; v < strips.size(s); ++v) {
       const int64_t j0 = (strips.start(s) + v) * kLanes;
       const int filled = static_cast<int>(min_of(kLanes, n - j0));
       typename E::Word* column = panel + v * kLanes;

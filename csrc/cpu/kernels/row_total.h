@@ -13,9 +13,9 @@ inline double natural_log(double x) { return __builtin_log(x); }
 
 // exp(t) of one number t <= 0, the way the vectors do it.
 template <class V>
-typename V::Scalar exponential(typename V::Scalar t) {
+typename V::Scalar exp_scalar(typename V::Scalar t) {
   alignas(64) typename V::Scalar lanes[V::kLanes];
-  exp2_nonpositive(V::set1(t * static_cast<typename V::Scalar>(kLog2E))).store(lanes);
+  Exponential<V>{kLog2E}(V::set1(t)).store(lanes);
   return lanes[0];
 }
 
@@ -52,10 +52,10 @@ RowTotal<typename V::Scalar> with_sink(const AttentionProblem& p, int64_t b, int
   if (sum == 0) return {sink, 0, sink, 0};
   if (sink == minus_infinity<Acc>()) return {top, sum, top + natural_log(sum), 1 / sum};
   if (sink > top) {
-    const Acc shrink = exponential<V>(top - sink), total = sum * shrink + 1;
+    const Acc shrink = exp_scalar<V>(top - sink), total = sum * shrink + 1;
     return {sink, total, sink + natural_log(total), shrink / total};
   }
-  const Acc total = sum + exponential<V>(sink - top);
+  const Acc total = sum + exp_scalar<V>(sink - top);
   return {top, total, top + natural_log(total), 1 / total};
 }
 

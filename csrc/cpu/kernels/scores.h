@@ -100,11 +100,12 @@ V finish_scores(typename V::Scalar* s, Range seen, typename V::Scalar scale,
   const V factor = V::set1(scale);
   V top = hidden;
   for (int64_t x = round_down(seen.begin, V::kLanes); x < seen.end; x += V::kLanes) {
-    V score = factor * V::load(s + x);
+    const V product = V::load(s + x);
+    V score = factor * product;
     const int rest = static_cast<int>(min_of(V::kLanes, seen.end - x));
     if (bias != nullptr) {
       const V b = rest == V::kLanes ? V::load(bias + x) : V::load_first(bias + x, rest);
-      score = select_equal(b, hidden, hidden, score + b);
+      score = select_equal(b, hidden, hidden, fmadd(factor, product, b));
     }
     if (rest < V::kLanes) score = keep_first(score, rest, hidden);
     if (x < seen.begin) score = keep_first(hidden, static_cast<int>(seen.begin - x), score);

@@ -94,13 +94,13 @@ V sum_of_rows(V rows[V::kLanes], int n) {
   return V::load(lanes);
 }
 
-// s[x] = exp(factor * (s[x] - top)) on the whole vectors of `seen`, whose other lanes hold -inf
+// s[x] = exponential(s[x] - top) on the whole vectors of `seen`, whose other lanes hold -inf
 // before and 0 after; as floats, or as words in place, for the operand of P V. Returns the sum,
 // lane by lane.
 template <class E, bool kWords, class V = typename E::Vec>
-V exponentiate(typename V::Scalar* s, Range seen, V top, V factor) {
-  const auto exponential = [&](int64_t x) {
-    const V e = exp2_nonpositive((V::load(s + x) - top) * factor);
+V exponentiate(typename V::Scalar* s, Range seen, V top, const Exponential<V>& exponential) {
+  const auto step = [&](int64_t x) {
+    const V e = exponential(V::load(s + x) - top);
     if constexpr (kWords && E::kPerWord == 2) {
       e.store(reinterpret_cast<BFloat16*>(s) + x);
     } else {
@@ -114,11 +114,11 @@ V exponentiate(typename V::Scalar* s, Range seen, V top, V factor) {
     const int64_t end = min_of(seen.end, x + kSumChain * V::kLanes);
     V even = V::zero(), odd = V::zero();
     for (; x + V::kLanes < end; x += 2 * V::kLanes) {
-      even = even + exponential(x);
-      odd = odd + exponential(x + V::kLanes);
+      even = even + step(x);
+      odd = odd + step(x + V::kLanes);
     }
     if (x < end) {
-      even = even + exponential(x);
+      even = even + step(x);
       x += V::kLanes;
     }
     total = total + (even + odd);

@@ -45,7 +45,7 @@ Capped<V> soft_cap(V score, V cap) {
   using Acc = typename V::Scalar;
   const V zero = V::zero(), one = V::set1(Acc(1));
   const V x = score / cap, size = max(zero - x, x);  // NaN stays
-  const V e = exp2_nonpositive(size * V::set1(static_cast<Acc>(-2 * kLog2E)));
+  const V e = Exponential<V>{2 * kLog2E}(zero - size);
   const V far = one - (e + e) / (one + e);
   const V ratio = tanh_over_x(x * x), limit = V::set1(Acc(0.625));
   const V t = select_less(size, limit, size * ratio, far);
