@@ -16,6 +16,7 @@
 
 #include "cpu/kernels/attention_fwd.h"
 #include "cpu/kernels/key_gradients.h"
+#include "cpu/kernels/plain_gradient.h"
 #include "cpu/kernels/weight_gradient.h"
 
 namespace crossmodal::cpu::CROSSMODAL_ISA {
@@ -41,7 +42,7 @@ class AttentionBackwardTask {
         arena_(memory),
         key_gradients_(p, &arena_),
         chunk_(min_of(p.total_keys, kBackwardBlockN)),
-        block_(round_up(max_of(1, min_of(p.seqlen_q, kBackwardBlockM)), E::kPerWord)),
+        block_(round_up(max_of(1, min_of(p.seqlen_q, kBackwardBlockM<E>)), E::kPerWord)),
         words_(words_for<E>(p.head_dim)),
         words_v_(words_for<E>(p.head_dim_v)),
         width_(round_up(p.head_dim, V::kLanes)),
@@ -325,15 +326,10 @@ class AttentionBackwardTask {
     products(rows, k_end - k_begin, reached);
     // Whole vectors of keys that some query of the block sees.
     const int64_t from = round_down(reached.begin, V::kLanes), to = reached.end, n = to - from;
-    for (int64_t i = 0; i < rows; ++i) {
-      Acc *s = p_ij_ + i * score_row_, *ds = ds_ij_ + i * score_row_;
-      Range seen = reach(band, keys, i_begin + i, i_begin + i, k_begin, k_end);
-      if (dead_[i]) seen = {0, 0};
-      if (!seen.empty()) softmax_gradient(i_begin + i, s, ds, seen, keys, k_begin, bias);
-      zero_around<V>(s, from, round_up(to, V::kLanes), seen);
-      zero_around<V>(ds, from, round_up(to, V::kLanes), seen);
-      if (E::kPerWord == 2 && (i % 2 == 1 || i + 1 == rows))
-        words_of_pair(i / 2, i % 2 == 1, from, round_up(to, V::kLanes));
+    if (all_seen_ && !any_dead_ && is_simple()) {
+      plain_gradient(i_begin, rows, n).run();
+    } else {
+      gradients_of_rows(i_begin, rows, keys, band, {from, to}, k_begin, k_end, bias);
     }
 
     // With one element per word they are the arrays themselves.
@@ -357,6 +353,44 @@ class AttentionBackwardTask {
           rows, width_ / V::kLanes, words_for<E>(n), {ds_along + from / E::kPerWord, score_row_, 1},
           {k_operand_.data + from / E::kPerWord * k_operand_.ld, false, k_operand_.ld}, dq_, width_,
           {0, INT64_MAX}, &prefetcher_);
+    }
+  }
+
+  // Whether dS is P (dP - delta) and nothing else.
+  bool is_simple() const {
+    return !dropout_.active() && !g_.dmass && !g_.associate && !kinds_.gradients && !g_.dsink;
+  }
+
+  PlainGradient<E> plain_gradient(int64_t i_begin, int64_t rows, int64_t n) {
+    const int64_t row = row_of(i_begin);
+    return {p_ij_,
+            ds_ij_,
+            score_row_,
+            rows,
+            n,
+            static_cast<const Acc*>(p_.row_top) + row,
+            static_cast<const Acc*>(p_.row_sum) + row,
+            delta_ + i_begin,
+            one_chunk_,
+            Exponential<V>(kLog2E * p_.scale),
+            static_cast<Acc>(p_.scale),
+            p_pairs_,
+            ds_pairs_};
+  }
+
+  // P and dS of a block of queries, in words, for the keys of `span`.
+  void gradients_of_rows(int64_t i_begin, int64_t rows, const VisibleKeys& keys, const Band& band,
+                         Range span, int64_t k_begin, int64_t k_end, ChunkBias<Acc>& bias) {
+    const int64_t end = round_up(span.end, V::kLanes);
+    for (int64_t i = 0; i < rows; ++i) {
+      Acc *s = p_ij_ + i * score_row_, *ds = ds_ij_ + i * score_row_;
+      Range seen = reach(band, keys, i_begin + i, i_begin + i, k_begin, k_end);
+      if (dead_[i]) seen = {0, 0};
+      if (!seen.empty()) softmax_gradient(i_begin + i, s, ds, seen, keys, k_begin, bias);
+      zero_around<V>(s, span.begin, end, seen);
+      zero_around<V>(ds, span.begin, end, seen);
+      if (E::kPerWord == 2 && (i % 2 == 1 || i + 1 == rows))
+        words_of_pair(i / 2, i % 2 == 1, span.begin, end);
     }
   }
 

@@ -63,7 +63,11 @@ void dot_with_rows(const T* q, const T* const* rows, int64_t n, int64_t width,
   }
 }
 
-// out[d] += sum_j p[j] * rows[j][d] for at most kMaxChain rows; out holds whole vectors.
+// Rows whose products are summed in one chain. Short, as equal products round in one direction, and
+// the memory hides what it costs.
+constexpr int64_t kWeightedChain = min_of(16, kMaxChain);
+
+// out[d] += sum_j p[j] * rows[j][d] for at most kWeightedChain rows; out holds whole vectors.
 template <class V, class T>
 void add_weighted_chain(const typename V::Scalar* p, const T* const* rows, int64_t n, int64_t width,
                         typename V::Scalar* out) {
@@ -96,8 +100,8 @@ void add_weighted_chain(const typename V::Scalar* p, const T* const* rows, int64
 template <class V, class T>
 void add_weighted_rows(const typename V::Scalar* p, const T* const* rows, int64_t n, int64_t width,
                        typename V::Scalar* out) {
-  for (int64_t j = 0; j < n; j += kMaxChain)
-    add_weighted_chain<V>(p + j, rows + j, min_of(kMaxChain, n - j), width, out);
+  for (int64_t j = 0; j < n; j += kWeightedChain)
+    add_weighted_chain<V>(p + j, rows + j, min_of(kWeightedChain, n - j), width, out);
 }
 
 }  // namespace

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <cstring>
 
 #include "cpu/kernels/engine.h"
 #include "cpu/kernels/prefetch.h"
@@ -22,13 +23,51 @@ struct OperandB {
   int64_t ld;
 };
 
-// A[i][k] at data[i * row + k * step].
-template <class E>
-struct OperandA {
-  const typename E::Word* data;
-  int64_t row;
-  int64_t step;
+// Whether each row has one more element, which is no whole word: what follows it is not read.
+template <class E, bool = E::kPerWord == 2>
+struct HalfWord {
+  bool half = false;
 };
+template <class E>
+struct HalfWord<E, false> {
+  static constexpr bool half = false;
+};
+
+// A[i][k] at data + i * row + k * step, in bytes: rows of half-precision elements may begin within
+// a word.
+template <class E>
+struct OperandA : HalfWord<E> {
+  using Word = typename E::Word;
+  using Element = typename E::Element;
+
+  const char* data;
+  int64_t row, step;
+
+  // `row` and `step` in words.
+  OperandA(const Word* words, int64_t row, int64_t step)
+      : data(reinterpret_cast<const char*>(words)),
+        row(row * int64_t{sizeof(Word)}),
+        step(step * int64_t{sizeof(Word)}) {}
+  // Rows of `width` elements, `stride` elements apart, where they stand. Their words_within(width)
+  // words are the contraction.
+  static OperandA in_place(const Element* rows, int64_t stride, int64_t width) {
+    OperandA a(reinterpret_cast<const Word*>(rows), 0, 1);
+    a.row = stride * int64_t{sizeof(Element)};
+    if constexpr (E::kPerWord == 2) a.half = width % 2 != 0;
+    return a;
+  }
+
+  OperandA at(int64_t i, int64_t k) const {
+    OperandA a = *this;
+    a.data += i * row + k * step;
+    return a;
+  }
+};
+
+template <class E>
+constexpr int64_t words_within(int64_t width) {
+  return width / E::kPerWord;
+}
 
 // [0, total) in pieces of nearly equal size, at most `most` each: 13 in pieces of at most 6 are 5 +
 // 4 + 4, not 6 + 6 + 1.
@@ -60,27 +99,40 @@ void tile(int64_t words, OperandA<E> a, const typename E::Word* b, int64_t b_row
 #pragma GCC unroll 8
     for (int v = 0; v < kVectors; ++v) acc[i][v] = V::zero();
 
-  const typename E::Word* column = a.data;
-  const auto step = [&]() __attribute__((always_inline)) {
+  const char* column = a.data;
+  const auto step = [&](auto read) __attribute__((always_inline)) {
     typename E::Words operand[kVectors];
 #pragma GCC unroll 8
     for (int v = 0; v < kVectors; ++v) operand[v] = E::load(b + v * V::kLanes);
 #pragma GCC unroll 16
     for (int i = 0; i < kRows; ++i) {
-      const typename E::Words scalar = E::broadcast(column[i * a.row]);
+      const typename E::Words scalar = read(column + i * a.row);
 #pragma GCC unroll 8
       for (int v = 0; v < kVectors; ++v) acc[i][v] = E::multiply_add(scalar, operand[v], acc[i][v]);
     }
     column += a.step;
     b += b_row;
   };
+  const auto whole = [](const char* at) {
+    typename E::Word word;
+    std::memcpy(&word, at, sizeof(word));
+    return E::broadcast(word);
+  };
   int64_t k = 0;
   for (; k < lines.count; ++k) {
     __builtin_prefetch(lines.at);
     lines.at += lines.step;
-    step();
+    step(whole);
   }
-  for (; k < words; ++k) step();
+  for (; k < words; ++k) step(whole);
+  if constexpr (E::kPerWord == 2) {
+    if (a.half)
+      step([](const char* at) {
+        uint16_t element;
+        std::memcpy(&element, at, sizeof(element));
+        return E::broadcast(element);
+      });
+  }
 
   // Adding at the end, not starting from C: summation chains stay as short as one contraction,
   // which is what keeps fp32 accurate over many chunks of keys.
@@ -115,9 +167,9 @@ TileFn<E> pick_tile(int rows, int vectors) {
   }
 }
 
-// C[rows][vectors * lanes] (+)= A[rows][words] * B[words][vectors * lanes]. No contraction leaves C
-// as kInto says: zero or untouched. C's rows must have room for whole vectors. Strips without a
-// column in `columns` may be left out.
+// C[rows][vectors * lanes] (+)= A[rows][words] * B[words][vectors * lanes], and half a word more
+// where A has it. No contraction leaves C as kInto says: zero or untouched. C's rows must have room
+// for whole vectors. Strips without a column in `columns` may be left out.
 template <class E, Into kInto>
 void gemm(int64_t rows, int64_t vectors, int64_t words, OperandA<E> a, OperandB<E> b,
           typename E::Acc* c, int64_t c_row, Range columns = {0, INT64_MAX},
@@ -138,8 +190,9 @@ void gemm(int64_t rows, int64_t vectors, int64_t words, OperandA<E> a, OperandB<
         const int64_t k = chains.start(x), n = min_of(words, chains.size(x));
         const TileFn<E> multiply =
             x == 0 ? pick_tile<E, kInto>(height, width) : pick_tile<E, Into::kAdd>(height, width);
-        multiply(n, {a.data + i * a.row + k * a.step, a.row, a.step}, b_strip + k * b_row, b_row,
-                 c + i * c_row + first, c_row,
+        OperandA<E> piece = a.at(i, k);
+        if constexpr (E::kPerWord == 2) piece.half = a.half && x + 1 == chains.count;
+        multiply(n, piece, b_strip + k * b_row, b_row, c + i * c_row + first, c_row,
                  prefetcher ? prefetcher->take(n) : Prefetcher::Lines{});
       }
     }

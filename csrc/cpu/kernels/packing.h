@@ -116,22 +116,18 @@ void pack_across_rows(const typename E::Element* const* rows, int64_t n, int64_t
                       typename E::Word* dst, int64_t ld) {
   using V = typename E::Vec;
   constexpr int kLanes = V::kLanes;
-  auto load = [width](const typename E::Element* row, int64_t w) {
-    V x = V::zero();
-    if (row != nullptr && w < width) {
-      x = w + kLanes <= width ? V::load(row + w)
-                              : V::load_first(row + w, static_cast<int>(width - w));
-    }
-    return kNonFinite == NonFinite::kZero ? zero_non_finite(x) : x;
-  };
+  constexpr bool kFinite = kNonFinite == NonFinite::kZero;
   for (int64_t i = 0; i < n; i += E::kPerWord) {
     typename E::Word* out = dst + i / E::kPerWord * ld;
     for (int64_t w = 0; w < ld; w += kLanes) {
-      const V even = load(rows[i], w);
-      if constexpr (E::kPerWord == 1) {
-        even.store(out + w);
+      const int rest = static_cast<int>(max_of(0, min_of(kLanes, width - w)));
+      const auto at = [&](int64_t row) { return row < n && rows[row] ? rows[row] + w : nullptr; };
+      if constexpr (E::kPerWord == 2) {
+        store_row_pairs(at(i), at(i + 1), rest, kFinite, out + w);
       } else {
-        store_pairs(even, load(i + 1 < n ? rows[i + 1] : nullptr, w), out + w);
+        V x = V::zero();
+        if (at(i)) x = rest == kLanes ? V::load(at(i)) : V::load_first(at(i), rest);
+        (kFinite ? zero_non_finite(x) : x).store(out + w);
       }
     }
   }

@@ -13,7 +13,10 @@ namespace {
 constexpr int64_t kForwardBlockM = 64;
 constexpr int64_t kForwardBlockN = 512;
 // Backward holds five key-sized and two score-sized arrays at once, hence half the keys.
-constexpr int64_t kBackwardBlockM = 64;
+// The sums over a block's queries are half as long in pairs of bfloat16, and each begins with a
+// look at what is there.
+template <class E>
+constexpr int64_t kBackwardBlockM = 64 * E::kPerWord;
 constexpr int64_t kBackwardBlockN = 256;
 
 // Row length of a score block: whole vectors, and never a multiple of 1 KB, which would put the

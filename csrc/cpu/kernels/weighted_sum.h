@@ -121,8 +121,10 @@ class WeightedSumForward : WeightedSumBase<E> {
   using typename Base::T;
   using typename Base::V;
   using typename Base::Word;
-  // Elements are the micro-kernel's words, and its sums are of their type.
-  static constexpr bool kAsTheyAre = E::kPerWord == 1 && sizeof(T) == sizeof(Word);
+  // Elements make up the micro-kernel's words without being widened.
+  static constexpr bool kElementsAreWords = E::kPerWord * sizeof(T) == sizeof(Word);
+  // Each is one, and sums are of their type.
+  static constexpr bool kAsTheyAre = kElementsAreWords && E::kPerWord == 1;
 
  public:
   WeightedSumForward(const WeightedSumProblem& w, int64_t panel_rows, char* memory)
@@ -137,7 +139,6 @@ class WeightedSumForward : WeightedSumBase<E> {
                     (4 << 20)) {
     values_ = this->arena_.template take<Word>(words_for<E>(this->chunk_) * this->width_);
     out_ = this->arena_.template take<Acc>(panel_rows * this->width_);
-    weight_rows_ = this->arena_.template take<const T*>(kForwardBlockM);
   }
   size_t scratch_bytes() const { return this->arena_.used(); }
 
@@ -164,7 +165,7 @@ class WeightedSumForward : WeightedSumBase<E> {
     Acc* sums = in_place ? reinterpret_cast<Acc*>(out) : out_;
     const int64_t ld = in_place ? w.out_stride[2] : this->width_;
     if (keys.count == 0)
-      for (int64_t i = 0; i < panel; ++i) zero_row(sums + i * ld, this->width_);
+      for (int64_t i = 0; i < panel; ++i) zero_row(out + i * w.out_stride[2], w.head_dim);
     const Blocks chunks(keys.count, kBackwardBlockN), blocks(panel, kForwardBlockM);
     for (int64_t c = 0; c < chunks.count; ++c) {
       const int64_t begin = chunks.begin(c), end = chunks.end(c), n = end - begin;
@@ -178,18 +179,22 @@ class WeightedSumForward : WeightedSumBase<E> {
         const OperandA<E> weights =
             weights_of_block(b, h, q_begin + first, rows, keys, begin, end, bias);
         const int64_t vectors = this->width_ / V::kLanes;
+        const int64_t words = weights.half ? words_within<E>(n) : words_for<E>(n);
+        // Finished sums leave at once, and the next block's are formed where they were.
+        const bool last = c + 1 == chunks.count, only = last && c == 0;
+        Acc* block_sums = in_place || !only ? sums + first * ld : sums;
         if (c == 0) {
-          gemm<E, Into::kStore>(rows, vectors, words_for<E>(n), weights, values, sums + first * ld,
-                                ld, {0, INT64_MAX}, &prefetcher_);
+          gemm<E, Into::kStore>(rows, vectors, words, weights, values, block_sums, ld,
+                                {0, INT64_MAX}, &prefetcher_);
         } else {
-          gemm<E, Into::kAdd>(rows, vectors, words_for<E>(n), weights, values, sums + first * ld,
-                              ld, {0, INT64_MAX}, &prefetcher_);
+          gemm<E, Into::kAdd>(rows, vectors, words, weights, values, block_sums, ld, {0, INT64_MAX},
+                              &prefetcher_);
         }
+        if (in_place || !last) continue;
+        for (int64_t i = 0; i < rows; ++i)
+          store_row<V>(block_sums + i * ld, w.head_dim, out + (first + i) * w.out_stride[2]);
       }
     }
-    if (in_place) return;
-    for (int64_t i = 0; i < panel; ++i)
-      store_row<V>(out_ + i * this->width_, w.head_dim, out + i * w.out_stride[2]);
   }
 
   OperandB<E> values_of_chunk(const VisibleKeys& keys, int64_t n) {
@@ -205,16 +210,11 @@ class WeightedSumForward : WeightedSumBase<E> {
                                ChunkBias<Acc>& bias) {
     const int64_t n = end - begin, ld = this->score_row_;
     const int64_t* stride = this->w_.weights_stride;
-    const bool plain = !this->kinds_.dense && stride[3] == 1 && keys.segments[0].contiguous;
+    const bool plain =
+        kElementsAreWords && !this->kinds_.dense && stride[3] == 1 && keys.segments[0].contiguous;
     const T* weights =
         row_at<const T>(this->w_.weights, stride, b, h, i_begin) + (plain ? keys.rows[begin] : 0);
-    if (plain && kAsTheyAre) return {reinterpret_cast<const Word*>(weights), stride[2], 1};
-    if (plain) {
-      for (int64_t i = 0; i < rows; ++i) weight_rows_[i] = weights + i * stride[2];
-      Word* packed = reinterpret_cast<Word*>(this->weights_);
-      pack_along_row<E>(weight_rows_, rows, n, packed, ld);
-      return {packed, ld, 1};
-    }
+    if (plain) return OperandA<E>::in_place(weights, stride[2], n);
     for (int64_t i = 0; i < rows; ++i) {
       Acc* row = this->weights_ + i * ld;
       this->gather_weights(b, h, i_begin + i, keys, begin, end, bias.for_query(i_begin + i), row);
@@ -248,7 +248,6 @@ class WeightedSumForward : WeightedSumBase<E> {
   Prefetcher prefetcher_;
   Word* values_;
   Acc* out_;
-  const T** weight_rows_;
 };
 
 template <class E>
