@@ -28,6 +28,10 @@ struct ScoreTerm {
   int64_t grad_stride[4];  // 0 where the term broadcasts
   int64_t grad_size;  // elements of one accumulator; AttentionBackward::num_partials of them follow
                       // each other
+
+  // Or, of a term that is the scores themselves: its gradient [batch, num_heads, seqlen_q,
+  // seqlen_k] of dtype, contiguous, every element of which is written; null if not wanted.
+  void* dscores;
 };
 
 constexpr int kMaxTerms = 2;

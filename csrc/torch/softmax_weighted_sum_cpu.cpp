@@ -2,6 +2,7 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/headeronly/util/Exception.h>
 
+#include "core/given_scores.h"
 #include "cpu/attention.h"
 #include "torch/attention.h"
 #include "torch/attention_gradients.h"
@@ -91,6 +92,16 @@ std::tuple<Tensor, Tensor> softmax_weighted_sum_bwd_cpu(
   row_strides(dout, g.dout_stride);
   std::vector<int64_t> wanted = {0, 0, wants_dvalues, wants_dscores};
   if (mask.has_value()) wanted.push_back(0);
+  // Where the scores are read as they are, their gradient is written once, without an accumulator.
+  if (wants_dscores && given_scores(p)) {
+    const Tensor dscores =
+        torch::stable::new_empty(scores, {p.batch, p.num_heads, p.seqlen_q, p.total_keys});
+    bound.term(0).dscores = dscores.mutable_data_ptr();
+    wanted[3] = 0;
+    const TensorList gradients =
+        attention_gradients_cpu({x.query, x.keys, x.values, x.terms, x.none, wanted}, &bound, &g);
+    return {dscores, gradients[2]};
+  }
   const TensorList gradients =
       attention_gradients_cpu({x.query, x.keys, x.values, x.terms, x.none, wanted}, &bound, &g);
   return {gradients[3], gradients[2]};

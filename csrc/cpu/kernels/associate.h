@@ -25,7 +25,7 @@ class Associate {
       : p_(p),
         a_(a),
         kinds_(p),
-        plain_(scores_are_plain(p, kinds_)),
+        plain_(scores_are_plain(p, kinds_, p.scale)),
         arena_(memory),
         chunk_(min_of(p.total_keys, kForwardBlockN)),
         words_(words_for<E>(p.head_dim)),
@@ -143,7 +143,7 @@ class Associate {
   }
 
   RowTotal<Acc> row_total(int64_t b, int64_t h, Acc top, Acc sum) const {
-    return plain_ ? plain_total<V>(p_, top, sum) : with_sink<V>(p_, b, h, top, sum);
+    return plain_ ? plain_total<V>(p_, p_.scale, top, sum) : with_sink<V>(p_, b, h, top, sum);
   }
 
   // w: exponentials of the visible keys, to be multiplied by `inverse`.

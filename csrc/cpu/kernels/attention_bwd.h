@@ -13,6 +13,7 @@
 #pragma once
 
 #include <cstdint>
+#include <type_traits>
 
 #include "cpu/kernels/attention_fwd.h"
 #include "cpu/kernels/key_gradients.h"
@@ -36,7 +37,9 @@ class AttentionBackwardTask {
   AttentionBackwardTask(const AttentionProblem& p, const AttentionBackward& g, char* memory)
       : p_(p),
         g_(g),
-        kinds_(p),
+        given_(given_scores(p)),
+        kinds_(p, given_),
+        scale_(given_ ? given_->factor : p.scale),
         dropout_(p),
         weight_gradient_(p, g.associate),
         arena_(memory),
@@ -51,7 +54,7 @@ class AttentionBackwardTask {
         // Forward packed the keys of `associate` for few queries too, and both must form the same
         // products.
         few_queries_(has_few_queries(p) && !g.associate),
-        plain_(scores_are_plain(p, kinds_)),
+        plain_(scores_are_plain(p, kinds_, scale_)),
         prefetches_(pays_to_prefetch<E>(p)) {
     const int64_t chunk_lanes = round_up(chunk_, V::kLanes);
     rows_ = arena_.take<int32_t>(p.total_keys);
@@ -108,6 +111,8 @@ class AttentionBackwardTask {
     if (g_.dq && !p_.cu_seqlens_q) zero_queries(queries_.count, p_.seqlen_q);
     const VisibleKeys keys = find_visible_keys(p_, b, h, rows_, segments_);
     key_gradients_.start(keys, b, h);
+    if (given_ && given_->dscores && keys.count < p_.total_keys)
+      zero_row(given_gradient(), p_.seqlen_q * p_.total_keys);
     const Blocks chunks(keys.count, kBackwardBlockN);
     one_chunk_ = chunks.count <= 1;
     ChunkBias<Acc> bias(p_, kinds_, keys, b, h, key_bias_, row_bias_);
@@ -323,6 +328,10 @@ class AttentionBackwardTask {
             Range reached, int64_t k_begin, int64_t k_end, ChunkBias<Acc>& bias) {
     const int64_t rows = i_end - i_begin;
     take_rows(i_begin, rows);
+    if (given_)
+      for (int64_t i = 0; i < rows; ++i)
+        copy_scores<V, T>(*given_, b_, h_, i_begin + i, keys, k_begin, k_end,
+                          p_ij_ + i * score_row_);
     products(rows, k_end - k_begin, reached);
     // Whole vectors of keys that some query of the block sees.
     const int64_t from = round_down(reached.begin, V::kLanes), to = reached.end, n = to - from;
@@ -331,6 +340,8 @@ class AttentionBackwardTask {
     } else {
       gradients_of_rows(i_begin, rows, keys, band, {from, to}, k_begin, k_end, bias);
     }
+
+    if (given_ && given_->dscores) write_given_gradient(i_begin, rows, keys, k_begin, n);
 
     // With one element per word they are the arrays themselves.
     const Word* p_across = E::kPerWord == 2 ? p_pairs_ : reinterpret_cast<const Word*>(p_ij_);
@@ -372,8 +383,8 @@ class AttentionBackwardTask {
             static_cast<const Acc*>(p_.row_sum) + row,
             delta_ + i_begin,
             one_chunk_,
-            Exponential<V>(kLog2E * p_.scale),
-            static_cast<Acc>(p_.scale),
+            Exponential<V>(kLog2E * scale_),
+            static_cast<Acc>(scale_),
             p_pairs_,
             ds_pairs_};
   }
@@ -392,6 +403,26 @@ class AttentionBackwardTask {
       if (E::kPerWord == 2 && (i % 2 == 1 || i + 1 == rows))
         words_of_pair(i / 2, i % 2 == 1, span.begin, end);
     }
+  }
+
+  // dS of a block, which is the gradient of scores that were given.
+  void write_given_gradient(int64_t i_begin, int64_t rows, const VisibleKeys& keys, int64_t k_begin,
+                            int64_t n) {
+    // In words of two elements it is of the element type by now.
+    using S = std::conditional_t<E::kPerWord == 2, T, Acc>;
+    for (int64_t i = 0; i < rows; ++i) {
+      const S* ds = reinterpret_cast<const S*>(ds_ij_ + i * score_row_);
+      T* row = given_gradient() + (i_begin + i) * p_.sources[0].seqlen_k;
+      if (keys.segments[0].contiguous) {
+        store_row<V>(ds, n, row + keys.rows[k_begin]);
+      } else {
+        for (int64_t x = 0; x < n; ++x) store_row<V>(ds + x, 1, row + keys.rows[k_begin + x]);
+      }
+    }
+  }
+  T* given_gradient() const {
+    return static_cast<T*>(given_->dscores) +
+           (b_ * p_.num_heads + h_) * p_.seqlen_q * p_.sources[0].seqlen_k;
   }
 
   void add_products(int64_t rows, int64_t vectors, int64_t words, OperandA<E> a, OperandB<E> b,
@@ -426,16 +457,17 @@ class AttentionBackwardTask {
     if (few_queries_) {
       for (int64_t i = 0; i < rows; ++i) {
         if (dead_[i]) continue;
-        dot_with_rows<V>(q_rows_[i], k_rows_, n, p_.head_dim, p_ij_ + i * score_row_);
+        if (!given_) dot_with_rows<V>(q_rows_[i], k_rows_, n, p_.head_dim, p_ij_ + i * score_row_);
         dot_with_rows<V>(dout_rows_[i], v_rows_, n, p_.head_dim_v, ds_ij_ + i * score_row_);
       }
       return;
     }
     const int64_t vectors = ceil_div(n, V::kLanes);
-    gemm<E, Into::kStore>(
-        rows, vectors, words_,
-        queries_along(q_rows_, rows, p_.head_dim, p_.q, p_.q_stride, q_along_, words_),
-        {k_transposed_, true, 0}, p_ij_, score_row_, reached, &prefetcher_);
+    if (!given_)
+      gemm<E, Into::kStore>(
+          rows, vectors, words_,
+          queries_along(q_rows_, rows, p_.head_dim, p_.q, p_.q_stride, q_along_, words_),
+          {k_transposed_, true, 0}, p_ij_, score_row_, reached, &prefetcher_);
     if (g_.associate) return;
     gemm<E, Into::kStore>(rows, vectors, words_v_,
                           queries_along(dout_rows_, rows, p_.head_dim_v, g_.dout, g_.dout_stride,
@@ -462,7 +494,7 @@ class AttentionBackwardTask {
       if (g_.dsink) weighted_[i] += weighted;
     }
 
-    const V zero = V::zero(), delta = V::set1(delta_i), scale = V::set1(static_cast<Acc>(p_.scale));
+    const V zero = V::zero(), delta = V::set1(delta_i), scale = V::set1(static_cast<Acc>(scale_));
     for (int64_t x = round_down(seen.begin, V::kLanes); x < seen.end; x += V::kLanes) {
       const V weight = V::load(s + x);
       V gradient = V::load(ds + x) - delta;
@@ -513,7 +545,7 @@ class AttentionBackwardTask {
   void rebuild_weights(int64_t i, Acc* s, Range seen) {
     const int64_t row = row_of(i);
     const V zero = V::zero();
-    const Exponential<V> exponential(plain_ ? kLog2E * p_.scale : kLog2E);
+    const Exponential<V> exponential(plain_ ? kLog2E * scale_ : kLog2E);
     const V top = V::set1(static_cast<const Acc*>(p_.row_top)[row]);
     const V inverse = V::set1(1 / static_cast<const Acc*>(p_.row_sum)[row]);
     for (int64_t x = round_down(seen.begin, V::kLanes); x < seen.end; x += V::kLanes) {
@@ -593,7 +625,9 @@ class AttentionBackwardTask {
 
   const AttentionProblem& p_;
   const AttentionBackward& g_;
+  const ScoreTerm* given_;
   TermKinds kinds_;
+  double scale_;
   Dropout<Acc> dropout_;
   WeightGradient<V> weight_gradient_;
   Arena arena_;

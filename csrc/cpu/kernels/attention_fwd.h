@@ -85,7 +85,9 @@ class AttentionForward {
  public:
   AttentionForward(const AttentionProblem& p, int64_t panel_rows, char* memory)
       : p_(p),
-        kinds_(p),
+        given_(given_scores(p)),
+        kinds_(p, given_),
+        scale_(given_ ? given_->factor : p.scale),
         dropout_(p),
         arena_(memory),
         panel_rows_(panel_rows),
@@ -96,7 +98,7 @@ class AttentionForward {
         width_v_(round_up(p.head_dim_v, V::kLanes)),
         score_row_(score_row<E>(chunk_)),
         few_queries_(has_few_queries(p)),
-        plain_(scores_are_plain(p, kinds_)),
+        plain_(scores_are_plain(p, kinds_, scale_)),
         query_in_place_(rows_are_words_of<E>(p.q, p.q_stride, p.head_dim)),
         prefetches_(pays_to_prefetch<E>(p)) {
     rows_ = arena_.take<int32_t>(p.total_keys);
@@ -211,9 +213,15 @@ class AttentionForward {
     const Range reached = reach(band, keys, i_begin, i_end - 1, k_begin, k_end);
     if (reached.empty()) return;
     const int64_t rows = i_end - i_begin;
-    gemm<E, Into::kStore>(rows, ceil_div(k_end - k_begin, V::kLanes), words_,
-                          query_words(b, h, i_begin, rows), {k_packed_, true, 0}, scores_,
-                          score_row_, reached, &prefetcher_);
+    if (given_) {
+      for (int64_t i = 0; i < rows; ++i)
+        copy_scores<V, T>(*given_, b, h, i_begin + i, keys, k_begin, k_end,
+                          scores_ + i * score_row_);
+    } else {
+      gemm<E, Into::kStore>(rows, ceil_div(k_end - k_begin, V::kLanes), words_,
+                            query_words(b, h, i_begin, rows), {k_packed_, true, 0}, scores_,
+                            score_row_, reached, &prefetcher_);
+    }
 
     // Whole vectors of keys that some query of the block sees.
     const int64_t from = round_down(reached.begin, V::kLanes), to = reached.end;
@@ -254,7 +262,9 @@ class AttentionForward {
       const int64_t from = round_down(seen.begin, V::kLanes);
       const T* q = query_row(b, h, i);
       Acc* scores = scores_ + (i - i_begin) * score_row_ + from;
-      if (prefetches_ && i == i_begin) {
+      if (given_) {
+        copy_scores<V, T>(*given_, b, h, i, keys, k_begin + from, k_begin + seen.end, scores);
+      } else if (prefetches_ && i == i_begin) {
         dot_with_rows<V, true>(q, k_rows_ + from, seen.end - from, p_.head_dim, scores,
                                v_rows_ + from);
       } else {
@@ -278,7 +288,7 @@ class AttentionForward {
                     const VisibleKeys& keys, const Band& band, int64_t k_begin, int64_t k_end,
                     Range span, ChunkBias<Acc>& bias) {
     const V hidden = V::set1(minus_infinity<Acc>()), zero = V::zero();
-    const Exponential<V> exponential(plain_ ? kLog2E * p_.scale : kLog2E);
+    const Exponential<V> exponential(plain_ ? kLog2E * scale_ : kLog2E);
     const bool needs_floats = dropout_.active() || p_.mass;
     for (int64_t g = 0; g < rows; g += V::kLanes) {
       const int n = static_cast<int>(min_of(V::kLanes, rows - g));
@@ -377,8 +387,8 @@ class AttentionForward {
     T* out = out_row(b, h, q_begin);
     for (int64_t r = 0; r < panel; ++r) {
       const bool nothing = sum_[r] == 0;  // false for NaN, which has to be seen
-      const RowTotal total =
-          plain_ ? plain_total<V>(p_, top_[r], sum_[r]) : with_sink<V>(p_, b, h, top_[r], sum_[r]);
+      const RowTotal total = plain_ ? plain_total<V>(p_, scale_, top_[r], sum_[r])
+                                    : with_sink<V>(p_, b, h, top_[r], sum_[r]);
       if (nothing) {
         zero_row(out + r * p_.out_stride[2], p_.head_dim_v);  // a value row may have been NaN
       } else {
@@ -458,7 +468,9 @@ class AttentionForward {
   }
 
   const AttentionProblem& p_;
+  const ScoreTerm* given_;
   TermKinds kinds_;
+  double scale_;  // of products
   Dropout<Acc> dropout_;
   Arena arena_;
   Prefetcher prefetcher_;

@@ -35,11 +35,11 @@ Acc sink_of(const AttentionProblem& p, int64_t b, int64_t h) {
 
 // Of plain scores: `top` is the largest product, and there is no sink.
 template <class V>
-RowTotal<typename V::Scalar> plain_total(const AttentionProblem& p, typename V::Scalar top,
-                                         typename V::Scalar sum) {
+RowTotal<typename V::Scalar> plain_total(const AttentionProblem& p, double scale,
+                                         typename V::Scalar top, typename V::Scalar sum) {
   using Acc = typename V::Scalar;
   if (sum == 0) return RowTotal<Acc>::none();
-  const Acc lse = p.lse ? top * static_cast<Acc>(p.scale) + natural_log(sum) : Acc(0);
+  const Acc lse = p.lse ? top * static_cast<Acc>(scale) + natural_log(sum) : Acc(0);
   return {top, sum, lse, 1 / sum};
 }
 

@@ -15,9 +15,9 @@ void zero_row(T* row, int64_t n) {
   if (n > 0) std::memset(row, 0, n * sizeof(T));
 }
 
-// dst[i] = src[i] as T, n elements.
-template <class V, class T>
-void store_row(const typename V::Scalar* src, int64_t n, T* dst) {
+// dst[i] = src[i], n elements, whose types may differ.
+template <class V, class S, class T>
+void store_row(const S* src, int64_t n, T* dst) {
   int64_t j = 0;
   for (; j + V::kLanes <= n; j += V::kLanes) V::load(src + j).store(dst + j);
   if (j < n)

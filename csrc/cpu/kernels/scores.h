@@ -4,6 +4,8 @@
 
 #include <cstdint>
 
+#include "core/given_scores.h"
+#include "cpu/kernels/rows.h"
 #include "cpu/kernels/tanh.h"
 #include "cpu/kernels/visible_keys.h"
 
@@ -16,10 +18,12 @@ struct TermKinds {
   bool key_bias = false;   // float, the same for every query
   bool gradients = false;  // some term wants its gradient
 
-  explicit TermKinds(const AttentionProblem& p) {
+  // Of all terms but `given`.
+  explicit TermKinds(const AttentionProblem& p, const ScoreTerm* given = nullptr) {
     for (int s = 0; s < p.num_sources; ++s)
       for (int t = 0; t < p.sources[s].num_terms; ++t) {
         const ScoreTerm& term = p.sources[s].terms[t];
+        if (&term == given) continue;
         if (!is_per_key(term)) dense = true;
         if (is_per_key(term) && term.type != TermType::kBool) key_bias = true;
         if (term.grad != nullptr) gradients = true;
@@ -73,6 +77,20 @@ class ChunkBias {
   Acc* row_bias_;
   int64_t begin_ = 0, end_ = 0;
 };
+
+// row[x] = score of query i for key [begin + x] of the list, before its factor.
+template <class V, class T>
+void copy_scores(const ScoreTerm& given, int64_t b, int64_t h, int64_t i, const VisibleKeys& keys,
+                 int64_t begin, int64_t end, typename V::Scalar* row) {
+  const T* scores = static_cast<const T*>(given.data) + term_offset(given, b, h, i);
+  const int64_t n = end - begin;
+  if (!keys.segments[0].contiguous) {
+    for (int64_t x = 0; x < n; ++x)
+      row[x] = static_cast<typename V::Scalar>(term_value(scores + keys.rows[begin + x]));
+    return;
+  }
+  store_row<V>(scores + keys.rows[begin], n, row);
+}
 
 constexpr int64_t round_down(int64_t a, int64_t b) { return a / b * b; }
 

@@ -14,11 +14,8 @@ namespace {
 // Whether products become exponents by one factor, with nothing added or capped in between: then
 // the scores are never written, and the statistics of rows hold the largest product in place of the
 // largest score. Forward and backward both ask.
-inline bool scores_are_plain(const AttentionProblem& p, const TermKinds& kinds) {
-  // Far from where the factor, or its product with a difference of scores, leaves the range of
-  // float.
-  const bool ordinary = p.scale > 1e-30 && p.scale < 1e30;
-  return !kinds.dense && !kinds.key_bias && p.softcap <= 0 && ordinary && !p.sink;
+inline bool scores_are_plain(const AttentionProblem& p, const TermKinds& kinds, double scale) {
+  return !kinds.dense && !kinds.key_bias && p.softcap <= 0 && is_ordinary(scale) && !p.sink;
 }
 
 // Lane i of the result: the largest element of rows[i], or their sum.
