@@ -53,22 +53,24 @@ STABLE_TORCH_LIBRARY(crossmodal, m) {
       "bool wants_dvalues) -> (Tensor, Tensor)");
 }
 
-STABLE_TORCH_LIBRARY_IMPL(crossmodal, CPU, m) {
-  m.impl("attention_fwd", TORCH_BOX(&crossmodal::attention_fwd_cpu));
-  m.impl("attention_plain", TORCH_BOX(&crossmodal::attention_plain_cpu));
-  m.impl("attention_bwd", TORCH_BOX(&crossmodal::attention_bwd_cpu));
-  m.impl("attention_varlen_fwd", TORCH_BOX(&crossmodal::attention_varlen_fwd_cpu));
-  m.impl("attention_varlen_bwd", TORCH_BOX(&crossmodal::attention_varlen_bwd_cpu));
-  m.impl("associate_fwd", TORCH_BOX(&crossmodal::associate_fwd_cpu));
-  m.impl("associate_bwd", TORCH_BOX(&crossmodal::associate_bwd_cpu));
-  m.impl("weighted_sum_fwd", TORCH_BOX(&crossmodal::weighted_sum_fwd_cpu));
-  m.impl("weighted_sum_bwd", TORCH_BOX(&crossmodal::weighted_sum_bwd_cpu));
-  m.impl("softmax_weighted_sum_fwd", TORCH_BOX(&crossmodal::softmax_weighted_sum_fwd_cpu));
-  m.impl("softmax_weighted_sum_bwd", TORCH_BOX(&crossmodal::softmax_weighted_sum_bwd_cpu));
+// Each finds the kernels of its tensors' device.
+template <class Library>
+static void implement(Library& m) {
+  m.impl("attention_fwd", TORCH_BOX(&crossmodal::attention_fwd));
+  m.impl("attention_plain", TORCH_BOX(&crossmodal::attention_plain));
+  m.impl("attention_bwd", TORCH_BOX(&crossmodal::attention_bwd));
+  m.impl("attention_varlen_fwd", TORCH_BOX(&crossmodal::attention_varlen_fwd));
+  m.impl("attention_varlen_bwd", TORCH_BOX(&crossmodal::attention_varlen_bwd));
+  m.impl("associate_fwd", TORCH_BOX(&crossmodal::associate_fwd));
+  m.impl("associate_bwd", TORCH_BOX(&crossmodal::associate_bwd));
+  m.impl("weighted_sum_fwd", TORCH_BOX(&crossmodal::weighted_sum_fwd));
+  m.impl("weighted_sum_bwd", TORCH_BOX(&crossmodal::weighted_sum_bwd));
+  m.impl("softmax_weighted_sum_fwd", TORCH_BOX(&crossmodal::softmax_weighted_sum_fwd));
+  m.impl("softmax_weighted_sum_bwd", TORCH_BOX(&crossmodal::softmax_weighted_sum_bwd));
 }
 
+STABLE_TORCH_LIBRARY_IMPL(crossmodal, CPU, m) { implement(m); }
+
 #ifdef CROSSMODAL_WITH_CUDA
-STABLE_TORCH_LIBRARY_IMPL(crossmodal, CUDA, m) {
-  m.impl("weighted_sum_fwd", TORCH_BOX(&crossmodal::weighted_sum_fwd_cuda));
-}
+STABLE_TORCH_LIBRARY_IMPL(crossmodal, CUDA, m) { implement(m); }
 #endif

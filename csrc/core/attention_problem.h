@@ -48,6 +48,7 @@ struct KeySource {
   // 1]), its first seqlen_k at most, of k [total_k, num_heads_k, head_dim], whose batch stride is
   // 0.
   const int32_t* cu_seqlens;
+  int64_t total_k;  // packed: rows of k
   const void*
       lengths;  // [batch], keys at or beyond are hidden; null: all keys. Clamped to [0, seqlen_k]
   bool lengths_are_int64;  // else int32
@@ -90,8 +91,8 @@ struct AttentionProblem {
   // Weights are dropped after lse and mass are formed, the kept ones divided by 1 - p.
   // Philox4x32-10 (Salmon et al., 2011), key = the seed's words, counter = (i, j / 4, b * num_heads
   // + h, 0), word j % 4; j counts along the padded concatenation. Kept if word >= floor(p * 2^32).
-  double dropout_p;  // 0: off
-  uint64_t dropout_seed;
+  double dropout_p;             // 0: off
+  const int64_t* dropout_seed;  // one; null without dropout
   DType dtype;
 
   // The accumulator type is float, double for kFloat64.

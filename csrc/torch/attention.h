@@ -18,48 +18,46 @@ namespace crossmodal {
 // Lq, sources) (empty unless wanted) and statistics.
 std::tuple<torch::stable::Tensor, torch::stable::Tensor, torch::stable::Tensor,
            torch::stable::Tensor>
-attention_fwd_cpu(const torch::stable::Tensor& query, const TensorList& keys,
-                  const TensorList& values, const std::vector<OptionalTensor>& key_lengths,
-                  const TensorList& terms, const std::vector<int64_t>& term_sources,
-                  const OptionalTensor& query_lengths, const OptionalTensor& sink,
-                  const OptionalTensor& dropout_seed, double scale, double softcap,
-                  double dropout_p, const std::vector<int64_t>& window, bool lower_right,
-                  bool return_mass, bool for_backward);
+attention_fwd(const torch::stable::Tensor& query, const TensorList& keys, const TensorList& values,
+              const std::vector<OptionalTensor>& key_lengths, const TensorList& terms,
+              const std::vector<int64_t>& term_sources, const OptionalTensor& query_lengths,
+              const OptionalTensor& sink, const OptionalTensor& dropout_seed, double scale,
+              double softcap, double dropout_p, const std::vector<int64_t>& window,
+              bool lower_right, bool return_mass, bool for_backward);
 
 // The same without options and without anything for backward: the out of one source.
-torch::stable::Tensor attention_plain_cpu(const torch::stable::Tensor& query,
-                                          const torch::stable::Tensor& key,
-                                          const torch::stable::Tensor& value, double scale,
-                                          bool is_causal);
+torch::stable::Tensor attention_plain(const torch::stable::Tensor& query,
+                                      const torch::stable::Tensor& key,
+                                      const torch::stable::Tensor& value, double scale,
+                                      bool is_causal);
 
 // wanted: one flag for query, then for each key, each value, each term, and the sink. Returns as
 // many gradients in that order, an empty tensor where none was wanted.
-TensorList attention_bwd_cpu(const torch::stable::Tensor& dout, const OptionalTensor& dlse,
-                             const OptionalTensor& dmass, const torch::stable::Tensor& query,
-                             const TensorList& keys, const TensorList& values,
-                             const std::vector<OptionalTensor>& key_lengths,
-                             const TensorList& terms, const std::vector<int64_t>& term_sources,
-                             const OptionalTensor& query_lengths, const OptionalTensor& sink,
-                             const OptionalTensor& dropout_seed, const torch::stable::Tensor& out,
-                             const torch::stable::Tensor& statistics,
-                             const torch::stable::Tensor& mass, double scale, double softcap,
-                             double dropout_p, const std::vector<int64_t>& window, bool lower_right,
-                             const std::vector<int64_t>& wanted);
+TensorList attention_bwd(const torch::stable::Tensor& dout, const OptionalTensor& dlse,
+                         const OptionalTensor& dmass, const torch::stable::Tensor& query,
+                         const TensorList& keys, const TensorList& values,
+                         const std::vector<OptionalTensor>& key_lengths, const TensorList& terms,
+                         const std::vector<int64_t>& term_sources,
+                         const OptionalTensor& query_lengths, const OptionalTensor& sink,
+                         const OptionalTensor& dropout_seed, const torch::stable::Tensor& out,
+                         const torch::stable::Tensor& statistics, const torch::stable::Tensor& mass,
+                         double scale, double softcap, double dropout_p,
+                         const std::vector<int64_t>& window, bool lower_right,
+                         const std::vector<int64_t>& wanted);
 
 // query (total_q, H, D), key (total_k, Hk, D), value (total_k, Hk, Dv), cu_seqlens (B + 1,) int32.
 // Returns out (total_q, H, Dv), lse (H, total_q) and statistics.
 std::tuple<torch::stable::Tensor, torch::stable::Tensor, torch::stable::Tensor>
-attention_varlen_fwd_cpu(const torch::stable::Tensor& query, const torch::stable::Tensor& key,
-                         const torch::stable::Tensor& value,
-                         const torch::stable::Tensor& cu_seqlens_q,
-                         const torch::stable::Tensor& cu_seqlens_k, int64_t max_seqlen_q,
-                         int64_t max_seqlen_k, const OptionalTensor& sink,
-                         const OptionalTensor& dropout_seed, double scale, double softcap,
-                         double dropout_p, const std::vector<int64_t>& window, bool lower_right,
-                         bool for_backward);
+attention_varlen_fwd(const torch::stable::Tensor& query, const torch::stable::Tensor& key,
+                     const torch::stable::Tensor& value, const torch::stable::Tensor& cu_seqlens_q,
+                     const torch::stable::Tensor& cu_seqlens_k, int64_t max_seqlen_q,
+                     int64_t max_seqlen_k, const OptionalTensor& sink,
+                     const OptionalTensor& dropout_seed, double scale, double softcap,
+                     double dropout_p, const std::vector<int64_t>& window, bool lower_right,
+                     bool for_backward);
 
 // wanted and the gradients: query, key, value, sink.
-TensorList attention_varlen_bwd_cpu(
+TensorList attention_varlen_bwd(
     const torch::stable::Tensor& dout, const OptionalTensor& dlse,
     const torch::stable::Tensor& query, const torch::stable::Tensor& key,
     const torch::stable::Tensor& value, const torch::stable::Tensor& cu_seqlens_q,
@@ -72,7 +70,7 @@ TensorList attention_varlen_bwd_cpu(
 // output: 0 all weights (B, H, Lq, keys), 1 their mean over heads (B, Lq, keys), 2 the topk
 // strongest (B, H, Lq, topk) with their indices, 3 their total over queries (B, H, keys), 4 their
 // entropy (B, H, Lq). The second result is empty but for 2, the third holds statistics.
-std::tuple<torch::stable::Tensor, torch::stable::Tensor, torch::stable::Tensor> associate_fwd_cpu(
+std::tuple<torch::stable::Tensor, torch::stable::Tensor, torch::stable::Tensor> associate_fwd(
     const torch::stable::Tensor& query, const TensorList& keys,
     const std::vector<OptionalTensor>& key_lengths, const TensorList& terms,
     const std::vector<int64_t>& term_sources, const OptionalTensor& query_lengths,
@@ -80,23 +78,22 @@ std::tuple<torch::stable::Tensor, torch::stable::Tensor, torch::stable::Tensor> 
     bool for_backward);
 
 // wanted and the gradients: query, each key, each term, sink.
-TensorList associate_bwd_cpu(const torch::stable::Tensor& dweights,
-                             const torch::stable::Tensor& query, const TensorList& keys,
-                             const std::vector<OptionalTensor>& key_lengths,
-                             const TensorList& terms, const std::vector<int64_t>& term_sources,
-                             const OptionalTensor& query_lengths, const OptionalTensor& sink,
-                             const torch::stable::Tensor& indices,
-                             const torch::stable::Tensor& statistics, double scale, double softcap,
-                             int64_t output, const std::vector<int64_t>& wanted);
+TensorList associate_bwd(const torch::stable::Tensor& dweights, const torch::stable::Tensor& query,
+                         const TensorList& keys, const std::vector<OptionalTensor>& key_lengths,
+                         const TensorList& terms, const std::vector<int64_t>& term_sources,
+                         const OptionalTensor& query_lengths, const OptionalTensor& sink,
+                         const torch::stable::Tensor& indices,
+                         const torch::stable::Tensor& statistics, double scale, double softcap,
+                         int64_t output, const std::vector<int64_t>& wanted);
 
 // scores (B, H, Lq, Lk), values (B, H, Lk, D), lengths (B,), mask (B, H, Lq, Lk) bool. Returns out
 // (B, H, Lq, D) and statistics.
-std::tuple<torch::stable::Tensor, torch::stable::Tensor> softmax_weighted_sum_fwd_cpu(
+std::tuple<torch::stable::Tensor, torch::stable::Tensor> softmax_weighted_sum_fwd(
     const torch::stable::Tensor& scores, const torch::stable::Tensor& values,
     const OptionalTensor& lengths, const OptionalTensor& mask, double scale, bool for_backward);
 
 // dscores and dvalues; an empty tensor where none is wanted.
-std::tuple<torch::stable::Tensor, torch::stable::Tensor> softmax_weighted_sum_bwd_cpu(
+std::tuple<torch::stable::Tensor, torch::stable::Tensor> softmax_weighted_sum_bwd(
     const torch::stable::Tensor& dout, const torch::stable::Tensor& scores,
     const torch::stable::Tensor& values, const OptionalTensor& lengths, const OptionalTensor& mask,
     const torch::stable::Tensor& out, const torch::stable::Tensor& statistics, double scale,

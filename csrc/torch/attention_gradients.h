@@ -7,6 +7,8 @@
 
 namespace crossmodal {
 
+class Kernels;
+
 // The tensors whose gradients are asked for. `wanted` has one flag for query, then for each key,
 // each value, each term, and one for the sink; a list without tensors has no flags.
 struct GradientInputs {
@@ -16,6 +18,16 @@ struct GradientInputs {
   const TensorList& terms;
   const OptionalTensor& sink;
   const std::vector<int64_t>& wanted;
+
+  size_t first_term() const { return 1 + keys.size() + values.size(); }
+  bool wants_term(size_t t) const { return wanted[first_term() + t] != 0; }
+  bool wants_sink() const { return sink.has_value() && wanted.back() != 0; }
+};
+
+// One for each term and, where there is one, the sink; empty tensors where none is wanted.
+struct TermGradients {
+  TensorList terms;
+  torch::stable::Tensor sink;
 };
 
 // Row maxima, then row sums: what forward left for backward.
@@ -25,7 +37,18 @@ void bind_statistics(const torch::stable::Tensor& statistics, int64_t rows, Atte
 
 // One gradient a flag, in its order, an empty tensor where none is wanted. `backward` brings what
 // flows in; gradients of rows that belong to no packed sample are 0.
-TensorList attention_gradients_cpu(const GradientInputs& inputs, BoundAttention* bound,
-                                   AttentionBackward* backward);
+TensorList attention_gradients(const Kernels& kernels, const GradientInputs& inputs,
+                               BoundAttention* bound, AttentionBackward* backward);
+
+// An empty tensor: no gradient.
+torch::stable::Tensor nothing(const torch::stable::Tensor& like);
+
+// Describes the gradient of a term in its own shape. Where it is summed over queries or keys,
+// double costs little memory and keeps a long sum as accurate as torch's.
+void describe_gradient(const torch::stable::Tensor& like, DType dtype, ScoreTerm* term);
+
+// `sums`, of the term's number of elements, in its shape and dtype.
+torch::stable::Tensor as_gradient_of(const torch::stable::Tensor& term,
+                                     const torch::stable::Tensor& sums);
 
 }  // namespace crossmodal

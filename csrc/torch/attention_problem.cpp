@@ -104,7 +104,7 @@ BoundAttention::BoundAttention(const AttentionArguments& a) {
                   "attention: a window needs a single source, got ", count);
 }
 
-BoundAttention::BoundAttention(const PackedArguments& a) {
+BoundAttention::BoundAttention(const PackedArguments& a) : read_on_host_(a.read_on_host) {
   check_rank(a.query, "query", 3);
   check_rank(a.key, "key", 3);
   check_rank(a.value, "value", 3);
@@ -135,6 +135,7 @@ BoundAttention::BoundAttention(const PackedArguments& a) {
   check_size(value, "value", 1, key.size(1));
   source.num_heads_k = key.size(1);
   check_heads(problem.num_heads, source.num_heads_k);
+  source.total_k = key.size(0);
   source.seqlen_k = std::min(a.max_seqlen_k, key.size(0));
   source.k = key.const_data_ptr();
   source.v = value.const_data_ptr();
@@ -156,7 +157,8 @@ const int32_t* BoundAttention::ascending(const Tensor& cu_seqlens, const char* n
                                          int64_t longest, std::vector<int32_t>* kept) {
   STD_TORCH_CHECK(cu_seqlens.dim() == 1 && cu_seqlens.scalar_type() == ScalarType::Int,
                   "attention: ", name, " must be a row of int32");
-  const Tensor row = torch::stable::contiguous(cu_seqlens);
+  const Tensor row = keep(torch::stable::contiguous(cu_seqlens));
+  if (!read_on_host_) return static_cast<const int32_t*>(row.const_data_ptr());
   const int32_t* given = static_cast<const int32_t*>(row.const_data_ptr());
   kept->assign(given, given + row.numel());
   int64_t before = 0;
@@ -180,10 +182,12 @@ static bool leaves_out(const std::vector<int32_t>& cu_seqlens, int64_t total, in
 }
 
 bool BoundAttention::leaves_out_queries() const {
+  if (!read_on_host_) return problem.batch == 0 || problem.seqlen_q == 0;
   return leaves_out(cu_seqlens_q_, problem.total_q, problem.seqlen_q);
 }
 
 bool BoundAttention::leaves_out_keys() const {
+  if (!read_on_host_) return problem.batch == 0 || sources[0].seqlen_k == 0;
   return leaves_out(cu_seqlens_k_, kept_[1].size(0), sources[0].seqlen_k);
 }
 
@@ -194,6 +198,7 @@ ScoreTerm& BoundAttention::term(int64_t t) {
 
 Tensor BoundAttention::keep(const Tensor& tensor) {
   kept_.push_back(tensor);
+  check_same_device(tensor, kept_.front(), "attention", "every tensor");
   return tensor;
 }
 
@@ -224,8 +229,7 @@ void BoundAttention::bind_options(const ScoreOptions& o, const OptionalTensor& s
                         dropout_seed->scalar_type() == ScalarType::Long,
                     "attention: dropout needs a seed of one int64");
     problem.dropout_p = o.dropout_p;
-    problem.dropout_seed =
-        static_cast<uint64_t>(*static_cast<const int64_t*>(dropout_seed->const_data_ptr()));
+    problem.dropout_seed = static_cast<const int64_t*>(keep(*dropout_seed).const_data_ptr());
   }
 }
 

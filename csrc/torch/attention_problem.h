@@ -46,6 +46,7 @@ struct PackedArguments {
   const OptionalTensor& sink;
   const OptionalTensor& dropout_seed;
   ScoreOptions options;
+  bool read_on_host;  // otherwise offsets stay where they are, and kernels clamp them
 };
 
 // A problem and what it borrows from: tensors stay alive, and pointers into `sources` stay valid,
@@ -61,8 +62,10 @@ class BoundAttention {
 
   // The source and place of argument term t.
   ScoreTerm& term(int64_t t);
+  int64_t seqlen_k_of_term(int64_t t) const { return sources[term_places_[t].first].seqlen_k; }
 
-  // Packed rows that belong to no sample.
+  // Packed rows that belong to no sample and that kernels do not write: all there are, where
+  // offsets were read here; else the kernels see to them, if there is anything to run.
   bool leaves_out_queries() const;
   bool leaves_out_keys() const;
 
@@ -76,7 +79,8 @@ class BoundAttention {
   const int32_t* ascending(const torch::stable::Tensor& cu_seqlens, const char* name, int64_t total,
                            int64_t longest, std::vector<int32_t>* kept);
 
-  TensorList kept_;
+  bool read_on_host_ = true;
+  TensorList kept_;  // the query first
   std::vector<int32_t> cu_seqlens_q_, cu_seqlens_k_;
   std::vector<std::pair<int64_t, int>> term_places_;
 };

@@ -32,6 +32,12 @@ DType dtype_of(const Tensor& tensor, const char* op, const char* name) {
   return DType::kFloat32;  // not reached: the check above throws
 }
 
+void check_same_device(const Tensor& tensor, const Tensor& main, const char* op, const char* name) {
+  const bool same = tensor.is_cuda() == main.is_cuda() &&
+                    (!tensor.is_cuda() || tensor.get_device_index() == main.get_device_index());
+  STD_TORCH_CHECK(same, op, ": ", name, " must be on the device of the other tensors");
+}
+
 ScalarType accumulator_type(DType dtype) {
   return dtype == DType::kFloat64 ? ScalarType::Double : ScalarType::Float;
 }

@@ -16,6 +16,10 @@ using OptionalTensor = std::optional<torch::stable::Tensor>;
 // Errors name the operator and the argument.
 DType dtype_of(const torch::stable::Tensor& tensor, const char* op, const char* name);
 
+// An operator's tensors lie on one device: that of `main`.
+void check_same_device(const torch::stable::Tensor& tensor, const torch::stable::Tensor& main,
+                       const char* op, const char* name);
+
 // The dtype of sums, lse and mass: float32, float64 for float64.
 torch::headeronly::ScalarType accumulator_type(DType dtype);
 

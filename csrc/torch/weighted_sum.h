@@ -10,23 +10,17 @@
 
 namespace crossmodal {
 
-torch::stable::Tensor weighted_sum_fwd_cpu(const torch::stable::Tensor& weights,
-                                           const torch::stable::Tensor& values,
-                                           const OptionalTensor& lengths,
-                                           const OptionalTensor& mask);
+torch::stable::Tensor weighted_sum_fwd(const torch::stable::Tensor& weights,
+                                       const torch::stable::Tensor& values,
+                                       const OptionalTensor& lengths, const OptionalTensor& mask);
 
 // dweights and dvalues, contiguous; an empty tensor where none is wanted.
-std::tuple<torch::stable::Tensor, torch::stable::Tensor> weighted_sum_bwd_cpu(
+std::tuple<torch::stable::Tensor, torch::stable::Tensor> weighted_sum_bwd(
     const torch::stable::Tensor& dout, const torch::stable::Tensor& weights,
     const torch::stable::Tensor& values, const OptionalTensor& lengths, const OptionalTensor& mask,
     bool wants_dweights, bool wants_dvalues);
 
-torch::stable::Tensor weighted_sum_fwd_cuda(const torch::stable::Tensor& weights,
-                                            const torch::stable::Tensor& values,
-                                            const OptionalTensor& lengths,
-                                            const OptionalTensor& mask);
-
-// What both devices have in common. The problem borrows from its tensors: keep them alive while it
+// The problem borrows from its tensors: keep them alive while it
 // is used. `lengths` comes from checked_weighted_sum_lengths.
 OptionalTensor checked_weighted_sum_lengths(const OptionalTensor& lengths,
                                             const torch::stable::Tensor& values);

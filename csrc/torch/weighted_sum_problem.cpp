@@ -51,6 +51,9 @@ WeightedSumProblem describe_weighted_sum(const Tensor& weights, const Tensor& va
                                     problem.seqlen_k};
   check_shape(weights, "weights", weights_shape);
 
+  check_same_device(weights, values, "weighted_sum", "weights");
+  if (lengths.has_value()) check_same_device(*lengths, values, "weighted_sum", "lengths");
+  if (mask.has_value()) check_same_device(*mask, values, "weighted_sum", "mask");
   problem.dtype = dtype_of(values, "weighted_sum", "values");
   STD_TORCH_CHECK(dtype_of(weights, "weighted_sum", "weights") == problem.dtype,
                   "weighted_sum: weights and values must have the same dtype");

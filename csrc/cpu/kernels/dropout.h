@@ -51,6 +51,7 @@ class Dropout {
  public:
   explicit Dropout(const AttentionProblem& p)
       : p_(p),
+        seed_(p.dropout_p > 0 ? static_cast<uint64_t>(*p.dropout_seed) : 0),
         threshold_(static_cast<uint64_t>(p.dropout_p * 4294967296.0)),
         kept_(p.dropout_p < 1 ? static_cast<Acc>(1 / (1 - p.dropout_p)) : Acc(0)) {}
 
@@ -83,7 +84,7 @@ class Dropout {
     uint32_t blocks[kPhiloxLanes];
     for (int64_t start = first / 4 * 4; start < first + n; start += 4 * kPhiloxLanes) {
       for (int l = 0; l < kPhiloxLanes; ++l) blocks[l] = static_cast<uint32_t>(start / 4 + l);
-      philox(p_.dropout_seed, static_cast<uint32_t>(i), blocks, pair, &drawn);
+      philox(seed_, static_cast<uint32_t>(i), blocks, pair, &drawn);
       const int64_t from = max_of(first, start), to = min_of(first + n, start + 4 * kPhiloxLanes);
       for (int64_t j = from; j < to; ++j)
         row[j - first] = factor(drawn.word[(j - start) % 4][(j - start) / 4]);
@@ -98,14 +99,14 @@ class Dropout {
       const int filled = static_cast<int>(min_of(kPhiloxLanes, n - x));
       for (int l = 0; l < kPhiloxLanes; ++l)
         blocks[l] = static_cast<uint32_t>((offset + rows[x + min_of(l, filled - 1)]) / 4);
-      philox(p_.dropout_seed, static_cast<uint32_t>(i), blocks, pair, &drawn);
+      philox(seed_, static_cast<uint32_t>(i), blocks, pair, &drawn);
       for (int l = 0; l < filled; ++l)
         row[x + l] = factor(drawn.word[(offset + rows[x + l]) % 4][l]);
     }
   }
 
   const AttentionProblem& p_;
-  uint64_t threshold_;
+  uint64_t seed_, threshold_;
   Acc kept_;
 };
 

@@ -1,29 +1,31 @@
-#include "cpu/weighted_sum.h"
+
+#include "torch/weighted_sum.h"
 
 #include <torch/csrc/stable/ops.h>
 #include <torch/headeronly/util/Exception.h>
 
-#include "torch/weighted_sum.h"
+#include "torch/kernels.h"
 
 namespace crossmodal {
 
 using torch::stable::Tensor;
 
-Tensor weighted_sum_fwd_cpu(const Tensor& weights, const Tensor& values_in,
-                            const OptionalTensor& lengths, const OptionalTensor& mask) {
+Tensor weighted_sum_fwd(const Tensor& weights, const Tensor& values_in,
+                        const OptionalTensor& lengths, const OptionalTensor& mask) {
+  const auto kernels = kernels_of(values_in);
   const Tensor values = with_unit_last_stride(values_in);
   const Tensor out = empty_weighted_sum(weights, values);
   const OptionalTensor checked = checked_weighted_sum_lengths(lengths, values);
   const WeightedSumProblem problem = describe_weighted_sum(weights, values, checked, mask, out);
-  cpu::weighted_sum_fwd(problem, torch_threads());
+  kernels->weighted_sum_fwd(problem);
   return out;
 }
 
-std::tuple<Tensor, Tensor> weighted_sum_bwd_cpu(const Tensor& dout_in, const Tensor& weights,
-                                                const Tensor& values_in,
-                                                const OptionalTensor& lengths,
-                                                const OptionalTensor& mask, bool wants_dweights,
-                                                bool wants_dvalues) {
+std::tuple<Tensor, Tensor> weighted_sum_bwd(const Tensor& dout_in, const Tensor& weights,
+                                            const Tensor& values_in, const OptionalTensor& lengths,
+                                            const OptionalTensor& mask, bool wants_dweights,
+                                            bool wants_dvalues) {
+  const auto kernels = kernels_of(values_in);
   const Tensor values = with_unit_last_stride(values_in), dout = with_unit_last_stride(dout_in);
   const OptionalTensor checked = checked_weighted_sum_lengths(lengths, values);
   const WeightedSumProblem problem = describe_weighted_sum(weights, values, checked, mask, dout);
@@ -31,6 +33,7 @@ std::tuple<Tensor, Tensor> weighted_sum_bwd_cpu(const Tensor& dout_in, const Ten
   for (int64_t d = 0; d < 4; ++d)
     STD_TORCH_CHECK(dout.dim() == 4 && dout.size(d) == shape[d],
                     "weighted_sum: dout must have the output's shape");
+  check_same_device(dout, values, "weighted_sum", "dout");
   STD_TORCH_CHECK(dtype_of(dout, "weighted_sum", "dout") == problem.dtype,
                   "weighted_sum: dout must have the output's dtype");
 
@@ -47,7 +50,7 @@ std::tuple<Tensor, Tensor> weighted_sum_bwd_cpu(const Tensor& dout_in, const Ten
                     : torch::stable::new_empty(values, {0});
   if (wants_dweights) gradients.dweights = dweights.mutable_data_ptr();
   if (wants_dvalues) gradients.dvalues = dvalues.mutable_data_ptr();
-  cpu::weighted_sum_bwd(problem, gradients, torch_threads());
+  kernels->weighted_sum_bwd(problem, gradients);
   return {dweights, dvalues};
 }
 

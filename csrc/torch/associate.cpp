@@ -1,9 +1,9 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/headeronly/util/Exception.h>
 
-#include "cpu/attention.h"
 #include "torch/attention.h"
 #include "torch/attention_gradients.h"
+#include "torch/kernels.h"
 
 namespace crossmodal {
 
@@ -34,11 +34,12 @@ std::vector<int64_t> shape_of(const AttentionProblem& p, AssociateOutput output,
 
 }  // namespace
 
-std::tuple<Tensor, Tensor, Tensor> associate_fwd_cpu(
+std::tuple<Tensor, Tensor, Tensor> associate_fwd(
     const Tensor& query, const TensorList& keys, const std::vector<OptionalTensor>& key_lengths,
     const TensorList& terms, const std::vector<int64_t>& term_sources,
     const OptionalTensor& query_lengths, const OptionalTensor& sink, double scale, double softcap,
     int64_t output, int64_t topk, bool for_backward) {
+  const auto kernels = kernels_of(query);
   BoundAttention bound({query,
                         keys,
                         keys,
@@ -67,16 +68,17 @@ std::tuple<Tensor, Tensor, Tensor> associate_fwd_cpu(
   const int64_t rows = p.batch * p.num_heads * p.seqlen_q;
   const Tensor statistics = empty_statistics(query, p.dtype, rows, for_backward);
   if (for_backward) bind_statistics(statistics, rows, &p);
-  cpu::associate(p, request, torch_threads());
+  kernels->associate(p, request);
   return {weights, indices, statistics};
 }
 
-TensorList associate_bwd_cpu(const Tensor& dweights_in, const Tensor& query, const TensorList& keys,
-                             const std::vector<OptionalTensor>& key_lengths,
-                             const TensorList& terms, const std::vector<int64_t>& term_sources,
-                             const OptionalTensor& query_lengths, const OptionalTensor& sink,
-                             const Tensor& indices_in, const Tensor& statistics, double scale,
-                             double softcap, int64_t output, const std::vector<int64_t>& wanted) {
+TensorList associate_bwd(const Tensor& dweights_in, const Tensor& query, const TensorList& keys,
+                         const std::vector<OptionalTensor>& key_lengths, const TensorList& terms,
+                         const std::vector<int64_t>& term_sources,
+                         const OptionalTensor& query_lengths, const OptionalTensor& sink,
+                         const Tensor& indices_in, const Tensor& statistics, double scale,
+                         double softcap, int64_t output, const std::vector<int64_t>& wanted) {
+  const auto kernels = kernels_of(query);
   BoundAttention bound({query,
                         keys,
                         keys,
@@ -106,7 +108,7 @@ TensorList associate_bwd_cpu(const Tensor& dweights_in, const Tensor& query, con
   gradient.indices = static_cast<const int64_t*>(indices.const_data_ptr());
   AttentionBackward g{};
   g.associate = &gradient;
-  return attention_gradients_cpu({query, keys, {}, terms, sink, wanted}, &bound, &g);
+  return attention_gradients(*kernels, {query, keys, {}, terms, sink, wanted}, &bound, &g);
 }
 
 }  // namespace crossmodal

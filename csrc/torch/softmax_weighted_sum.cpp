@@ -2,10 +2,9 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/headeronly/util/Exception.h>
 
-#include "core/given_scores.h"
-#include "cpu/attention.h"
 #include "torch/attention.h"
 #include "torch/attention_gradients.h"
+#include "torch/kernels.h"
 
 namespace crossmodal {
 
@@ -33,6 +32,9 @@ struct Operands {
     STD_TORCH_CHECK(scores.scalar_type() == values_in.scalar_type(),
                     "softmax_weighted_sum: scores and values must have the same dtype");
     const int64_t batch = values_in.size(0), heads = values_in.size(1);
+    // A gradient that is summed over samples or heads would need other statistics.
+    STD_TORCH_CHECK(scores.size(0) == batch && scores.size(1) == heads,
+                    "softmax_weighted_sum: scores and values must have the same batch and heads");
     query = without_features(scores, batch, heads, scores.size(2));
     keys = {without_features(values_in, batch, heads, values_in.size(2))};
     values = {values_in};
@@ -49,11 +51,12 @@ struct Operands {
 
 }  // namespace
 
-std::tuple<Tensor, Tensor> softmax_weighted_sum_fwd_cpu(const Tensor& scores, const Tensor& values,
-                                                        const OptionalTensor& lengths,
-                                                        const OptionalTensor& mask, double scale,
-                                                        bool for_backward) {
+std::tuple<Tensor, Tensor> softmax_weighted_sum_fwd(const Tensor& scores, const Tensor& values,
+                                                    const OptionalTensor& lengths,
+                                                    const OptionalTensor& mask, double scale,
+                                                    bool for_backward) {
   const Operands x(scores, values, lengths, mask);
+  const auto kernels = kernels_of(values);
   BoundAttention bound(x.arguments());
   bound.term(0).factor = scale;
   AttentionProblem& p = bound.problem;
@@ -65,15 +68,18 @@ std::tuple<Tensor, Tensor> softmax_weighted_sum_fwd_cpu(const Tensor& scores, co
   const int64_t rows = p.batch * p.num_heads * p.seqlen_q;
   const Tensor statistics = empty_statistics(values, p.dtype, rows, for_backward);
   if (for_backward) bind_statistics(statistics, rows, &p);
-  cpu::attention_fwd(p, torch_threads());
+  kernels->attention_fwd(p);
   return {out, statistics};
 }
 
-std::tuple<Tensor, Tensor> softmax_weighted_sum_bwd_cpu(
-    const Tensor& dout_in, const Tensor& scores, const Tensor& values,
-    const OptionalTensor& lengths, const OptionalTensor& mask, const Tensor& out,
-    const Tensor& statistics, double scale, bool wants_dscores, bool wants_dvalues) {
+std::tuple<Tensor, Tensor> softmax_weighted_sum_bwd(const Tensor& dout_in, const Tensor& scores,
+                                                    const Tensor& values,
+                                                    const OptionalTensor& lengths,
+                                                    const OptionalTensor& mask, const Tensor& out,
+                                                    const Tensor& statistics, double scale,
+                                                    bool wants_dscores, bool wants_dvalues) {
   const Operands x(scores, values, lengths, mask);
+  const auto kernels = kernels_of(values);
   BoundAttention bound(x.arguments());
   bound.term(0).factor = scale;
   AttentionProblem& p = bound.problem;
@@ -92,18 +98,8 @@ std::tuple<Tensor, Tensor> softmax_weighted_sum_bwd_cpu(
   row_strides(dout, g.dout_stride);
   std::vector<int64_t> wanted = {0, 0, wants_dvalues, wants_dscores};
   if (mask.has_value()) wanted.push_back(0);
-  // Where the scores are read as they are, their gradient is written once, without an accumulator.
-  if (wants_dscores && given_scores(p)) {
-    const Tensor dscores =
-        torch::stable::new_empty(scores, {p.batch, p.num_heads, p.seqlen_q, p.total_keys});
-    bound.term(0).dscores = dscores.mutable_data_ptr();
-    wanted[3] = 0;
-    const TensorList gradients =
-        attention_gradients_cpu({x.query, x.keys, x.values, x.terms, x.none, wanted}, &bound, &g);
-    return {dscores, gradients[2]};
-  }
-  const TensorList gradients =
-      attention_gradients_cpu({x.query, x.keys, x.values, x.terms, x.none, wanted}, &bound, &g);
+  const TensorList gradients = attention_gradients(
+      *kernels, {x.query, x.keys, x.values, x.terms, x.none, wanted}, &bound, &g);
   return {gradients[3], gradients[2]};
 }
 

@@ -1,4 +1,3 @@
-#include "cpu/attention.h"
 
 #include <torch/csrc/stable/ops.h>
 #include <torch/headeronly/util/Exception.h>
@@ -7,6 +6,7 @@
 
 #include "torch/attention.h"
 #include "torch/attention_gradients.h"
+#include "torch/kernels.h"
 
 namespace crossmodal {
 
@@ -41,13 +41,14 @@ void bind_outputs(const Tensor& dout_in, const Tensor& out_in, int64_t rank, int
 
 }  // namespace
 
-std::tuple<Tensor, Tensor, Tensor, Tensor> attention_fwd_cpu(
+std::tuple<Tensor, Tensor, Tensor, Tensor> attention_fwd(
     const Tensor& query, const TensorList& keys, const TensorList& values,
     const std::vector<OptionalTensor>& key_lengths, const TensorList& terms,
     const std::vector<int64_t>& term_sources, const OptionalTensor& query_lengths,
     const OptionalTensor& sink, const OptionalTensor& dropout_seed, double scale, double softcap,
     double dropout_p, const std::vector<int64_t>& window, bool lower_right, bool return_mass,
     bool for_backward) {
+  const auto kernels = kernels_of(query);
   BoundAttention bound({query,
                         keys,
                         values,
@@ -73,13 +74,14 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> attention_fwd_cpu(
   p.mass = return_mass ? mass.mutable_data_ptr() : nullptr;
   const Tensor statistics = empty_statistics(query, p.dtype, lse.numel(), for_backward);
   if (for_backward) bind_statistics(statistics, lse.numel(), &p);
-  cpu::attention_fwd(p, torch_threads());
+  kernels->attention_fwd(p);
   return {out, lse, mass, statistics};
 }
 
-Tensor attention_plain_cpu(const Tensor& query, const Tensor& key, const Tensor& value,
-                           double scale, bool is_causal) {
+Tensor attention_plain(const Tensor& query, const Tensor& key, const Tensor& value, double scale,
+                       bool is_causal) {
   const OptionalTensor none;
+  const auto kernels = kernels_of(query);
   BoundAttention bound({query,
                         {key},
                         {value},
@@ -94,20 +96,20 @@ Tensor attention_plain_cpu(const Tensor& query, const Tensor& key, const Tensor&
   const Tensor out = empty_in_order_of(query, p.seqlen_q, p.head_dim_v);
   p.out = out.mutable_data_ptr();
   row_strides(out, p.out_stride);
-  cpu::attention_fwd(p, torch_threads());
+  kernels->attention_fwd(p);
   return out;
 }
 
-TensorList attention_bwd_cpu(const Tensor& dout, const OptionalTensor& dlse,
-                             const OptionalTensor& dmass, const Tensor& query,
-                             const TensorList& keys, const TensorList& values,
-                             const std::vector<OptionalTensor>& key_lengths,
-                             const TensorList& terms, const std::vector<int64_t>& term_sources,
-                             const OptionalTensor& query_lengths, const OptionalTensor& sink,
-                             const OptionalTensor& dropout_seed, const Tensor& out,
-                             const Tensor& statistics, const Tensor& mass, double scale,
-                             double softcap, double dropout_p, const std::vector<int64_t>& window,
-                             bool lower_right, const std::vector<int64_t>& wanted) {
+TensorList attention_bwd(const Tensor& dout, const OptionalTensor& dlse,
+                         const OptionalTensor& dmass, const Tensor& query, const TensorList& keys,
+                         const TensorList& values, const std::vector<OptionalTensor>& key_lengths,
+                         const TensorList& terms, const std::vector<int64_t>& term_sources,
+                         const OptionalTensor& query_lengths, const OptionalTensor& sink,
+                         const OptionalTensor& dropout_seed, const Tensor& out,
+                         const Tensor& statistics, const Tensor& mass, double scale, double softcap,
+                         double dropout_p, const std::vector<int64_t>& window, bool lower_right,
+                         const std::vector<int64_t>& wanted) {
+  const auto kernels = kernels_of(query);
   BoundAttention bound({query,
                         keys,
                         values,
@@ -127,14 +129,15 @@ TensorList attention_bwd_cpu(const Tensor& dout, const OptionalTensor& dlse,
   g.dlse = optional_data(dlse, &kept, rows);
   g.dmass = optional_data(dmass, &kept, rows * p.num_sources);
   if (g.dmass) p.mass = const_cast<void*>(optional_data(mass, &kept, rows * p.num_sources));
-  return attention_gradients_cpu({query, keys, values, terms, sink, wanted}, &bound, &g);
+  return attention_gradients(*kernels, {query, keys, values, terms, sink, wanted}, &bound, &g);
 }
 
-std::tuple<Tensor, Tensor, Tensor> attention_varlen_fwd_cpu(
+std::tuple<Tensor, Tensor, Tensor> attention_varlen_fwd(
     const Tensor& query, const Tensor& key, const Tensor& value, const Tensor& cu_seqlens_q,
     const Tensor& cu_seqlens_k, int64_t max_seqlen_q, int64_t max_seqlen_k,
     const OptionalTensor& sink, const OptionalTensor& dropout_seed, double scale, double softcap,
     double dropout_p, const std::vector<int64_t>& window, bool lower_right, bool for_backward) {
+  const auto kernels = kernels_of(query);
   BoundAttention bound({query,
                         key,
                         value,
@@ -144,7 +147,8 @@ std::tuple<Tensor, Tensor, Tensor> attention_varlen_fwd_cpu(
                         max_seqlen_k,
                         sink,
                         dropout_seed,
-                        {scale, softcap, window, lower_right, dropout_p}});
+                        {scale, softcap, window, lower_right, dropout_p},
+                        kernels->read_on_host()});
   AttentionProblem& p = bound.problem;
   Tensor out = torch::stable::new_empty(query, {p.total_q, p.num_heads, p.head_dim_v});
   Tensor lse = torch::stable::new_empty(query, {p.num_heads, p.total_q}, accumulator_type(p.dtype));
@@ -157,19 +161,19 @@ std::tuple<Tensor, Tensor, Tensor> attention_varlen_fwd_cpu(
   p.lse = lse.mutable_data_ptr();
   const Tensor statistics = empty_statistics(query, p.dtype, lse.numel(), for_backward);
   if (for_backward) bind_statistics(statistics, lse.numel(), &p);
-  cpu::attention_fwd(p, torch_threads());
+  kernels->attention_fwd(p);
   return {out, lse, statistics};
 }
 
-TensorList attention_varlen_bwd_cpu(const Tensor& dout, const OptionalTensor& dlse,
-                                    const Tensor& query, const Tensor& key, const Tensor& value,
-                                    const Tensor& cu_seqlens_q, const Tensor& cu_seqlens_k,
-                                    int64_t max_seqlen_q, int64_t max_seqlen_k,
-                                    const OptionalTensor& sink, const OptionalTensor& dropout_seed,
-                                    const Tensor& out, const Tensor& statistics, double scale,
-                                    double softcap, double dropout_p,
-                                    const std::vector<int64_t>& window, bool lower_right,
-                                    const std::vector<int64_t>& wanted) {
+TensorList attention_varlen_bwd(const Tensor& dout, const OptionalTensor& dlse, const Tensor& query,
+                                const Tensor& key, const Tensor& value, const Tensor& cu_seqlens_q,
+                                const Tensor& cu_seqlens_k, int64_t max_seqlen_q,
+                                int64_t max_seqlen_k, const OptionalTensor& sink,
+                                const OptionalTensor& dropout_seed, const Tensor& out,
+                                const Tensor& statistics, double scale, double softcap,
+                                double dropout_p, const std::vector<int64_t>& window,
+                                bool lower_right, const std::vector<int64_t>& wanted) {
+  const auto kernels = kernels_of(query);
   BoundAttention bound({query,
                         key,
                         value,
@@ -179,7 +183,8 @@ TensorList attention_varlen_bwd_cpu(const Tensor& dout, const OptionalTensor& dl
                         max_seqlen_k,
                         sink,
                         dropout_seed,
-                        {scale, softcap, window, lower_right, dropout_p}});
+                        {scale, softcap, window, lower_right, dropout_p},
+                        kernels->read_on_host()});
   AttentionProblem& p = bound.problem;
   const int64_t rows = p.num_heads * p.total_q;
   TensorList kept;
@@ -187,7 +192,7 @@ TensorList attention_varlen_bwd_cpu(const Tensor& dout, const OptionalTensor& dl
   bind_outputs(dout, out, 3, rows, &kept, &p, &g);
   bind_statistics(statistics, rows, &p);
   g.dlse = optional_data(dlse, &kept, rows);
-  return attention_gradients_cpu({query, {key}, {value}, {}, sink, wanted}, &bound, &g);
+  return attention_gradients(*kernels, {query, {key}, {value}, {}, sink, wanted}, &bound, &g);
 }
 
 }  // namespace crossmodal
