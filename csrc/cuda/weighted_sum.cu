@@ -3,13 +3,10 @@
 // One block computes kBlockM queries x kBlockD columns; a thread owns one column, so that values
 // are read once, in order, for all queries of the block. The block's weights pass through shared
 // memory, kBlockN keys at a time.
-#include <cuda_bf16.h>
-#include <cuda_fp16.h>
-
-#include <algorithm>
+#include "cuda/weighted_sum.h"
 
 #include "cuda/launch.h"
-#include "cuda/weighted_sum.h"
+#include "cuda/number.h"
 
 namespace crossmodal::cuda {
 namespace {
@@ -17,11 +14,6 @@ namespace {
 constexpr int kBlockM = 8;
 constexpr int kBlockN = 32;
 constexpr int kBlockD = 128;
-
-// The most blocks that a grid's first dimension takes; blocks loop over the tiles beyond it.
-constexpr int64_t kMaxGridX = 2147483647;
-
-__host__ __device__ constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 __device__ int64_t visible_keys(const WeightedSumProblem& p, int64_t batch_index) {
   if (p.lengths == nullptr) return p.seqlen_k;
@@ -33,8 +25,11 @@ __device__ int64_t visible_keys(const WeightedSumProblem& p, int64_t batch_index
 // Accumulator: float for up to 32 bits, double for double.
 template <typename T, typename Accumulator>
 __global__ void __launch_bounds__(kBlockD) weighted_sum_kernel(const WeightedSumProblem p) {
-  __shared__ Accumulator weights_tile[kBlockN][kBlockM];
-  __shared__ bool visible_tile[kBlockN][kBlockM];
+  struct Shared {
+    Accumulator weights[kBlockN][kBlockM];
+    bool visible[kBlockN][kBlockM];
+  };
+  auto& [weights_tile, visible_tile] = *reinterpret_cast<Shared*>(shared_memory());
 
   const int64_t tiles_m = ceil_div(p.seqlen_q, kBlockM);
   const int64_t tiles_d = ceil_div(p.head_dim, kBlockD);
@@ -65,16 +60,16 @@ __global__ void __launch_bounds__(kBlockD) weighted_sum_kernel(const WeightedSum
         }
         visible_tile[column][row] = visible;
         weights_tile[column][row] =
-            visible ? static_cast<Accumulator>(
-                          weights[i * p.weights_stride[2] + j * p.weights_stride[3]])
-                    : Accumulator{0};
+            visible
+                ? number<Accumulator>(weights[i * p.weights_stride[2] + j * p.weights_stride[3]])
+                : Accumulator{0};
       }
       __syncthreads();
 
       if (d < p.head_dim) {
         const int keys = static_cast<int>(min(int64_t{kBlockN}, seqlen_k - first_key));
         for (int column = 0; column < keys; ++column) {
-          const Accumulator value = static_cast<Accumulator>(
+          const Accumulator value = number<Accumulator>(
               values[(first_key + column) * p.values_stride[2] + d * p.values_stride[3]]);
 #pragma unroll
           for (int row = 0; row < kBlockM; ++row) {
@@ -91,7 +86,7 @@ __global__ void __launch_bounds__(kBlockD) weighted_sum_kernel(const WeightedSum
       for (int row = 0; row < kBlockM; ++row) {
         const int64_t i = first_query + row;
         if (i < p.seqlen_q) {
-          out[i * p.out_stride[2] + d * p.out_stride[3]] = static_cast<T>(sums[row]);
+          out[i * p.out_stride[2] + d * p.out_stride[3]] = rounded<T>(sums[row]);
         }
       }
     }
@@ -99,28 +94,25 @@ __global__ void __launch_bounds__(kBlockD) weighted_sum_kernel(const WeightedSum
 }
 
 template <typename T, typename Accumulator>
-void launch(const WeightedSumProblem& p, cudaStream_t stream) {
+void launch_for(const WeightedSumProblem& p, void* stream) {
   const int64_t tiles =
       p.batch * p.num_heads * ceil_div(p.seqlen_q, kBlockM) * ceil_div(p.head_dim, kBlockD);
-  if (tiles == 0) return;  // an empty grid is an error to CUDA, not to us
-  const dim3 grid(static_cast<unsigned>(std::min(tiles, kMaxGridX)));
-  weighted_sum_kernel<T, Accumulator><<<grid, kBlockD, 0, stream>>>(p);
-  check_launch("weighted_sum_kernel");
+  launch("weighted_sum_kernel", weighted_sum_kernel<T, Accumulator>, tiles, kBlockD,
+         kBlockN * kBlockM * (sizeof(Accumulator) + sizeof(bool)), stream, p);
 }
 
 }  // namespace
 
 void launch_weighted_sum(const WeightedSumProblem& problem, void* stream) {
-  const auto cuda_stream = static_cast<cudaStream_t>(stream);
   switch (problem.dtype) {
     case DType::kFloat32:
-      return launch<float, float>(problem, cuda_stream);
+      return launch_for<float, float>(problem, stream);
     case DType::kBFloat16:
-      return launch<__nv_bfloat16, float>(problem, cuda_stream);
+      return launch_for<BFloat16, float>(problem, stream);
     case DType::kFloat16:
-      return launch<__half, float>(problem, cuda_stream);
+      return launch_for<Float16, float>(problem, stream);
     case DType::kFloat64:
-      return launch<double, double>(problem, cuda_stream);
+      return launch_for<double, double>(problem, stream);
   }
 }
 

@@ -1,0 +1,25 @@
+// Attention on a GPU: chooses a kernel and its tiles for a problem and enqueues it. Nothing here
+// waits for the device or reads its memory.
+#pragma once
+
+#include <string>
+
+#include "cuda/backward_problem.h"
+
+namespace crossmodal::cuda {
+
+// `stream` is a cudaStream_t of the current device. Throws std::runtime_error when a launch is
+// refused, std::invalid_argument where attention_refusal has a reason.
+void attention_fwd(const AttentionProblem& problem, void* stream);
+
+// Term gradients, all zero before: of (batch, num_heads, seqlen_q or 1, seqlen_k or 1) with strides
+// in grad_stride; in double where one of the last two is 1, the strides of both are not 0 at once.
+// A term whose gradient has both takes part in the sums over samples and heads that its strides of
+// 0 ask for; of the others the caller forms them.
+void attention_bwd(const AttentionProblem& problem, const AttentionBackward& gradients,
+                   const BackwardWorkspace& workspace, void* stream);
+
+// Why no kernel takes problems of this kind on the current device; empty if one does.
+std::string attention_refusal(const AttentionProblem& problem);
+
+}  // namespace crossmodal::cuda

@@ -1,0 +1,10 @@
+#include "cuda/attention_bwd_launch.h"
+
+namespace crossmodal::cuda {
+
+template void launch_attention_bwd<MmaEngine<Float16>, 96>(const AttentionProblem&,
+                                                           const AttentionBackward&,
+                                                           const BackwardWorkspace&,
+                                                           const BackwardTiling&, void*);
+
+}  // namespace crossmodal::cuda

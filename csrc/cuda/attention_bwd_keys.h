@@ -1,0 +1,357 @@
+// Backward, second pass: a block owns 16 keys to a warp and walks the queries of all heads that
+// share them for
+//
+//   dV = dropped(P)^T dout,  dK = scale * dS^T Q, the gradients of terms that are the same for
+//   every query
+//
+// It computes S^T = K Q^T, whose accumulators are, as P^T and dS^T, the operands that dV and dK
+// need.
+#pragma once
+
+#include "cuda/attention_bwd_queries.h"
+
+namespace crossmodal::cuda {
+
+// Which keys a block owns.
+struct KeyTile {
+  int b, head;    // head of the keys
+  int chunk;      // of columns
+  KeyBlock keys;  // begin and count whatever the sample's length
+};
+
+// Keys of a source are cut from a multiple of 4 along the concatenation on: see KeyWalk.
+__device__ __host__ inline int keys_before_source(const AttentionProblem& p, int offset) {
+  return p.dropout_p > 0 ? offset % 4 : 0;
+}
+
+// Whether this pass has anything to write for the source.
+__device__ __host__ inline bool has_key_gradients(const KeySource& source) {
+  bool wanted = source.dk != nullptr || source.dv != nullptr;
+  for (int t = 0; t < source.num_terms; ++t)
+    wanted |= source.terms[t].grad != nullptr && source.terms[t].grad_stride[2] == 0;
+  return wanted;
+}
+
+__device__ __host__ inline int64_t key_tiles(const AttentionProblem& p, const KeySource& source,
+                                             int offset, int block_m) {
+  if (!has_key_gradients(source)) return 0;
+  return ceil_div(source.seqlen_k + keys_before_source(p, offset), block_m);
+}
+
+__device__ inline KeyTile key_tile_at(const BackwardProblem& p, const Tiling& tiling,
+                                      int64_t tile) {
+  KeyTile found{};
+  found.chunk = static_cast<int>(tile % tiling.chunks);
+  tile /= tiling.chunks;
+  int offset = 0;
+  for (int s = 0; s < p.num_sources; ++s) {
+    const KeySource& source = p.source[s];
+    const int64_t blocks = key_tiles(p, source, offset, tiling.block_m);
+    const int64_t tiles = blocks * source.num_heads_k * p.batch;
+    if (tile < tiles) {
+      const int64_t pair = tile / blocks;
+      found.b = static_cast<int>(pair / source.num_heads_k);
+      found.head = static_cast<int>(pair % source.num_heads_k);
+      found.keys = {
+          s, static_cast<int>(tile % blocks) * tiling.block_m - keys_before_source(p, offset),
+          tiling.block_m};
+      return found;
+    }
+    tile -= tiles;
+    offset += static_cast<int>(source.seqlen_k);
+  }
+  return found;
+}
+
+template <class E, int kWidth, bool kPlain>
+class KeyPass {
+  using T = typename E::Element;
+  using Acc = typename E::Acc;
+  static constexpr int kBlockQ = key_pass_block(sizeof(T), kWidth);
+  static constexpr int kTilesQ = kBlockQ / 8;
+  using Weights = WeightBlock<Acc, kPlain, kTilesQ>;
+  using Block = ScoreBlock<Orientation::kKeysByQueries>;
+
+ public:
+  __device__ KeyPass(const BackwardProblem& p, const Tiling& tiling, const Alignment& aligned,
+                     const KeyTile& tile)
+      : p_(p),
+        t_(tiling),
+        aligned_(aligned),
+        tile_(tile),
+        source_(p.source[tile.keys.source]),
+        band_(p, tile.b),
+        queries_(query_rows(p, tile.b)),
+        rows_(key_rows_of(source_, tile.b)),
+        warp_row_(static_cast<int>(threadIdx.x) / 32 * kWarpRows) {
+    seen_ = tile.keys;
+    seen_.count = max(0, min(seen_.count, rows_.count - seen_.begin));
+  }
+
+  __device__ void run() {
+    if (seen_.count > 0) walk();
+    store();
+  }
+
+ private:
+  // -- shared memory: keys, values, stages of queries and of dout, of their states, flags
+  // ----------
+
+  __device__ T* rows_from(int row) const {
+    return reinterpret_cast<T*>(shared_memory()) + row * kWidth;
+  }
+  // Without features the gradients still need a place.
+  __device__ Tile<T, kWidth> key_tile() const { return {rows_from(0)}; }
+  __device__ Tile<T, kWidth> value_tile() const {
+    return {rows_from(max(1, t_.panels) * t_.block_m)};
+  }
+  __device__ Tile<T, kWidth> query_tile(int stage) const {
+    return {rows_from((max(1, t_.panels) + max(1, t_.panels_v)) * t_.block_m +
+                      stage * t_.panels * kBlockQ)};
+  }
+  __device__ Tile<T, kWidth> dout_tile(int stage) const {
+    return {query_tile(t_.stages).data + stage * t_.panels_v * kBlockQ * kWidth};
+  }
+  __device__ RowState<Acc>* states(int stage) const {
+    return reinterpret_cast<RowState<Acc>*>(dout_tile(t_.stages).data) + stage * kBlockQ;
+  }
+  __device__ bool* seen_keys() const { return reinterpret_cast<bool*>(states(t_.stages)); }
+
+  // -- walking the queries -----------------------------------------------------------------------
+
+  struct QueryBlock {
+    int h, begin;
+  };
+
+  // Queries that reach the block's keys, as far as the band tells: [first_query_, end_query_).
+  __device__ void find_queries() {
+    first_query_ = 0;
+    end_query_ = queries_.count;
+    if (band_.open) return;
+    const int j_first = max(seen_.begin, 0), j_last = seen_.begin + seen_.count - 1;
+    first_query_ = max(0, j_first - band_.last);
+    end_query_ = min(end_query_, j_last - band_.first + 1);
+  }
+
+  __device__ bool follows(QueryBlock* block) const {
+    block->begin += kBlockQ;
+    if (block->begin >= end_query_) {
+      block->begin = first_query_;
+      ++block->h;
+    }
+    return block->h < last_head();
+  }
+  __device__ int first_head() const { return tile_.head * p_.group[tile_.keys.source]; }
+  __device__ int last_head() const { return first_head() + p_.group[tile_.keys.source]; }
+
+  __device__ void walk() {
+    find_queries();
+    if (first_query_ >= end_query_) return;
+    load_keys();
+    QueryBlock block = {first_head(), first_query_};
+    load_queries(block, 0);
+    commit_copies();
+    for (int stage = 0;;) {
+      QueryBlock next = block;
+      const bool more = follows(&next);
+      const int next_stage = t_.stages == 2 ? stage ^ 1 : 0;
+      if (t_.stages == 2) {
+        if (more) load_queries(next, next_stage);
+        commit_copies();
+        wait_for_copies<1>();
+      } else {
+        wait_for_copies<0>();
+      }
+      __syncthreads();
+      step(block, stage);
+      if (!more || next.h != block.h) end_head(block.h);
+      __syncthreads();
+      if (!more) break;
+      if (t_.stages == 1) {
+        load_queries(next, 0);
+        commit_copies();
+      }
+      block = next;
+      stage = next_stage;
+    }
+    wait_for_copies<0>();
+  }
+
+  // Keys that no query of any head sees may hold anything.
+  __device__ void load_keys() {
+    const bool all = kPlain || source_.num_terms == 0;
+    bool* seen = seen_keys();
+    if (!all) {
+      for (int x = threadIdx.x; x < t_.block_m; x += blockDim.x) {
+        const int j = seen_.begin + x;
+        bool some = false;
+        if (seen_.holds(j))
+          for (int h = first_head(); h < last_head() && !some; ++h)
+            some = is_seen(p_, source_, tile_.b, h, 0, queries_.count - 1, j);
+        seen[x] = some;
+      }
+      __syncthreads();
+    }
+    const auto wanted = [&](int key) {
+      return seen_.holds(seen_.begin + key) && (all || seen[key]);
+    };
+    const int row = rows_.first + seen_.begin, s = seen_.source;
+    load_tile(key_tile(), t_.panels, t_.block_m,
+              {row_at<const T>(source_.k, source_.k_stride, tile_.b, tile_.head, row),
+               source_.k_stride[2], static_cast<int>(p_.head_dim), aligned_.key(s)},
+              0, wanted);
+    if (t_.panels_v == 0) return;
+    load_tile(value_tile(), t_.panels_v, t_.block_m,
+              {row_at<const T>(source_.v, source_.v_stride, tile_.b, tile_.head, row),
+               source_.v_stride[2], static_cast<int>(p_.head_dim_v), aligned_.value(s)},
+              0, wanted);
+  }
+
+  __device__ void load_queries(const QueryBlock& block, int stage) {
+    for (int x = threadIdx.x; x < kBlockQ; x += blockDim.x)
+      states(stage)[x] =
+          row_state<Acc>(p_, tile_.b, block.h, queries_, block.begin + x, seen_.source);
+    const auto live = [&](int row) {
+      return !is_dead<Acc>(p_, tile_.b, block.h, queries_, block.begin + row);
+    };
+    const int row = queries_.first + block.begin;
+    load_tile(query_tile(stage), t_.panels, kBlockQ,
+              {row_at<const T>(p_.q, p_.q_stride, tile_.b, block.h, row), p_.q_stride[2],
+               static_cast<int>(p_.head_dim), aligned_.query()},
+              0, live);
+    if (t_.panels_v == 0) return;
+    const AttentionBackward& g = p_.gradient;
+    load_tile(dout_tile(stage), t_.panels_v, kBlockQ,
+              {row_at<const T>(g.dout, g.dout_stride, tile_.b, block.h, row), g.dout_stride[2],
+               static_cast<int>(p_.head_dim_v), aligned_.dout()},
+              0, live);
+  }
+
+  // -- products ----------------------------------------------------------------------------------
+
+  __device__ __forceinline__ void step(const QueryBlock& queries, int stage) {
+    Weights w;
+    clear(w.weight);
+    clear(w.gradient);
+    multiply_rows<E, kWidth>(w.weight, key_tile(), warp_row_, t_.block_m, query_tile(stage),
+                             kBlockQ, t_.panels);
+    multiply_rows<E, kWidth>(w.gradient, value_tile(), warp_row_, t_.block_m, dout_tile(stage),
+                             kBlockQ, t_.panels_v);
+    const Dropout<Acc> dropout(p_, tile_.b, queries.h);
+    const Block block = {tile_.b, queries.h, queries.begin, queries_.count, seen_, warp_row_};
+    const int column = static_cast<int>(threadIdx.x) % 4 * 2;
+    const RowState<Acc>* rows = states(stage);
+    const auto state = [&](int t, int e) { return rows[t * 8 + column + e % 2]; };
+    w.rebuild(p_, band_, block, dropout, state);
+    w.to_scores(state);
+    if constexpr (!kPlain) {
+#pragma unroll
+      for (int r = 0; r < 2; ++r) {
+        Acc sum = 0;
+#pragma unroll
+        for (int t = 0; t < kTilesQ; ++t) sum += w.gradient[t][2 * r] + w.gradient[t][2 * r + 1];
+        key_sum_[r] += sum;
+      }
+    }
+    w.to_products(p_);
+    if constexpr (!kPlain) drop(w.weight, w.dropped);
+    const bool in_k = tile_.chunk < t_.panels, in_v = tile_.chunk < t_.panels_v;
+    if (source_.dv && in_v)
+      multiply_weights<E>(dv_, w.weight, dout_tile(stage).panel(tile_.chunk, kBlockQ));
+    if (source_.dk && in_k)
+      multiply_weights<E>(dk_, w.gradient, query_tile(stage).panel(tile_.chunk, kBlockQ));
+  }
+
+  // Sums over the queries of a head, for terms that are the same for all of them.
+  __device__ void end_head(int h) {
+    if constexpr (!kPlain) {
+      const int lane = threadIdx.x % 32;
+#pragma unroll
+      for (int r = 0; r < 2; ++r) {
+        const double sum = sum_of_quad(key_sum_[r]);
+        key_sum_[r] = 0;
+        const int j = seen_.begin + warp_row_ + lane / 4 + 8 * r;
+        if (tile_.chunk != 0 || lane % 4 != 0 || !seen_.holds(j)) continue;
+        for (int t = 0; t < source_.num_terms; ++t) {
+          const ScoreTerm& term = source_.terms[t];
+          if (!term.grad || term.grad_stride[2] != 0) continue;
+          static_cast<double*>(term.grad)[tile_.b * term.grad_stride[0] + h * term.grad_stride[1] +
+                                          j * term.grad_stride[3]] = term.factor * sum;
+        }
+      }
+    }
+  }
+
+  // -- results: keys beyond the sample's length are written too, with 0
+  // ----------------------------
+
+  __device__ void store() {
+    const Dropout<Acc> dropout(p_, 0, 0);
+    const int s = seen_.source;
+    if (source_.dk)
+      store(dk_, static_cast<Acc>(p_.scale), key_tile(), source_.dk, source_.dk_stride, p_.head_dim,
+            aligned_.dk(s));
+    if (source_.dv)
+      store(dv_, dropout.kept(), value_tile(), source_.dv, source_.dv_stride, p_.head_dim_v,
+            aligned_.dv(s));
+  }
+
+  // Through the warp's own rows of a tile that is needed no more.
+  __device__ void store(const Acc (&sums)[kWidth / 8][4], Acc factor, const Tile<T, kWidth>& tile,
+                        void* base, const int64_t (&stride)[3], int64_t width, bool aligned) {
+    const int lane = threadIdx.x % 32;
+#pragma unroll
+    for (int n = 0; n < kWidth / 8; ++n)
+#pragma unroll
+      for (int r = 0; r < 2; ++r)
+        E::store_pair(tile.element(warp_row_ + lane / 4 + 8 * r, n * 8 + lane % 4 * 2),
+                      sums[n][2 * r] * factor, sums[n][2 * r + 1] * factor);
+    __syncwarp();
+    const int count = source_.cu_seqlens ? rows_.count : static_cast<int>(source_.seqlen_k);
+    const int before = max(0, -(seen_.begin + warp_row_));
+    const int begin = seen_.begin + warp_row_ + before;
+    store_tile(tile, warp_row_ + before, min(kWarpRows - before, count - begin),
+               row_at<T>(base, stride, tile_.b, tile_.head, rows_.first + begin), stride[2],
+               tile_.chunk * kWidth, static_cast<int>(width), aligned, lane);
+  }
+
+  const BackwardProblem& p_;
+  const Tiling& t_;
+  const Alignment& aligned_;
+  KeyTile tile_;
+  const KeySource& source_;
+  Band band_;
+  Rows queries_, rows_;
+  int warp_row_;
+  KeyBlock seen_;  // as far as the sample's length
+  int first_query_ = 0, end_query_ = 0;
+
+  double key_sum_[2] = {0, 0};
+  Acc dk_[kWidth / 8][4] = {}, dv_[kWidth / 8][4] = {};
+};
+
+template <class E, int kWidth, bool kPlain>
+__global__ void __launch_bounds__(kMostWarps * 32, 2)
+    attention_bwd_keys_kernel(const __grid_constant__ BackwardProblem p,
+                              const __grid_constant__ Tiling tiling,
+                              const __grid_constant__ Alignment aligned, int64_t tiles) {
+  using T = typename E::Element;
+  for (int64_t tile = blockIdx.x; tile < tiles; tile += gridDim.x) {
+    const KeyTile at = key_tile_at(p, tiling, tile);
+    if (tile != blockIdx.x) __syncthreads();  // the tile before has been read
+    KeyPass<E, kWidth, kPlain>(p, tiling, aligned, at).run();
+    const KeySource& source = p.source[at.keys.source];
+    if (!source.cu_seqlens || at.keys.begin > 0 || at.chunk > 0) continue;
+    const Rows rows = key_rows_of(source, at.b);
+    for (const Gap gap : {gap_before(rows, at.b),
+                          gap_after(source.cu_seqlens, rows, at.b, p.batch, source.total_k)}) {
+      if (source.dk)
+        clear_unowned_rows(static_cast<T*>(source.dk), source.dk_stride, at.head, p.head_dim, gap);
+      if (source.dv)
+        clear_unowned_rows(static_cast<T*>(source.dv), source.dv_stride, at.head, p.head_dim_v,
+                           gap);
+    }
+  }
+}
+
+}  // namespace crossmodal::cuda

@@ -1,0 +1,116 @@
+// From raw products to scores: which keys of a block a query sees, and with what bias. Forward,
+// backward and associate share it, so that all of them agree on every mask.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include <cstdint>
+
+#include "cuda/fragment.h"
+#include "cuda/tanh.h"
+#include "cuda/visible_keys.h"
+
+namespace crossmodal::cuda {
+
+// Products are scores: nothing is added or capped, one factor makes them exponents. Statistics of
+// rows then hold the largest product, exact where scaling it first would round.
+inline bool scores_are_plain(const AttentionProblem& p) {
+  bool terms = false;
+  for (int s = 0; s < p.num_sources; ++s) terms |= p.sources[s].num_terms > 0;
+  // Far from where the factor, or its product with a difference of scores, leaves the range of
+  // float.
+  const bool ordinary = p.scale > 1e-30 && p.scale < 1e30;
+  return !terms && p.softcap <= 0 && ordinary && p.sink == nullptr && p.dropout_p == 0;
+}
+
+// Of exponents of two, by the difference of two scores or plain products.
+template <class Acc, bool kPlain>
+__device__ __forceinline__ Acc exponent_factor(const Problem& p) {
+  return static_cast<Acc>(kPlain ? kLog2E * p.scale : kLog2E);
+}
+
+// Which rows and columns of a block of accumulators are what: queries by keys, or keys by queries.
+enum class Orientation { kQueriesByKeys, kKeysByQueries };
+
+// A block of scores: queries from i_begin on of `num_queries`, keys of one block.
+template <Orientation kOrientation>
+struct ScoreBlock {
+  static constexpr bool kUpright = kOrientation == Orientation::kQueriesByKeys;
+
+  int b, h;
+  int i_begin, num_queries;
+  KeyBlock keys;
+  int j_begin;  // first key, within the block of keys
+
+  // fn(element, query, key) for each accumulator of this lane, both counted within the sample.
+  template <class Acc, int kTiles, class Fn>
+  __device__ __forceinline__ void for_each(Acc (&c)[kTiles][4], Fn fn) const {
+    for_each_element(c, [&](Acc& x, int row, int column) {
+      fn(x, i_begin + (kUpright ? row : column), keys.begin + j_begin + (kUpright ? column : row));
+    });
+  }
+
+  // The same with the element's place in a tensor of such strides, by additions alone.
+  template <class Acc, int kTiles, class Fn>
+  __device__ __forceinline__ void for_each_of(Acc (&c)[kTiles][4], const int64_t (&stride)[4],
+                                              Fn fn) const {
+    const int lane = threadIdx.x % 32, row = lane / 4, column = lane % 4 * 2;
+    const int i = i_begin + (kUpright ? row : column);
+    const int j = keys.begin + j_begin + (kUpright ? column : row);
+    const int64_t down = stride[kUpright ? 2 : 3], right = stride[kUpright ? 3 : 2];
+    int64_t at = b * stride[0] + h * stride[1] + i * stride[2] + j * stride[3];
+#pragma unroll
+    for (int t = 0; t < kTiles; ++t) {
+      keep_loads_here();
+#pragma unroll
+      for (int e = 0; e < 4; ++e) {
+        const int below = e / 2 * 8, beside = t * 8 + e % 2;
+        fn(c[t][e], i + (kUpright ? below : beside), j + (kUpright ? beside : below),
+           at + (e / 2 ? 8 * down : 0) + (e % 2 ? right : 0));
+      }
+      at += 8 * right;
+    }
+  }
+
+  __device__ bool holds(int i, int j) const { return i < num_queries && keys.holds(j); }
+};
+
+// Products to scores, -inf for what is hidden, whatever the product is there. keep_slope(t, e,
+// slope) is told the cap's derivative where scores are capped.
+template <bool kPlain, class Acc, int kTiles, class Block, class KeepSlope>
+__device__ __forceinline__ void products_to_scores(const Problem& p, const Band& band,
+                                                   const Block& block, Acc (&s)[kTiles][4],
+                                                   KeepSlope keep_slope) {
+  if constexpr (!kPlain) {
+    const Acc scale = static_cast<Acc>(p.scale), cap = static_cast<Acc>(p.softcap);
+    const Acc inverse_cap = static_cast<Acc>(p.inverse_softcap);
+#pragma unroll
+    for (int t = 0; t < kTiles; ++t)
+#pragma unroll
+      for (int e = 0; e < 4; ++e) {
+        s[t][e] *= scale;
+        if (cap > 0) {
+          Acc derivative;
+          s[t][e] = soft_cap(s[t][e], cap, inverse_cap, &derivative);
+          keep_slope(t, e, derivative);
+        }
+      }
+    const KeySource& source = p.source[block.keys.source];
+    for (int t = 0; t < source.num_terms; ++t) {
+      const ScoreTerm& term = source.terms[t];
+      const Acc factor = static_cast<Acc>(term.factor);
+      block.for_each_of(s, term.stride, [&](Acc& x, int i, int j, int64_t at) {
+        if (block.holds(i, j)) x = with_term(x, term, factor, at);
+      });
+    }
+  }
+  block.for_each(s, [&](Acc& x, int i, int j) {
+    if (!block.holds(i, j)) x = minus_infinity<Acc>();
+  });
+  if (band.open) return;
+  block.for_each(s, [&](Acc& x, int i, int j) {
+    if (band.hides(i, j)) x = minus_infinity<Acc>();
+  });
+}
+
+}  // namespace crossmodal::cuda
