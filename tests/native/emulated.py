@@ -1,0 +1,67 @@
+"""crossmodal's functions on emulated CUDA kernels: the same Python, the same binding of tensors, another device."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Iterator
+from contextlib import contextmanager
+from enum import IntEnum
+from pathlib import Path
+
+import torch
+
+from crossmodal.ops import _plain
+from tests.native.build import build
+
+
+class Schedule(IntEnum):
+    FIRST_WARP_FIRST = 0
+    LAST_WARP_FIRST = 1
+    RANDOM = 2
+
+
+class Copies(IntEnum):
+    EARLY = 0
+    LATE = 1
+    RANDOM = 2
+
+
+# Each is the worst case of some mistake: a barrier left out, a wait too short, a stage reused too soon.
+MODES = (
+    (Schedule.FIRST_WARP_FIRST, Copies.EARLY),
+    (Schedule.LAST_WARP_FIRST, Copies.LATE),
+    (Schedule.RANDOM, Copies.RANDOM),
+)
+
+
+class Emulator:
+    """The operators' library, which is loaded once, and the kernels' library that it runs."""
+
+    def __init__(self) -> None:
+        operators, self._kernels = build()
+        torch.ops.load_library(str(operators))
+        self._library = ctypes.CDLL(str(operators))
+        self._library.emulator_load.restype = ctypes.c_char_p
+        self._library.emulator_load.argtypes = [ctypes.c_char_p]
+        self._library.emulator_set_mode.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_uint64]
+        self.load(self._kernels)
+
+    def load(self, kernels: Path) -> None:
+        wrong = self._library.emulator_load(str(kernels).encode())
+        if wrong:
+            raise RuntimeError(wrong.decode())
+
+    def set_mode(self, schedule: Schedule, copies: Copies, seed: int = 1) -> None:
+        self._library.emulator_set_mode(schedule, copies, seed)
+
+
+@contextmanager
+def in_place_of_the_cpu() -> Iterator[None]:
+    """Within it, `crossmodal` on CPU tensors runs emulated CUDA kernels."""
+    packet, plain = torch.ops.crossmodal, _plain._operator
+    torch.ops.crossmodal = torch.ops.crossmodal_emulated
+    _plain._operator = torch.ops.crossmodal_emulated.attention_plain.default
+    try:
+        yield
+    finally:
+        torch.ops.crossmodal, _plain._operator = packet, plain

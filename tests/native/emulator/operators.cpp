@@ -1,0 +1,53 @@
+// The operators of torch.ops.crossmodal_emulated: those of csrc/torch on CPU tensors, run by
+// emulated CUDA kernels.
+#include <dlfcn.h>
+
+#include <stdexcept>
+#include <string>
+
+#include "emulator/entry_points.h"
+#include "torch/kernels.h"
+
+namespace {
+
+const emulator::EntryPoints* kernels = nullptr;
+
+}  // namespace
+
+// Kernels of a shared library take over; returns null, or what is wrong with it.
+extern "C" __attribute__((visibility("default"))) const char* emulator_load(const char* library) {
+  // Lazily: a mutilated build holds one instance of all.
+  void* handle = dlopen(library, RTLD_LAZY | RTLD_LOCAL);
+  if (!handle) return dlerror();
+  kernels = static_cast<const emulator::EntryPoints*>(dlsym(handle, "emulated_kernels"));
+  return kernels ? nullptr : dlerror();
+}
+
+extern "C" __attribute__((visibility("default"))) void emulator_set_mode(int schedule, int copies,
+                                                                         uint64_t seed) {
+  kernels->set_mode(
+      {static_cast<emulator::Schedule>(schedule), static_cast<emulator::Copies>(copies), seed});
+}
+
+namespace crossmodal {
+
+namespace cuda {
+
+void attention_fwd(const AttentionProblem& problem, void* stream) {
+  kernels->attention_fwd(problem, stream);
+}
+void attention_bwd(const AttentionProblem& problem, const AttentionBackward& gradients,
+                   const BackwardWorkspace& workspace, void* stream) {
+  kernels->attention_bwd(problem, gradients, workspace, stream);
+}
+void launch_weighted_sum(const WeightedSumProblem& problem, void* stream) {
+  kernels->weighted_sum_fwd(problem, stream);
+}
+
+}  // namespace cuda
+
+std::unique_ptr<const Kernels> kernels_of(const torch::stable::Tensor&) {
+  return cuda_kernels(nullptr);
+}
+
+}  // namespace crossmodal

@@ -1,0 +1,79 @@
+"""Small problems that together take every path through the attention kernels."""
+
+from dataclasses import replace
+
+import torch
+
+import crossmodal
+from tests.problems import Fusion, Modality, Sink, Term, Varlen, WeightedSum
+
+ALL = frozenset({"out", "lse", "mass"})
+KEY_MASK = Term(torch.bool, (False, True, True, False), hides=0.4)
+DENSE_BIAS = Term(torch.float32, (True, False, False, False))
+ROW_BIAS = Term(torch.float32, (False, False, False, True))
+KEY_BIAS = Term(torch.float32, (False, False, True, False), hides=0.2)
+
+PLAIN = Fusion((Modality(150),), heads=2, seqlen_q=35, head_dim=64, head_dim_v=64, as_attention=True)
+RAGGED = replace(
+    PLAIN,
+    modalities=(Modality(150, torch.int32),),
+    batch=3,
+    seqlen_q=21,
+    query_lengths=torch.int64,
+    poisoned=True,
+)
+GROUPED = replace(PLAIN, modalities=(Modality(70, heads_k=2),), heads=4, seqlen_q=17, head_dim=40, head_dim_v=56)
+CAUSAL = replace(PLAIN, modalities=(Modality(100, torch.int32),), batch=2, is_causal=True, seqlen_q=90)
+WINDOW = replace(CAUSAL, is_causal=False, window_size=(20, 3), causal_align="lower_right")
+TRIO = Fusion(
+    (Modality(33, torch.int64, mask=KEY_MASK), None, Modality(9, bias=DENSE_BIAS), Modality(90, torch.int32)),
+    batch=2,
+    heads=2,
+    seqlen_q=19,
+    head_dim=20,
+    head_dim_v=44,
+    asked=ALL,
+    poisoned=True,
+)
+MASKED = replace(TRIO, modalities=(Modality(130, mask=KEY_MASK, bias=KEY_BIAS),))
+OPTIONS = replace(TRIO, softcap=5.0, sink=Sink(torch.float32, offset=0.0, hides=0.0, strided=False))
+# Sources that begin between the words of Philox blocks.
+DROPOUT = replace(TRIO, dropout_p=0.4, dropout_seed=2**40 + 5)
+PACKED = Varlen(
+    (33, 0, 70, 5), (80, 7, 0, 150), beyond_q=3, beyond_k=2, heads=2, head_dim=64, head_dim_v=64, poisoned=True
+)
+WIDE = replace(PLAIN, seqlen_q=18, head_dim=200, head_dim_v=136)
+EMPTY = replace(TRIO, modalities=(Modality(0), Modality(5, mask=Term(torch.bool, hides=1.0))))
+
+PROBLEMS = {name: problem for name, problem in globals().items() if isinstance(problem, Fusion | Varlen)}
+
+
+def forward_only(problem: Fusion | Varlen | WeightedSum) -> Fusion | Varlen | WeightedSum:
+    if isinstance(problem, WeightedSum):
+        return replace(problem, differentiated=frozenset())
+    return replace(problem, differentiated=frozenset(), asked=frozenset())
+
+
+def masked_keys_may_be_nan(dtype: torch.dtype) -> None:
+    """Keys and values that a mask hides from every query, and keys that it hides from some, change nothing."""
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(2, 2, n, 24).to(dtype) for n in (19, 90, 90))
+    hidden = torch.rand(2, 1, 1, 90) < 0.4
+    partly = torch.zeros(19, 90, dtype=torch.bool)
+    partly[3:, 7] = True
+    mask = ~(hidden | partly)
+    results = []
+    for poison in (0.0, float("nan")):
+        key, value = k.clone(), v.clone()
+        key.masked_fill_(hidden.mT, poison), value.masked_fill_(hidden.mT, poison)
+        inputs = [t.requires_grad_() for t in (q.clone(), key, value)]
+        out = crossmodal.attention(*inputs, ~hidden)
+        results.append([out, *torch.autograd.grad(out.float().square().sum(), inputs)])
+    for clean, poisoned in zip(*results, strict=True):
+        assert torch.equal(clean, poisoned)
+    key = k.clone()
+    key[:, :, 7] = float("inf")  # seen by the first queries, whose results are anything
+    inputs = [t.requires_grad_() for t in (q.clone(), key, v.clone())]
+    out = crossmodal.attention(*inputs, mask)
+    (dq,) = torch.autograd.grad(out[:, :, 3:].float().square().sum(), inputs[:1])
+    assert out[:, :, 3:].isfinite().all() and dq[:, :, 3:].isfinite().all()
