@@ -6,6 +6,7 @@
 #include "cuda/attention_launch.h"
 #include "cuda/engine.h"
 #include "cuda/launch.h"
+#include "cuda/plain_scores.h"
 
 namespace crossmodal::cuda {
 namespace {
@@ -59,6 +60,21 @@ void with_backward_kernel(DType dtype, int64_t columns, Fn fn) {
       return with_width<FmaEngine<float>, 32, 64>(columns, fn);
     case DType::kFloat64:
       return with_width<FmaEngine<double>, 16>(columns, fn);
+  }
+}
+
+// Those of associate: associate/*.cu. Nothing is summed along features, so that one width will do.
+template <class Fn>
+void with_associate_kernel(DType dtype, Fn fn) {
+  switch (dtype) {
+    case DType::kBFloat16:
+      return with_width<MmaEngine<BFloat16>, 64>(0, fn);
+    case DType::kFloat16:
+      return with_width<MmaEngine<Float16>, 64>(0, fn);
+    case DType::kFloat32:
+      return with_width<FmaEngine<float>, 32>(0, fn);
+    case DType::kFloat64:
+      return with_width<FmaEngine<double>, 16>(0, fn);
   }
 }
 
@@ -122,6 +138,20 @@ BackwardTiling backward_tiling(const AttentionProblem& p, int width) {
   return tiling;
 }
 
+Tiling associate_tiling(const AttentionProblem& p, int width) {
+  const size_t size = size_of(p.dtype), block = backward_block(size);
+  const size_t accumulator = p.dtype == DType::kFloat64 ? sizeof(double) : sizeof(float);
+  Tiling t{};
+  t.width = width;
+  t.panels = static_cast<int>(ceil_div(p.head_dim, width));
+  t.chunks = 1;
+  return fitting(t, fewest_warps(p.seqlen_q), [&](const Tiling& m) {
+    const size_t walk =
+        m.panels * (m.block_m + block) * width * size + m.block_m * block * accumulator + block;
+    return std::max(walk, m.warps * block * sizeof(double));  // sums of warps take its place
+  });
+}
+
 }  // namespace
 
 std::string attention_refusal(const AttentionProblem& p) {
@@ -137,26 +167,45 @@ std::string attention_refusal(const AttentionProblem& p) {
   return "";
 }
 
-void attention_fwd(const AttentionProblem& p, void* stream) {
+static void check_supported(const AttentionProblem& p) {
   const std::string refusal = attention_refusal(p);
   if (!refusal.empty()) throw std::invalid_argument("attention: " + refusal);
-  if (p.batch * p.num_heads * p.seqlen_q == 0) return;
+}
+
+static void forward(const AttentionProblem& p, bool plain, void* stream) {
   const int64_t columns = std::max(p.head_dim, p.head_dim_v);
   with_forward_kernel(p.dtype, columns, [&](auto engine, auto width) {
-    launch_attention_fwd<decltype(engine), width()>(p, forward_tiling(p, width()), Alignment(p),
-                                                    stream);
+    launch_attention_fwd<decltype(engine), width()>(p, plain, forward_tiling(p, width()), stream);
   });
+}
+
+void attention_fwd(const AttentionProblem& p, void* stream) {
+  check_supported(p);
+  if (p.batch * p.num_heads * p.seqlen_q == 0) return;
+  forward(p, scores_are_plain(p), stream);
 }
 
 void attention_bwd(const AttentionProblem& p, const AttentionBackward& g,
                    const BackwardWorkspace& workspace, void* stream) {
-  const std::string refusal = attention_refusal(p);
-  if (!refusal.empty()) throw std::invalid_argument("attention: " + refusal);
+  check_supported(p);
   if (p.batch * p.num_heads == 0) return;
   const int64_t columns = std::max(p.head_dim, p.head_dim_v);
   with_backward_kernel(p.dtype, columns, [&](auto engine, auto width) {
     launch_attention_bwd<decltype(engine), width()>(p, g, workspace, backward_tiling(p, width()),
                                                     stream);
+  });
+}
+
+void associate(const AttentionProblem& p, const AssociateProblem& request, size_t weights_bytes,
+               void* stream) {
+  check_supported(p);
+  if (p.batch * p.num_heads * p.seqlen_q == 0) return;
+  forward(p, false, stream);
+  // Keys that are not there have no block of their own.
+  check(cudaMemsetAsync(request.weights, 0, weights_bytes, static_cast<cudaStream_t>(stream)),
+        "associate");
+  with_associate_kernel(p.dtype, [&](auto engine, auto width) {
+    launch_associate<decltype(engine), width()>(p, request, associate_tiling(p, width()), stream);
   });
 }
 

@@ -19,6 +19,11 @@ void attention_fwd(const AttentionProblem& problem, void* stream);
 void attention_bwd(const AttentionProblem& problem, const AttentionBackward& gradients,
                    const BackwardWorkspace& workspace, void* stream);
 
+// The problem has no values; its statistics are written first, the weights follow from them.
+// `weights_bytes` is what request.weights takes.
+void associate(const AttentionProblem& problem, const AssociateProblem& request,
+               size_t weights_bytes, void* stream);
+
 // Why no kernel takes problems of this kind on the current device; empty if one does.
 std::string attention_refusal(const AttentionProblem& problem);
 

@@ -11,6 +11,7 @@
 
 #include <cuda_runtime.h>
 
+#include "cuda/alignment.h"
 #include "cuda/attention_launch.h"
 #include "cuda/dropout.h"
 #include "cuda/engine.h"

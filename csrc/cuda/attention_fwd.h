@@ -325,14 +325,14 @@ __global__ void __launch_bounds__(kMostWarps * 32, forward_blocks<E, kWidth, kPl
 }
 
 template <class E, int kWidth>
-void launch_attention_fwd(const AttentionProblem& p, const Tiling& tiling, Alignment aligned,
+void launch_attention_fwd(const AttentionProblem& p, bool plain, const Tiling& tiling,
                           void* stream) {
   const int64_t tiles =
       p.batch * p.num_heads * ceil_div(p.seqlen_q, tiling.block_m) * tiling.chunks;
-  const auto kernel = scores_are_plain(p) ? attention_fwd_kernel<E, kWidth, true>
-                                          : attention_fwd_kernel<E, kWidth, false>;
+  const auto kernel =
+      plain ? attention_fwd_kernel<E, kWidth, true> : attention_fwd_kernel<E, kWidth, false>;
   launch("attention_fwd_kernel", kernel, tiles, tiling.warps * kWarp, tiling.shared_bytes, stream,
-         as_parameter(p), tiling, aligned);
+         as_parameter(p), tiling, Alignment(p));
 }
 
 }  // namespace crossmodal::cuda

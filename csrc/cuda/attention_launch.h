@@ -3,14 +3,14 @@
 #pragma once
 
 #include "core/attention_problem.h"
-#include "cuda/alignment.h"
 #include "cuda/backward_problem.h"
 #include "cuda/tiling.h"
 
 namespace crossmodal::cuda {
 
+// plain: see scores_are_plain.
 template <class E, int kWidth>
-void launch_attention_fwd(const AttentionProblem& p, const Tiling& tiling, Alignment aligned,
+void launch_attention_fwd(const AttentionProblem& p, bool plain, const Tiling& tiling,
                           void* stream);
 
 // The passes of backward, in their order: queries, keys, terms.
@@ -18,5 +18,9 @@ template <class E, int kWidth>
 void launch_attention_bwd(const AttentionProblem& p, const AttentionBackward& g,
                           const BackwardWorkspace& workspace, const BackwardTiling& tiling,
                           void* stream);
+
+template <class E, int kWidth>
+void launch_associate(const AttentionProblem& p, const AssociateProblem& request,
+                      const Tiling& tiling, void* stream);
 
 }  // namespace crossmodal::cuda

@@ -7,21 +7,11 @@
 #include <cstdint>
 
 #include "cuda/fragment.h"
+#include "cuda/plain_scores.h"
 #include "cuda/tanh.h"
 #include "cuda/visible_keys.h"
 
 namespace crossmodal::cuda {
-
-// Products are scores: nothing is added or capped, one factor makes them exponents. Statistics of
-// rows then hold the largest product, exact where scaling it first would round.
-inline bool scores_are_plain(const AttentionProblem& p) {
-  bool terms = false;
-  for (int s = 0; s < p.num_sources; ++s) terms |= p.sources[s].num_terms > 0;
-  // Far from where the factor, or its product with a difference of scores, leaves the range of
-  // float.
-  const bool ordinary = p.scale > 1e-30 && p.scale < 1e30;
-  return !terms && p.softcap <= 0 && ordinary && p.sink == nullptr && p.dropout_p == 0;
-}
 
 // Of exponents of two, by the difference of two scores or plain products.
 template <class Acc, bool kPlain>

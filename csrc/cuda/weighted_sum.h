@@ -4,8 +4,10 @@
 
 namespace crossmodal::cuda {
 
-// Enqueues on `stream` (a cudaStream_t) and returns at once. Throws std::runtime_error when the
-// launch is refused.
-void launch_weighted_sum(const WeightedSumProblem& problem, void* stream);
+// Enqueue on `stream` (a cudaStream_t) and return at once. Throw std::runtime_error when a launch
+// is refused.
+void weighted_sum_fwd(const WeightedSumProblem& problem, void* stream);
+void weighted_sum_bwd(const WeightedSumProblem& problem, const WeightedSumBackward& backward,
+                      void* stream);
 
 }  // namespace crossmodal::cuda

@@ -51,6 +51,7 @@ std::tuple<Tensor, Tensor, Tensor> associate_fwd(
                         std::nullopt,
                         {scale, softcap}});
   AttentionProblem& p = bound.problem;
+  p.head_dim_v = 0;  // values take no part
   STD_TORCH_CHECK(topk >= 0, "associate: topk must not be negative, got ", topk);
   const ScalarType accumulator = accumulator_type(p.dtype);
   AssociateProblem request{};
@@ -66,10 +67,12 @@ std::tuple<Tensor, Tensor, Tensor> associate_fwd(
   if (p.num_heads == 0 || p.seqlen_q == 0) torch::stable::zero_(weights);
   request.weights = weights.mutable_data_ptr();
   const int64_t rows = p.batch * p.num_heads * p.seqlen_q;
-  const Tensor statistics = empty_statistics(query, p.dtype, rows, for_backward);
-  if (for_backward) bind_statistics(statistics, rows, &p);
-  kernels->associate(p, request);
-  return {weights, indices, statistics};
+  const bool writes = for_backward || kernels->associate_needs_statistics();
+  const Tensor statistics = empty_statistics(query, p.dtype, rows, writes);
+  if (writes) bind_statistics(statistics, rows, &p);
+  kernels->associate(p, request, weights);
+  return {weights, indices,
+          for_backward ? statistics : empty_statistics(query, p.dtype, rows, false)};
 }
 
 TensorList associate_bwd(const Tensor& dweights_in, const Tensor& query, const TensorList& keys,

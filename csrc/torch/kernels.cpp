@@ -28,8 +28,12 @@ class GuardedKernels final : public Kernels {
                               AttentionBackward* g) const override {
     return kernels_->attention_bwd(inputs, bound, g);
   }
-  void associate(const AttentionProblem& p, const AssociateProblem& a) const override {
-    kernels_->associate(p, a);
+  bool associate_needs_statistics() const override {
+    return kernels_->associate_needs_statistics();
+  }
+  void associate(const AttentionProblem& p, const AssociateProblem& a,
+                 const Tensor& weights) const override {
+    kernels_->associate(p, a, weights);
   }
   void weighted_sum_fwd(const WeightedSumProblem& p) const override {
     kernels_->weighted_sum_fwd(p);

@@ -23,8 +23,11 @@ class Kernels {
   // gradients of terms and sink.
   virtual TermGradients attention_bwd(const GradientInputs& inputs, BoundAttention* bound,
                                       AttentionBackward* backward) const = 0;
-  virtual void associate(const AttentionProblem& problem,
-                         const AssociateProblem& request) const = 0;
+  // `weights` is what request.weights points at. The problem has statistics if they are asked for
+  // here.
+  virtual bool associate_needs_statistics() const = 0;
+  virtual void associate(const AttentionProblem& problem, const AssociateProblem& request,
+                         const torch::stable::Tensor& weights) const = 0;
   virtual void weighted_sum_fwd(const WeightedSumProblem& problem) const = 0;
   virtual void weighted_sum_bwd(const WeightedSumProblem& problem,
                                 const WeightedSumBackward& backward) const = 0;

@@ -88,7 +88,9 @@ class CpuKernels final : public Kernels {
     return gradients;
   }
 
-  void associate(const AttentionProblem& p, const AssociateProblem& a) const override {
+  bool associate_needs_statistics() const override { return false; }
+  void associate(const AttentionProblem& p, const AssociateProblem& a,
+                 const Tensor&) const override {
     cpu::associate(p, a, torch_threads());
   }
 

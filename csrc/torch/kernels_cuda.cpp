@@ -113,16 +113,21 @@ class CudaKernels final : public Kernels {
     return gradients;
   }
 
-  void associate(const AttentionProblem&, const AssociateProblem&) const override {
-    STD_TORCH_CHECK(false, "associate: no kernel on CUDA");
+  bool associate_needs_statistics() const override { return true; }
+
+  void associate(const AttentionProblem& p, const AssociateProblem& a,
+                 const Tensor& weights) const override {
+    cuda::associate(p, a,
+                    weights.numel() * (p.dtype == DType::kFloat64 ? sizeof(double) : sizeof(float)),
+                    stream_);
   }
 
   void weighted_sum_fwd(const WeightedSumProblem& p) const override {
-    cuda::launch_weighted_sum(p, stream_);
+    cuda::weighted_sum_fwd(p, stream_);
   }
 
-  void weighted_sum_bwd(const WeightedSumProblem&, const WeightedSumBackward&) const override {
-    STD_TORCH_CHECK(false, "weighted_sum: no backward on CUDA");
+  void weighted_sum_bwd(const WeightedSumProblem& p, const WeightedSumBackward& g) const override {
+    cuda::weighted_sum_bwd(p, g, stream_);
   }
 
  private:

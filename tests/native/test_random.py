@@ -6,13 +6,12 @@ from hypothesis import strategies as st
 
 from tests.accuracy import check
 from tests.native.emulated import MODES
-from tests.native.problems import forward_only
 from tests.test_random import PROBLEMS
 
 EXAMPLES = 60
 
 
-@pytest.mark.parametrize("op", ["fuse", "attention", "attention_varlen", "weighted_sum", "softmax_weighted_sum"])
+@pytest.mark.parametrize("op", PROBLEMS)
 def test_random_problems_are_as_accurate_as_torch(emulated_once, op):
     @seed(0)
     @settings(
@@ -25,6 +24,6 @@ def test_random_problems_are_as_accurate_as_torch(emulated_once, op):
     @given(problem=PROBLEMS[op], mode=st.sampled_from(MODES), bits=st.integers(0, 2**32))
     def run(problem, mode, bits):
         emulated_once.set_mode(*mode, bits)
-        check(problem if op != "weighted_sum" else forward_only(problem))
+        check(problem)
 
     run()

@@ -2,7 +2,7 @@
 
 namespace crossmodal::cuda {
 
-template void launch_attention_fwd<MmaEngine<BFloat16>, 64>(const AttentionProblem&, const Tiling&,
-                                                            Alignment, void*);
+template void launch_attention_fwd<MmaEngine<BFloat16>, 64>(const AttentionProblem&, bool,
+                                                            const Tiling&, void*);
 
 }  // namespace crossmodal::cuda

@@ -2,7 +2,7 @@
 
 namespace crossmodal::cuda {
 
-template void launch_attention_fwd<MmaEngine<Float16>, 96>(const AttentionProblem&, const Tiling&,
-                                                           Alignment, void*);
+template void launch_attention_fwd<MmaEngine<Float16>, 96>(const AttentionProblem&, bool,
+                                                           const Tiling&, void*);
 
 }  // namespace crossmodal::cuda

@@ -2,5 +2,6 @@
 
 extern "C" __attribute__((visibility("default"))) const emulator::EntryPoints emulated_kernels;
 const emulator::EntryPoints emulated_kernels = {
-    crossmodal::cuda::attention_fwd, crossmodal::cuda::attention_bwd,
-    crossmodal::cuda::launch_weighted_sum, emulator::set_mode};
+    crossmodal::cuda::attention_fwd,    crossmodal::cuda::attention_bwd,
+    crossmodal::cuda::associate,        crossmodal::cuda::weighted_sum_fwd,
+    crossmodal::cuda::weighted_sum_bwd, emulator::set_mode};

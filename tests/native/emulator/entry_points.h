@@ -11,7 +11,9 @@ namespace emulator {
 struct EntryPoints {
   decltype(&crossmodal::cuda::attention_fwd) attention_fwd;
   decltype(&crossmodal::cuda::attention_bwd) attention_bwd;
-  decltype(&crossmodal::cuda::launch_weighted_sum) weighted_sum_fwd;
+  decltype(&crossmodal::cuda::associate) associate;
+  decltype(&crossmodal::cuda::weighted_sum_fwd) weighted_sum_fwd;
+  decltype(&crossmodal::cuda::weighted_sum_bwd) weighted_sum_bwd;
   decltype(&::emulator::set_mode) set_mode;
 };
 

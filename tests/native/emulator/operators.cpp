@@ -40,8 +40,17 @@ void attention_bwd(const AttentionProblem& problem, const AttentionBackward& gra
                    const BackwardWorkspace& workspace, void* stream) {
   kernels->attention_bwd(problem, gradients, workspace, stream);
 }
-void launch_weighted_sum(const WeightedSumProblem& problem, void* stream) {
+void associate(const AttentionProblem& problem, const AssociateProblem& request,
+               size_t weights_bytes, void* stream) {
+  kernels->associate(problem, request, weights_bytes, stream);
+}
+void weighted_sum_fwd(const WeightedSumProblem& problem, void* stream) {
   kernels->weighted_sum_fwd(problem, stream);
+}
+
+void weighted_sum_bwd(const WeightedSumProblem& problem, const WeightedSumBackward& backward,
+                      void* stream) {
+  kernels->weighted_sum_bwd(problem, backward, stream);
 }
 
 }  // namespace cuda
