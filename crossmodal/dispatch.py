@@ -8,9 +8,15 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
+from crossmodal import _library
 from crossmodal._problem import FusionProblem, VarlenProblem
 
 logger = logging.getLogger("crossmodal")
+
+HAS_CUDA_KERNELS = _library.introspection.build_info()["cuda"] is not None
+# What the CUDA kernels take, as csrc/cuda/attention.cu and problem.h have it.
+MOST_CUDA_HEAD_DIM = 256
+MOST_CUDA_SOURCES = 8
 
 # A module-level flag, not a ContextVar: Dynamo can guard on it.
 _strict = os.environ.get("CROSSMODAL_STRICT", "").lower() not in ("", "0", "false", "no", "off")
@@ -48,6 +54,9 @@ def fusion_refusals(problem: FusionProblem) -> list[str]:
     """Why no kernel takes this problem; empty if one does."""
     tensors = fusion_tensors(problem)
     reasons = tensor_refusals(tensors)
+    reasons += width_refusals(problem.query, problem.head_dim_v)
+    if problem.query.is_cuda and len(problem.sources) > MOST_CUDA_SOURCES:
+        reasons.append(f"CUDA kernels take {MOST_CUDA_SOURCES} sources at most, got {len(problem.sources)}")
     if problem.dropout_p > 0.0 and any(map(is_transformed, tensors)):
         # Its mask depends on a sample's place in the batch, which vmap's folding would change.
         reasons.append("dropout under torch.func transforms runs through plain torch")
@@ -56,14 +65,28 @@ def fusion_refusals(problem: FusionProblem) -> list[str]:
 
 def varlen_refusals(problem: VarlenProblem) -> list[str]:
     """The same for packed sequences."""
-    return tensor_refusals([problem.query])
+    return tensor_refusals([problem.query]) + width_refusals(problem.query, problem.value.shape[2])
+
+
+def width_refusals(operand: Tensor, head_dim_v: int) -> list[str]:
+    """Reasons that lie in the widths of the main operand and of the values."""
+    if not operand.is_cuda:
+        return []
+    widths = {"head_dim": operand.shape[-1], "head_dim of values": head_dim_v}
+    return [
+        f"CUDA kernels take a {name} of {MOST_CUDA_HEAD_DIM} at most, got {width}"
+        for name, width in widths.items()
+        if width > MOST_CUDA_HEAD_DIM
+    ]
 
 
 def tensor_refusals(tensors: Sequence[Tensor]) -> list[str]:
     """Reasons that lie in the tensors themselves: device, forward mode. The first is the main operand."""
     reasons = []
     device = tensors[0].device.type
-    if device != "cpu":
+    if device == "cuda" and not HAS_CUDA_KERNELS:
+        reasons.append("this build has no CUDA kernels")
+    elif device not in ("cpu", "cuda"):
         reasons.append(f"no kernel for device type {device!r} yet")
     if torch.autograd.forward_ad._current_level >= 0:
         # A custom operator has no forward-mode rule: its tangents would be silent zeros.

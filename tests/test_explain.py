@@ -4,6 +4,7 @@ import logging
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 import crossmodal
 from crossmodal import Plan, Source, _library, dispatch, explain
@@ -78,6 +79,40 @@ def test_device_without_kernels_is_the_reason_for_the_reference():
     plan = explain(crossmodal.attention, Q.to("meta"), K.to("meta"), V.to("meta"))
     assert plan.kernel == "reference"
     assert [kernel for kernel, _ in plan.refused] == ["meta"] and "device type 'meta'" in plan.refused[0][1]
+
+
+@pytest.fixture
+def on_cuda(monkeypatch):
+    """Makes a tensor that says it is on a GPU, of a library that has kernels for it."""
+    monkeypatch.setattr(dispatch, "HAS_CUDA_KERNELS", True)
+    with FakeTensorMode():
+        yield lambda *shape, dtype=torch.bfloat16: torch.empty(shape, dtype=dtype, device="cuda")
+
+
+@pytest.mark.parametrize(
+    ("dtype", "kernel"), [(torch.bfloat16, "sm80_mma"), (torch.float16, "sm80_mma"), (torch.float32, "sm80_fma")]
+)
+def test_cuda_tensors_take_cuda_kernels(on_cuda, dtype, kernel):
+    q = on_cuda(2, 4, 5, 64, dtype=dtype)
+    plan = explain(crossmodal.attention, q, q, q)
+    assert (plan.kernel, plan.refused) == (kernel, [])
+
+
+def test_cuda_kernels_say_what_they_refuse(on_cuda):
+    wide, narrow = on_cuda(2, 4, 5, 264), on_cuda(2, 4, 5, 8)
+    refusals = {
+        "head_dim of 256 at most, got 264": explain(crossmodal.attention, wide, wide, narrow),
+        "head_dim of values of 256 at most, got 264": explain(crossmodal.attention, narrow, narrow, wide),
+        "8 sources at most, got 9": explain(crossmodal.fuse, narrow, [Source(narrow, narrow)] * 9),
+    }
+    for reason, plan in refusals.items():
+        assert plan.kernel == "reference" and [reason in why for _, why in plan.refused] == [True]
+
+
+def test_a_build_without_cuda_kernels_says_so(on_cuda, monkeypatch):
+    monkeypatch.setattr(dispatch, "HAS_CUDA_KERNELS", False)
+    q = on_cuda(2, 4, 5, 64)
+    assert explain(crossmodal.attention, q, q, q).refused == [("sm80_mma", "this build has no CUDA kernels")]
 
 
 def test_keys_of_all_sources_count():

@@ -10,13 +10,14 @@ from torch import Tensor
 
 from crossmodal import _library  # noqa: F401  registers torch.ops.crossmodal
 from crossmodal._validate import FLOAT_DTYPES, MOST_KEYS
+from crossmodal.dispatch import HAS_CUDA_KERNELS, MOST_CUDA_HEAD_DIM
 from crossmodal.ops._fakes import order_of
 
 _operator = torch.ops.crossmodal.attention_plain.default
 
 
 def plain_attention(query: Tensor, key: Tensor, value: Tensor, scale: float | None, is_causal: bool) -> Tensor | None:
-    """The output, or None where the call is not plain: 4-D CPU tensors of one dtype and batch, nothing transformed."""
+    """The output, or None where the call is not plain: 4-D tensors of one dtype and device, nothing transformed."""
     if torch.compiler.is_compiling() or not type(query) is type(key) is type(value) is Tensor:
         return None
     dtype = query.dtype
@@ -32,7 +33,10 @@ def plain_attention(query: Tensor, key: Tensor, value: Tensor, scale: float | No
         or head_dim != key_dim
         or head_dim == 0
         or not dtype == key.dtype == value.dtype
-        or not (query.is_cpu and key.is_cpu and value.is_cpu)
+        or not query.device == key.device == value.device
+        or not (
+            query.is_cpu or (query.is_cuda and HAS_CUDA_KERNELS and max(head_dim, value.shape[3]) <= MOST_CUDA_HEAD_DIM)
+        )
     ):
         return None
     if keys > MOST_KEYS or type(is_causal) is not bool:
@@ -41,7 +45,7 @@ def plain_attention(query: Tensor, key: Tensor, value: Tensor, scale: float | No
         return None
     if torch.is_grad_enabled() and (query.requires_grad or key.requires_grad or value.requires_grad):
         return None
-    if torch.is_autocast_enabled("cpu") or torch.autograd.forward_ad._current_level >= 0:
+    if torch.is_autocast_enabled(query.device.type) or torch.autograd.forward_ad._current_level >= 0:
         return None
     if torch._C._functorch.maybe_current_level() is not None:
         return None

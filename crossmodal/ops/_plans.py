@@ -15,6 +15,11 @@ from crossmodal.explain import Plan
 _OF_ALL = ("multiply", "lanes", "tile")
 _OF_ATTENTION = (*_OF_ALL, "block_m", "block_n")
 
+# A warp multiplies 16 rows, with the instructions of sm_80 or by multiply-adds; csrc/cuda/engine.h.
+_MMA = {"kernel": "sm80_mma", "multiply": "mma.sync m16n8k16", "tile": (16, 8, 16)}
+_FMA = {"kernel": "sm80_fma", "multiply": "multiply-adds", "tile": (16, 8, 8)}
+_CUDA_KERNELS = {"bfloat16": _MMA, "float16": _MMA, "float32": _FMA, "float64": _FMA}
+
 
 def fusion_plan(op: str, problem: FusionProblem, reasons: Sequence[str], *, reads_values: bool = True) -> Plan:
     """The plan of one joint softmax; ``reasons`` say why no kernel takes it."""
@@ -82,6 +87,8 @@ def _kernel_facts(
     *,
     is_causal: bool,
 ) -> dict[str, Any]:
+    if operand.is_cuda:
+        return {**_CUDA_KERNELS[_name(operand.dtype)], "refused": []}
     if operand.device.type != "cpu":
         return {"kernel": operand.device.type, "refused": []}
     return _library.attention_plan(

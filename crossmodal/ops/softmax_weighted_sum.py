@@ -8,7 +8,7 @@ from torch import Tensor
 from crossmodal import _library  # noqa: F401  registers torch.ops.crossmodal
 from crossmodal._arguments import softmax_weighted_sum_problem
 from crossmodal._problem import SoftmaxWeightedSumProblem
-from crossmodal.dispatch import fall_back, needs_gradient, tensor_refusals
+from crossmodal.dispatch import fall_back, needs_gradient, tensor_refusals, width_refusals
 from crossmodal.explain import Plan, plans
 from crossmodal.ops._fusion import accumulator, differentiates_again, distinct, gradients_of_reference, only_needed
 from crossmodal.ops._plans import weighted_plan
@@ -55,7 +55,7 @@ def softmax_weighted_sum(
         tensor([[6.]])
     """
     problem = softmax_weighted_sum_problem(scores, values, lengths, mask, scale)
-    reasons = tensor_refusals([problem.scores])
+    reasons = _refusals(problem)
     if reasons:
         fall_back("softmax_weighted_sum", reasons)
         return run_reference(problem)
@@ -74,7 +74,12 @@ def softmax_weighted_sum(
 @plans(softmax_weighted_sum)
 def _plan(arguments: dict[str, Any]) -> Plan:
     problem = softmax_weighted_sum_problem(**arguments)
-    return weighted_plan("softmax_weighted_sum", problem, tensor_refusals([problem.scores]))
+    return weighted_plan("softmax_weighted_sum", problem, _refusals(problem))
+
+
+def _refusals(problem: SoftmaxWeightedSumProblem) -> list[str]:
+    # To kernels it is attention without features: no width but that of the values.
+    return tensor_refusals([problem.scores]) + width_refusals(problem.scores[..., :0], problem.values.shape[3])
 
 
 class SoftmaxWeightedSumFunction(torch.autograd.Function):

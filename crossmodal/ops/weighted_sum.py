@@ -42,33 +42,23 @@ def weighted_sum(
     """
     problem = weighted_sum_problem(weights, values, lengths, mask)
     operands = [problem.weights, problem.values]
-    differentiate = needs_gradient(operands)
-    reasons = _refusals(problem, differentiate)
+    reasons = tensor_refusals([problem.weights])
     if reasons:
         fall_back("weighted_sum", reasons)
         return run_reference(problem)
     if problem.mask is not None:
         problem = problem._replace(mask=problem.mask.expand(problem.weights.shape))
-    if differentiate:
+    if needs_gradient(operands):
         return problem.unfold(WeightedSumFunction.apply(problem.lengths, problem.mask, *distinct(operands)))
     return problem.unfold(
         torch.ops.crossmodal.weighted_sum_fwd.default(problem.weights, problem.values, problem.lengths, problem.mask)
     )
 
 
-def _refusals(problem: WeightedSumProblem, differentiate: bool) -> list[str]:
-    if problem.weights.device.type != "cuda":
-        return tensor_refusals([problem.weights])
-    if not torch._C._dispatch_has_kernel_for_dispatch_key("crossmodal::weighted_sum_fwd", "CUDA"):
-        return ["this build has no CUDA kernels"]
-    return ["weighted_sum has no CUDA backward yet"] if differentiate else []
-
-
 @plans(weighted_sum)
 def _plan(arguments: dict[str, Any]) -> Plan:
     problem = weighted_sum_problem(**arguments)
-    differentiate = needs_gradient([problem.weights, problem.values])
-    return weighted_plan("weighted_sum", problem, _refusals(problem, differentiate))
+    return weighted_plan("weighted_sum", problem, tensor_refusals([problem.weights]))
 
 
 class WeightedSumFunction(torch.autograd.Function):

@@ -145,3 +145,138 @@ FORWARD = (
     Bug("dropout begins between words", "visible_keys.h", "p_.dropout_p > 0 ? position", "false ? position"),
     Bug("kept weights are not scaled up", "attention_fwd.h", "kept_ = dropout.kept();", "kept_ = 1;"),
 )
+
+BACKWARD = (
+    Bug(
+        "delta is forgotten", "attention_bwd.h", "gradient[t][e] + row.dmass - row.delta", "gradient[t][e] + row.dmass"
+    ),
+    Bug(
+        "mass sends nothing back",
+        "attention_bwd.h",
+        "gradient[t][e] + row.dmass - row.delta",
+        "gradient[t][e] - row.delta",
+    ),
+    Bug(
+        "hidden weights pass gradients",
+        "attention_bwd.h",
+        "weight[t][e] == 0 ? Acc(0) : weight[t][e] * (gradient[t][e] + row.dmass - row.delta)",
+        "weight[t][e] * (gradient[t][e] + row.dmass - row.delta)",
+    ),
+    Bug("the slope of the cap is forgotten", "attention_bwd.h", "gradient[t][e] * slope[t][e]", "gradient[t][e]"),
+    Bug("dropped weights receive gradients", "attention_bwd.h", "drop(gradient, dropped);", ""),
+    Bug(
+        "dropout is not scaled in backward",
+        "attention_bwd.h",
+        "gradient[t][e] *= dropout.kept()",
+        "gradient[t][e] *= 1",
+    ),
+    Bug("dead queries take part", "attention_bwd.h", "if (sum == 0) return row;", ""),
+    Bug("dead rows are read", "attention_bwd.h", "return i >= queries.count ||", "return i >= queries.count &&"),
+    Bug(
+        "lse sends nothing back",
+        "attention_bwd_queries.h",
+        "rows_[r].delta = -static_cast",
+        "rows_[r].delta = 0 * static_cast",
+    ),
+    Bug(
+        "a sink's share has the wrong sign",
+        "attention_bwd_queries.h",
+        "return -static_cast<double>(share)",
+        "return static_cast<double>(share)",
+    ),
+    Bug(
+        "a quarter of delta",
+        "attention_bwd_queries.h",
+        "const Acc sum = sum_of_quad(weighted_[r].value);",
+        "const Acc sum = weighted_[r].value;",
+    ),
+    Bug("NaN in a hidden key reaches dq", "attention_bwd_queries.h", "!kPlain || !band_.open", "false"),
+    Bug(
+        "dq is not scaled",
+        "attention_bwd_queries.h",
+        "none ? Acc(0) : dq_[n][2 * r] * scale",
+        "none ? Acc(0) : dq_[n][2 * r]",
+    ),
+    Bug(
+        "padded queries keep their dq",
+        "attention_bwd_queries.h",
+        "queries_.count : static_cast<int>(p_.seqlen_q);\n    const AttentionBackward& g",
+        "queries_.count : queries_.count;\n    const AttentionBackward& g",
+    ),
+    Bug(
+        "row biases of the last source are lost",
+        "attention_bwd_queries.h",
+        "if (!kDeltaOnly && alive && !kPlain && chunk_ == 0) end_source();",
+        "",
+    ),
+    Bug("row biases mix sources", "attention_bwd_queries.h", "source_sum_[r] = 0;", ""),
+    Bug(
+        "no barrier before keys are read",
+        "attention_bwd_queries.h",
+        "__syncthreads();\n      if (alive) step",
+        "if (alive) step",
+    ),
+    Bug(
+        "no barrier before queries are read",
+        "attention_bwd_keys.h",
+        "__syncthreads();\n      step(block, stage);",
+        "step(block, stage);",
+    ),
+    Bug(
+        "no barrier before queries are replaced",
+        "attention_bwd_keys.h",
+        "end_head(block.h);\n      __syncthreads();",
+        "end_head(block.h);",
+    ),
+    Bug(
+        "one head of a group",
+        "attention_bwd_keys.h",
+        "first_head() + p_.group[tile_.keys.source]; }",
+        "first_head() + 1; }",
+    ),
+    Bug("dropped weights reach dv", "attention_bwd_keys.h", "if constexpr (!kPlain) drop(w.weight, w.dropped);", ""),
+    Bug(
+        "states of the other stage",
+        "attention_bwd_keys.h",
+        "const RowState<Acc>* rows = states(stage);",
+        "const RowState<Acc>* rows = states(0);",
+    ),
+    Bug(
+        "queries before the band are skipped",
+        "attention_bwd_keys.h",
+        "max(0, j_first - band_.last)",
+        "max(0, j_first - band_.last + 4)",
+    ),
+    Bug(
+        "queries behind the band are skipped",
+        "attention_bwd_keys.h",
+        "j_last - band_.first + 1)",
+        "j_last - band_.first - 4)",
+    ),
+    Bug("key biases of all heads in one", "attention_bwd_keys.h", "key_sum_[r] = 0;", ""),
+    Bug(
+        "keys beyond the length are not written",
+        "attention_bwd_keys.h",
+        "rows_.count : static_cast<int>(source_.seqlen_k);",
+        "rows_.count : rows_.count;",
+    ),
+    Bug("rows before the first key are written", "attention_bwd_keys.h", "max(0, -(seen_.begin + warp_row_))", "0"),
+    Bug(
+        "keys of no sample keep their gradients",
+        "attention_bwd_keys.h",
+        "if (!source.cu_seqlens || at.keys.begin > 0 || at.chunk > 0) continue;",
+        "continue;",
+    ),
+    Bug(
+        "shared biases of the first sample only",
+        "attention_bwd_terms.h",
+        "over_b ? static_cast<int>(p_.batch) : tile_.b + 1",
+        "tile_.b + 1",
+    ),
+    Bug(
+        "no barrier between samples of a bias",
+        "attention_bwd_terms.h",
+        "wait_for_copies<0>();\n    __syncthreads();",
+        "wait_for_copies<0>();",
+    ),
+)

@@ -29,14 +29,14 @@ def build() -> tuple[Path, Path]:
 
 
 def build_kernels(folder: Path, csrc: Path, sources: Sequence[str]) -> Path:
-    """Kernels of another csrc, from some of its folders' sources; what is in csrc/cuda itself is not built again."""
+    """Kernels of another csrc, as far as some of its sources go; the rest comes from the build of all."""
     _write_ninja(folder / "build.ninja", csrc, sources, with_operators=False)
     _ninja(folder / "build.ninja")
     return folder / "kernels.so"
 
 
-def cuda_sources(pattern: str = "cuda/**/*.cu") -> list[str]:
-    return sorted(str(path.relative_to(ROOT / "csrc")) for path in (ROOT / "csrc").glob(pattern))
+def cuda_sources() -> list[str]:
+    return sorted(str(path.relative_to(ROOT / "csrc")) for path in (ROOT / "csrc").glob("cuda/**/*.cu"))
 
 
 def _stem(source: str) -> str:
@@ -67,7 +67,7 @@ def _write_ninja(file: Path, csrc: Path, kernels: Sequence[str], *, with_operato
         for name in kernels:
             compile_one(csrc / name, _stem(name))
         emulator = [str(BUILD / f"{name}.o") for name in ("fiber", "machine", "entry_points")]
-        shared = [] if with_operators else [str(BUILD / f"{_stem(name)}.o") for name in cuda_sources("cuda/*.cu")]
+        shared = [str(BUILD / f"{_stem(name)}.o") for name in cuda_sources() if name not in kernels]
         if with_operators:
             for target in emulator:
                 source = NATIVE / "emulator" / Path(target).with_suffix(".cpp").name

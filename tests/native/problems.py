@@ -45,6 +45,16 @@ PACKED = Varlen(
 WIDE = replace(PLAIN, seqlen_q=18, head_dim=200, head_dim_v=136)
 EMPTY = replace(TRIO, modalities=(Modality(0), Modality(5, mask=Term(torch.bool, hides=1.0))))
 
+# Gradients of biases in every form: by query, by key, by both, of samples and heads summed or not.
+BIASES = replace(
+    TRIO,
+    modalities=(
+        Modality(40, mask=KEY_BIAS, bias=ROW_BIAS),
+        Modality(35, bias=Term(torch.float32, (True, False, False, False))),
+        Modality(9, bias=Term(torch.float32, (False, False, False, False)), mask=Term(torch.float32, (True,) * 4)),
+    ),
+)
+
 PROBLEMS = {name: problem for name, problem in globals().items() if isinstance(problem, Fusion | Varlen)}
 
 

@@ -4,6 +4,7 @@ import multiprocessing
 import re
 import shutil
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -12,15 +13,24 @@ from tests.accuracy import check
 from tests.native import bugs
 from tests.native.build import ROOT, build_kernels
 from tests.native.emulated import MODES
-from tests.native.problems import PROBLEMS, forward_only
+from tests.native.problems import PROBLEMS, forward_only, masked_keys_may_be_nan
 
 # head_dim above 128 takes several panels and chunks: an instance of its own.
-FORWARD = {"cuda/attention_fwd/bf16_64.cu": [name for name in PROBLEMS if name != "WIDE"]}
-FORWARD_WIDE = {"cuda/attention_fwd/bf16_128.cu": ["WIDE"]}
+NARROW = [name for name in PROBLEMS if name != "WIDE"]
+FORWARD = ("cuda/attention_fwd/bf16_64.cu", NARROW)
+FORWARD_WIDE = ("cuda/attention_fwd/bf16_128.cu", ["WIDE"])
+BACKWARD = ("cuda/attention_bwd/bf16_64.cu", NARROW)
 
 
-def forward_problems(names):
-    return {name: forward_only(replace(PROBLEMS[name], dtype=torch.bfloat16)) for name in names}
+def checks_of(names, *, backward):
+    """By name, what has to fail."""
+
+    def half(name):
+        problem = replace(PROBLEMS[name], dtype=torch.bfloat16)
+        return problem if backward else forward_only(problem)
+
+    problems = {name: partial(check, half(name)) for name in names}
+    return {**problems, "NaN behind masks": partial(masked_keys_may_be_nan, torch.bfloat16)}
 
 
 def with_bug(bug, folder):
@@ -35,7 +45,7 @@ def with_bug(bug, folder):
     return folder
 
 
-def first_failure(emulator, kernels, problems):
+def first_failure(emulator, kernels, checks):
     """In which mode and problem it shows, or None. In a process of its own: a bug may crash."""
     context = multiprocessing.get_context("fork")
     receive, send = context.Pipe(duplex=False)
@@ -43,12 +53,12 @@ def first_failure(emulator, kernels, problems):
     def run():
         torch.set_num_threads(1)
         emulator.load(kernels)
-        for name, problem in problems.items():
+        for name, run_check in checks.items():
             for mode in MODES:
                 emulator.set_mode(*mode)
                 send.send((name, mode))
                 try:
-                    check(problem)
+                    run_check()
                 except (AssertionError, RuntimeError):
                     return
         send.send(None)
@@ -69,15 +79,29 @@ def first_failure(emulator, kernels, problems):
     return last
 
 
+def is_noticed(emulator, bug, folder, source, checks):
+    kernels = build_kernels(folder, with_bug(bug, folder / "csrc"), [source])
+    return first_failure(emulator, kernels, checks) is not None
+
+
 @pytest.mark.parametrize("bug", bugs.FORWARD, ids=lambda bug: bug.name)
 def test_forward_bug_is_noticed(emulator, emulated_once, bug, tmp_path):
-    ((source, names),) = (FORWARD_WIDE if bug.wide else FORWARD).items()
-    kernels = build_kernels(tmp_path, with_bug(bug, tmp_path / "csrc"), [source])
-    assert first_failure(emulator, kernels, forward_problems(names)) is not None
+    source, names = FORWARD_WIDE if bug.wide else FORWARD
+    assert is_noticed(emulator, bug, tmp_path, source, checks_of(names, backward=False))
 
 
-@pytest.mark.parametrize("sources", [FORWARD, FORWARD_WIDE], ids=["narrow", "wide"])
-def test_without_a_bug_nothing_is_noticed(emulator, emulated_once, sources, tmp_path):
-    ((source, names),) = sources.items()
+@pytest.mark.parametrize("bug", bugs.BACKWARD, ids=lambda bug: bug.name)
+def test_backward_bug_is_noticed(emulator, emulated_once, bug, tmp_path):
+    source, names = BACKWARD
+    assert is_noticed(emulator, bug, tmp_path, source, checks_of(names, backward=True))
+
+
+@pytest.mark.parametrize(
+    ("sources", "backward"),
+    [(FORWARD, False), (FORWARD_WIDE, False), (BACKWARD, True)],
+    ids=["forward", "wide", "backward"],
+)
+def test_without_a_bug_nothing_is_noticed(emulator, emulated_once, sources, backward, tmp_path):
+    source, names = sources
     kernels = build_kernels(tmp_path, ROOT / "csrc", [source])
-    assert first_failure(emulator, kernels, forward_problems(names)) is None
+    assert first_failure(emulator, kernels, checks_of(names, backward=backward)) is None

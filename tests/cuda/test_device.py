@@ -1,0 +1,107 @@
+"""What only a GPU has: streams, graphs, several devices, and a CPU to agree with."""
+
+import pytest
+import torch
+
+import crossmodal
+from crossmodal import Source
+
+pytestmark = pytest.mark.cuda
+
+
+def heads(*shape, dtype=torch.bfloat16):
+    return torch.randn(shape).to("cuda", dtype)
+
+
+def test_strict_mode_lets_cuda_tensors_pass():
+    q, k = heads(2, 4, 33, 64).requires_grad_(), heads(2, 4, 77, 64).requires_grad_()
+    with crossmodal.strict():
+        crossmodal.attention(q, k, k, is_causal=True).float().sum().backward()
+        crossmodal.associate(q, k, reduce="heads")
+        crossmodal.fuse(q, [Source(k, k), None, Source(k, k)], return_mass=True)
+    assert q.grad.isfinite().all() and k.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_dropout_mask_is_that_of_the_cpu(dtype):
+    """With values of one the output is the share of weight that was kept: a mask's own signature."""
+    torch.manual_seed(0)
+    q, k = torch.randn(2, 3, 19, 8, dtype=dtype), torch.randn(2, 3, 37, 8, dtype=dtype)
+    v = torch.eye(37, dtype=dtype).expand(2, 3, 37, 37)
+    seed = torch.tensor([2**40 + 7])
+    on_cpu = crossmodal.attention(q, k, v, dropout_p=0.4, dropout_seed=seed)
+    on_gpu = crossmodal.attention(q.cuda(), k.cuda(), v.cuda(), dropout_p=0.4, dropout_seed=seed.cuda()).cpu()
+    assert torch.equal(on_cpu == 0, on_gpu == 0)
+    torch.testing.assert_close(on_cpu, on_gpu)
+
+
+def test_the_current_stream_is_used():
+    q, k = heads(2, 4, 64, 64), heads(2, 4, 64, 64)
+    v = heads(2, 4, 64, 64)
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        torch.cuda._sleep(50_000_000)  # a launch on another stream would overtake this
+        v.zero_()
+        out = crossmodal.attention(q, k, v)
+    stream.synchronize()
+    assert torch.equal(out, torch.zeros_like(out))
+
+
+def test_nothing_waits_for_the_device():
+    q, k = heads(2, 4, 64, 64).requires_grad_(), heads(2, 4, 64, 64).requires_grad_()
+    lengths = torch.tensor([3, 64], device="cuda")
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        out = crossmodal.attention(q, k, k, key_lengths=lengths, dropout_p=0.1)
+        out.sum().backward()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+def test_a_captured_graph_follows_lengths_that_change():
+    q, k, v = heads(3, 2, 20, 64), heads(3, 2, 90, 64), heads(3, 2, 90, 64)
+    lengths = torch.tensor([90, 1, 40], device="cuda")
+    crossmodal.attention(q, k, v, key_lengths=lengths)  # loads the module outside of the capture
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        out = crossmodal.attention(q, k, v, key_lengths=lengths)
+    for new in ([1, 90, 0], [17, 64, 65]):
+        lengths.copy_(torch.tensor(new))
+        graph.replay()
+        assert torch.equal(out, crossmodal.attention(q, k, v, key_lengths=lengths))
+
+
+def test_a_captured_graph_follows_offsets_that_change():
+    q, k = heads(60, 2, 64), heads(90, 2, 64)
+    ends_q = torch.tensor([0, 30, 60], dtype=torch.int32, device="cuda")
+    ends_k = torch.tensor([0, 50, 90], dtype=torch.int32, device="cuda")
+    crossmodal.attention_varlen(q, k, k, ends_q, ends_k, 60, 90)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        out = crossmodal.attention_varlen(q, k, k, ends_q, ends_k, 60, 90)
+    ends_q.copy_(torch.tensor([0, 5, 50]))
+    ends_k.copy_(torch.tensor([0, 0, 77]))
+    graph.replay()
+    assert torch.equal(out, crossmodal.attention_varlen(q, k, k, ends_q, ends_k, 60, 90))
+    assert (out[:5] == 0).all() and (out[50:] == 0).all()
+
+
+def test_gradients_are_repeatable_bit_for_bit():
+    torch.manual_seed(0)
+    q, k, v = (heads(4, 8, n, 64).requires_grad_() for n in (197, 77, 77))
+    bias = torch.randn(8, 197, 77, device="cuda", requires_grad=True)
+
+    def gradients():
+        return torch.autograd.grad(crossmodal.attention(q, k, v, bias).float().square().sum(), (q, k, v, bias))
+
+    first = gradients()
+    for _ in range(3):
+        assert all(map(torch.equal, first, gradients()))
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+def test_tensors_of_another_device_run_there():
+    q = torch.randn(1, 2, 16, 64, device="cuda:1", dtype=torch.bfloat16)
+    assert crossmodal.attention(q, q, q).device == q.device
+    assert torch.cuda.current_device() == 0

@@ -1,0 +1,47 @@
+"""The kernels on a GPU: the CPU's problems, judged by the CPU's rule."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import HealthCheck, Phase, given, seed, settings
+
+from tests.accuracy import check
+from tests.native.problems import PROBLEMS, masked_keys_may_be_nan
+from tests.test_random import PROBLEMS as DRAWN
+
+pytestmark = pytest.mark.cuda
+
+EXAMPLES = 300
+
+
+@pytest.mark.parametrize("name", PROBLEMS)
+def test_outputs_and_gradients_are_as_accurate_as_torch(on_gpu, name, dtype):
+    check(replace(PROBLEMS[name], dtype=dtype))
+
+
+@pytest.mark.parametrize("name", ["PLAIN", "CAUSAL", "TRIO", "DROPOUT"])
+def test_long_sequences_are_as_accurate_as_torch(on_gpu, name):
+    check(replace(PROBLEMS[name], dtype=torch.bfloat16, seqlen_q=700))
+
+
+def test_masked_keys_may_be_nan(on_gpu, dtype):
+    masked_keys_may_be_nan(dtype)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("op", DRAWN)
+def test_random_problems_are_as_accurate_as_torch(on_gpu, op):
+    @seed(0)
+    @settings(
+        max_examples=EXAMPLES,
+        database=None,
+        deadline=None,
+        phases=[Phase.generate],
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(problem=DRAWN[op])
+    def run(problem):
+        check(problem)
+
+    run()
