@@ -2,16 +2,22 @@
 
     python -m build_tools.check_cuda
 
-Fails when a kernel spills registers to memory, or when ptxas had to serialize wgmma instructions:
-both are correct and several times slower, which no test of results would notice.
+Fails when a kernel keeps anything in local memory, needs more registers than its occupancy is planned
+with, lacks the matrix instructions that it is made for, or when ptxas had to serialize wgmma: all of
+that is correct and several times slower, which no test of results would notice. Machine code is looked
+at where there is a disassembler: on PATH, in $CUDA_HOME/bin, or in Triton's package.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import re
+import shutil
 import subprocess
 import sys
+import tempfile
+import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,26 +28,56 @@ from build_tools.settings import ROOT, BuildError, CudaToolkit, find_cuda
 # ptxas' advice that wgmma runs one at a time, for two reasons.
 SERIALIZED = ("C7508", "C7512")
 
+# Registers of a thread, by what a kernel's name contains; the first that fits counts. 128 threads to a
+# block: 168 leave room for three blocks on a multiprocessor, 128 for four, 255 for two.
+REGISTER_CAPS = (
+    (r"attention_fwd_kernel<.*16>, 32, true>", 128),
+    (r"attention_fwd_kernel<.*16>, (64|96), true>", 168),
+    (r"", 255),
+)
+
+LOCAL_MEMORY = re.compile(r"\b(LDL|STL)\b")
+MATRIX_INSTRUCTION = "HMMA"
+# Sources of half-precision kernels, whose products are matrix instructions.
+MADE_OF_MATRIX_INSTRUCTIONS = re.compile(r"^b?f16")
+
 
 @dataclass(frozen=True)
 class KernelReport:
     kernel: str
     arch: str
     registers: int
+    stack_bytes: int
     spilled_bytes: int
 
-    def __str__(self) -> str:
+    @property
+    def name(self) -> str:
         name = subprocess.check_output(["c++filt", self.kernel], text=True).strip()
-        name = re.sub(r"\(anonymous namespace\)::|\(.*\)$|^void ", "", name)
-        spills = f"{self.spilled_bytes} bytes SPILLED" if self.spilled_bytes else "no spills"
-        return f"sm_{self.arch:4} {self.registers:3} registers, {spills}  {name}"
+        name = re.sub(r"\(anonymous namespace\)::|crossmodal::|cuda::|^void ", "", name)
+        return re.sub(r"\((bool|int)\)", "", name).split("(")[0]
+
+    @property
+    def faults(self) -> list[str]:
+        name = self.name
+        cap = next(cap for pattern, cap in REGISTER_CAPS if re.search(pattern, name))
+        found = {
+            "spills registers": self.spilled_bytes > 0,
+            "has a stack frame": self.stack_bytes > 0,
+            f"takes {self.registers} registers, more than {cap}": self.registers > cap,
+        }
+        return [f"{name} sm_{self.arch}: {fault}" for fault, is_there in found.items() if is_there]
+
+    def __str__(self) -> str:
+        local = self.spilled_bytes + self.stack_bytes
+        memory = f"{local} bytes of LOCAL MEMORY" if local else "no local memory"
+        return f"sm_{self.arch:4} {self.registers:3} registers, {memory}  {self.name}"
 
 
 def parse_ptxas(text: str, arch: str) -> list[KernelReport]:
     """What `-Xptxas -v` prints, one report per kernel."""
     pattern = re.compile(
         r"Compiling entry function '(?P<kernel>\w+)'"
-        r".*?(?P<stores>\d+) bytes spill stores, (?P<loads>\d+) bytes spill loads"
+        r".*?(?P<stack>\d+) bytes stack frame, (?P<stores>\d+) bytes spill stores, (?P<loads>\d+) bytes spill loads"
         r".*?Used (?P<registers>\d+) registers",
         re.DOTALL,
     )
@@ -50,25 +86,48 @@ def parse_ptxas(text: str, arch: str) -> list[KernelReport]:
             kernel=match["kernel"],
             arch=arch,
             registers=int(match["registers"]),
+            stack_bytes=int(match["stack"]),
             spilled_bytes=int(match["stores"]) + int(match["loads"]),
         )
         for match in pattern.finditer(text)
     ]
 
 
-def compile_one(cuda: CudaToolkit, source: Path, arch: str) -> tuple[str, list[str]]:
+def find_disassembler(cuda: CudaToolkit) -> str | None:
+    """nvdisasm, wherever there is one."""
+    home = os.environ.get("CUDA_HOME")
+    spec = importlib.util.find_spec("triton")
+    folders = [f"{home}/bin"] if home else []
+    folders += [f"{place}/backends/nvidia/bin" for place in (spec.submodule_search_locations or [] if spec else [])]
+    found = (shutil.which("nvdisasm", path=path) for path in (None, *folders))
+    return next((tool for tool in found if tool), None)
+
+
+def code_faults(source: Path, arch: str, code: str) -> list[str]:
+    """What is wrong with the machine code of one source."""
+    name = f"{source.parent.name}/{source.name} sm_{arch}"
+    faults = [f"{name}: local memory in machine code"] if LOCAL_MEMORY.search(code) else []
+    if MADE_OF_MATRIX_INSTRUCTIONS.search(source.name) and MATRIX_INSTRUCTION not in code:
+        faults.append(f"{name}: no {MATRIX_INSTRUCTION} in machine code")
+    return faults
+
+
+def compile_one(cuda: CudaToolkit, disassembler: str | None, source: Path, arch: str) -> tuple[str, list[str]]:
     """What to print about one source on one architecture, and what is wrong with it."""
-    command = [cuda.nvcc, *NVCC_FLAGS, f"-arch=sm_{arch}", "-cubin", "-Xptxas", "-v"]
-    command += [str(source), "-o", os.devnull]
-    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    name = f"{source.name} sm_{arch}"
-    if result.returncode != 0:
-        return result.stderr, [f"{name}: does not compile"]
+    name = f"{source.parent.name}/{source.name} sm_{arch}"
+    with tempfile.TemporaryDirectory() as folder:
+        binary = Path(folder, "code.cubin")
+        command = [cuda.nvcc, *NVCC_FLAGS, f"-arch=sm_{arch}", "-cubin", "-Xptxas", "-v"]
+        command += [str(source), "-o", str(binary)]
+        result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+        if result.returncode != 0:
+            return result.stderr, [f"{name}: does not compile"]
+        code = subprocess.check_output([disassembler, "-c", str(binary)], text=True) if disassembler else None
     reports = parse_ptxas(result.stderr, arch)
-    faults = [f"{name}: spills registers" for report in reports if report.spilled_bytes]
+    faults = [fault for report in reports for fault in report.faults]
     faults += [f"{name}: ptxas {code}" for code in SERIALIZED if code in result.stderr]
-    if not reports:
-        faults.append(f"{name}: no kernel in ptxas' report")
+    if code is not None and reports:
+        faults += code_faults(source, arch, code)
     return "\n".join(map(str, reports)), faults
 
 
@@ -83,14 +142,18 @@ def main() -> int:
         return 0
     sources = sorted(ROOT.glob("csrc/cuda/**/*.cu"))
     jobs = [(source, arch) for source in sources for arch in cuda.archs]
-    faults = []
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for text, found in pool.map(lambda job: compile_one(cuda, *job), jobs):
-            print(text)
+    disassembler = find_disassembler(cuda)
+    faults, start = [], time.monotonic()
+    with ThreadPoolExecutor(int(os.environ.get("MAX_JOBS") or os.cpu_count() or 1)) as pool:
+        for text, found in pool.map(lambda job: compile_one(cuda, disassembler, *job), jobs):
+            if text:
+                print(text)
             faults += found
     for fault in faults:
         print(fault, file=sys.stderr)
-    print(f"{len(jobs)} compilations for nvcc {cuda.version}, {len(faults)} faults")
+    print("machine code looked at" if disassembler else "no nvdisasm: machine code not looked at")
+    seconds = time.monotonic() - start
+    print(f"{len(jobs)} compilations by nvcc {cuda.version} in {seconds:.0f} s, {len(faults)} faults")
     return int(bool(faults))
 
 

@@ -192,7 +192,27 @@ ptxas info    : Used 255 registers, used 1 barriers
 
 def test_ptxas_report_is_read_kernel_by_kernel():
     reports = check_cuda.parse_ptxas(PTXAS, "80")
-    assert [(r.kernel, r.registers, r.spilled_bytes) for r in reports] == [
-        ("_Z1av", 96, 0),
-        ("_Z1bv", 255, 20),
+    assert [(r.kernel, r.registers, r.stack_bytes, r.spilled_bytes) for r in reports] == [
+        ("_Z1av", 96, 0, 0),
+        ("_Z1bv", 255, 16, 20),
     ]
+
+
+def test_ptxas_faults_are_named():
+    good, bad = check_cuda.parse_ptxas(PTXAS, "80")
+    assert good.faults == []
+    assert bad.faults == ["b sm_80: spills registers", "b sm_80: has a stack frame"]
+
+
+def test_registers_beyond_the_planned_occupancy_are_a_fault():
+    name = "_ZN10crossmodal4cuda20attention_fwd_kernelINS0_9MmaEngineINS_7Float16EEELi64ELb1EEEvi"
+    (report,) = check_cuda.parse_ptxas(PTXAS.split("ptxas info    : Compiling entry function '_Z1bv'")[0], "80")
+    assert replace(report, kernel=name, registers=168).faults == []
+    (fault,) = replace(report, kernel=name, registers=169).faults
+    assert fault.endswith("takes 169 registers, more than 168")
+
+
+def test_machine_code_shows_local_memory_and_missing_matrix_instructions():
+    source = Path("csrc/cuda/attention_fwd/bf16_64.cu")
+    assert check_cuda.code_faults(source, "80", "HMMA.16816.F32.BF16 R4, R8") == []
+    assert len(check_cuda.code_faults(source, "80", "STL [R1], R2")) == 2

@@ -53,9 +53,9 @@ template <class Fn>
 void with_backward_kernel(DType dtype, int64_t columns, Fn fn) {
   switch (dtype) {
     case DType::kBFloat16:
-      return with_width<MmaEngine<BFloat16>, 32, 64, 96, 128>(columns, fn);
+      return with_width<MmaEngine<BFloat16>, 32, 64, 128>(columns, fn);
     case DType::kFloat16:
-      return with_width<MmaEngine<Float16>, 32, 64, 96, 128>(columns, fn);
+      return with_width<MmaEngine<Float16>, 32, 64, 128>(columns, fn);
     case DType::kFloat32:
       return with_width<FmaEngine<float>, 32, 64>(columns, fn);
     case DType::kFloat64:

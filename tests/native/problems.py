@@ -35,7 +35,7 @@ TRIO = Fusion(
     asked=ALL,
     poisoned=True,
 )
-MASKED = replace(TRIO, modalities=(Modality(130, mask=KEY_MASK, bias=KEY_BIAS),))
+MASKED = replace(TRIO, heads=4, modalities=(Modality(130, mask=KEY_MASK, bias=KEY_BIAS, heads_k=2),))
 OPTIONS = replace(TRIO, softcap=5.0, sink=Sink(torch.float32, offset=0.0, hides=0.0, strided=False))
 # Sources that begin between the words of Philox blocks.
 DROPOUT = replace(TRIO, dropout_p=0.4, dropout_seed=2**40 + 5)
@@ -52,6 +52,7 @@ BIASES = replace(
         Modality(40, mask=KEY_BIAS, bias=ROW_BIAS),
         Modality(35, bias=Term(torch.float32, (True, False, False, False))),
         Modality(9, bias=Term(torch.float32, (False, False, False, False)), mask=Term(torch.float32, (True,) * 4)),
+        Modality(20, bias=ROW_BIAS),
     ),
 )
 
@@ -67,8 +68,9 @@ def forward_only(problem: Fusion | Varlen | WeightedSum) -> Fusion | Varlen | We
 def masked_keys_may_be_nan(dtype: torch.dtype) -> None:
     """Keys and values that a mask hides from every query, and keys that it hides from some, change nothing."""
     torch.manual_seed(0)
-    q, k, v = (torch.randn(2, 2, n, 24).to(dtype) for n in (19, 90, 90))
+    q, k, v = (torch.randn(2, 2, n, 40).to(dtype) for n in (19, 90, 90))
     hidden = torch.rand(2, 1, 1, 90) < 0.4
+    hidden[..., 7] = False
     partly = torch.zeros(19, 90, dtype=torch.bool)
     partly[3:, 7] = True
     mask = ~(hidden | partly)

@@ -1,5 +1,6 @@
 """Tests of the tests: every injected bug is noticed."""
 
+import faulthandler
 import multiprocessing
 import re
 import shutil
@@ -17,20 +18,20 @@ from tests.native.problems import PROBLEMS, forward_only, masked_keys_may_be_nan
 
 # head_dim above 128 takes several panels and chunks: an instance of its own.
 NARROW = [name for name in PROBLEMS if name != "WIDE"]
-FORWARD = ("cuda/attention_fwd/bf16_64.cu", NARROW)
-FORWARD_WIDE = ("cuda/attention_fwd/bf16_128.cu", ["WIDE"])
-BACKWARD = ("cuda/attention_bwd/bf16_64.cu", NARROW)
+FORWARD = ("cuda/attention_fwd/f16_64.cu", NARROW)
+FORWARD_WIDE = ("cuda/attention_fwd/f16_128.cu", ["WIDE"])
+BACKWARD = ("cuda/attention_bwd/f16_64.cu", NARROW)
 
 
 def checks_of(names, *, backward):
     """By name, what has to fail."""
 
     def half(name):
-        problem = replace(PROBLEMS[name], dtype=torch.bfloat16)
+        problem = replace(PROBLEMS[name], dtype=torch.float16)
         return problem if backward else forward_only(problem)
 
     problems = {name: partial(check, half(name)) for name in names}
-    return {**problems, "NaN behind masks": partial(masked_keys_may_be_nan, torch.bfloat16)}
+    return {**problems, "NaN behind masks": partial(masked_keys_may_be_nan, torch.float16)}
 
 
 def with_bug(bug, folder):
@@ -51,6 +52,7 @@ def first_failure(emulator, kernels, checks):
     receive, send = context.Pipe(duplex=False)
 
     def run():
+        faulthandler.disable()  # a crash is what some bugs are for
         torch.set_num_threads(1)
         emulator.load(kernels)
         for name, run_check in checks.items():
