@@ -1,13 +1,15 @@
 """Fused cross-modal attention for PyTorch: several modalities, one softmax, no concatenation."""
 
-from crossmodal import masks, reference
+from crossmodal import masks, nn, reference
 from crossmodal._library import build_info
+from crossmodal.convert import Conversion, convert, restore
 from crossmodal.dispatch import strict
 from crossmodal.explain import Plan, explain
 from crossmodal.ops import associate, attention, attention_varlen, fuse, softmax_weighted_sum, weighted_sum
 from crossmodal.types import FusionResult, Source
 
 __all__ = [
+    "Conversion",
     "FusionResult",
     "Plan",
     "Source",
@@ -15,10 +17,13 @@ __all__ = [
     "attention",
     "attention_varlen",
     "build_info",
+    "convert",
     "explain",
     "fuse",
     "masks",
+    "nn",
     "reference",
+    "restore",
     "softmax_weighted_sum",
     "strict",
     "weighted_sum",

@@ -1,0 +1,87 @@
+"""The linear layers inside our modules: through oneDNN where the BLAS is behind.
+
+torch sends float32 products to its BLAS, which on some CPUs leaves half of the machine unused: MKL runs AVX2 code on
+AMD's. torch brings oneDNN for its own use, and an operator that reaches it with any weight. A weight packed beforehand
+would bring 1 to 4 % more, and grow stale when someone writes to ``weight.data``; so the weight itself is read.
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from crossmodal.nn import _products
+from crossmodal.ops._fusion import differentiates_again
+
+
+def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """``input @ weight.T + bias`` as :func:`torch.nn.functional.linear`, by the faster library.
+
+    Args:
+        input: ``(..., in_features)``.
+        weight: ``(out_features, in_features)``.
+        bias: ``(out_features,)``.
+
+    Returns:
+        ``(..., out_features)``, input's dtype.
+    """
+    if refusal(input, weight, bias) is not None:
+        return F.linear(input, weight, bias)
+    if torch.is_grad_enabled() and (input.requires_grad or weight.requires_grad or _needs_gradient(bias)):
+        return _Linear.apply(input, weight, bias)
+    return _products.onednn_linear(input, weight, bias)
+
+
+def refusal(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> str | None:
+    """Why a product goes where torch sends it; None if it goes to oneDNN."""
+    if torch.compiler.is_compiling():
+        return "the compiler chooses"
+    if not (type(input) is Tensor and _is_plain(weight) and (bias is None or _is_plain(bias))):
+        return "a tensor of another class"
+    if not (input.dtype == weight.dtype == torch.float32 and (bias is None or bias.dtype == torch.float32)):
+        return "torch sends all but float32 to oneDNN itself"
+    if not (input.is_cpu and weight.is_cpu) or (bias is not None and not bias.is_cpu):
+        return "not on the CPU"
+    if input.layout is not torch.strided or weight.layout is not torch.strided:
+        return "not dense"
+    if input.dim() == 0 or input.shape[-1] != weight.shape[-1]:
+        return "shapes do not fit"  # torch says so better
+    if torch.is_autocast_enabled("cpu") or torch.autograd.forward_ad._current_level >= 0:
+        return "autocast or forward-mode differentiation"
+    if torch._C._functorch.maybe_current_level() is not None:
+        return "a transform of torch.func"
+    if input.numel() * weight.shape[0] < _products.WORTHWHILE:
+        return "too small to gain"
+    return None if _products.onednn_leads() else "the BLAS leads on this machine"
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    return type(tensor) in (Tensor, torch.nn.Parameter)
+
+
+def _needs_gradient(tensor: Tensor | None) -> bool:
+    return tensor is not None and tensor.requires_grad
+
+
+class _Linear(torch.autograd.Function):
+    """Product and its two gradients by oneDNN; a gradient that is differentiated again by torch."""
+
+    @staticmethod
+    def forward(ctx: Any, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(input, weight)
+        return _products.onednn_linear(input, weight, bias)
+
+    @staticmethod
+    def backward(ctx: Any, dout: Tensor) -> tuple[Tensor | None, ...]:
+        input, weight = ctx.saved_tensors
+        wants_input, wants_weight, wants_bias = ctx.needs_input_grad
+        dinput = dweight = None
+        again = differentiates_again()
+        if wants_input:
+            dinput = dout @ weight if again else _products.onednn_linear(dout, weight.t(), None)
+        rows = dout.reshape(-1, dout.shape[-1])
+        if wants_weight:
+            inputs = input.reshape(-1, input.shape[-1])
+            dweight = rows.t() @ inputs if again else _products.weight_gradient(rows, inputs)
+        return dinput, dweight, rows.sum(0) if wants_bias else None

@@ -1,0 +1,66 @@
+"""Which library multiplies float32 matrices faster here, found out once, and how oneDNN is reached."""
+
+import os
+import time
+from collections.abc import Callable
+from functools import cache
+
+import torch
+from torch import Tensor
+
+# Multiply-adds below which a product takes less than some 100 us: what differs is then the call, not the library.
+WORTHWHILE = 4_000_000
+# What oneDNN has to be ahead, above the scatter of the measurement, so that a process decides as the one before it.
+AHEAD = 1.03
+
+
+def onednn_linear(input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """``input @ weight.T + bias`` by oneDNN; any strides."""
+    return torch.ops.mkldnn._linear_pointwise.default(input, weight, bias, "none", [], "")
+
+
+def weight_gradient(dout: Tensor, input: Tensor) -> Tensor:
+    """``dout.T @ input`` for ``(rows, out_features)`` and ``(rows, in_features)``, by the faster library."""
+    if _lead("weight gradient", torch.get_num_threads()) < AHEAD:
+        return dout.t() @ input
+    # Computed as its transpose, in which input is what has to be brought into order: it has fewer features than dout.
+    return onednn_linear(input.t(), dout.t(), None).t()
+
+
+def onednn_leads() -> bool:
+    """Whether oneDNN is faster than the BLAS; ``CROSSMODAL_LINEAR`` = "onednn" or "torch" decides instead."""
+    choice = os.environ.get("CROSSMODAL_LINEAR", "")
+    if choice:
+        if choice not in ("onednn", "torch"):
+            raise ValueError(f'CROSSMODAL_LINEAR must be "onednn" or "torch", got {choice!r}')
+        return choice == "onednn" and torch.backends.mkldnn.is_available()
+    return lead() >= AHEAD
+
+
+def lead() -> float:
+    """How many times as fast as the BLAS oneDNN is, with as many threads as there are now."""
+    return _lead("linear", torch.get_num_threads())
+
+
+@cache
+def _lead(product: str, threads: int) -> float:
+    if not torch.backends.mkldnn.is_available() or not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
+        return 0.0
+    generator = torch.Generator().manual_seed(0)  # torch's own must not notice
+    with torch.no_grad(), torch.autocast("cpu", enabled=False):
+        rows, weight = torch.randn(512, 512, generator=generator), torch.randn(1024, 512, generator=generator)
+        if product == "linear":
+            return _ratio(lambda: rows @ weight.t(), lambda: onednn_linear(rows, weight, None))
+        dout = torch.randn(512, 1024, generator=generator)
+        return _ratio(lambda: dout.t() @ rows, lambda: onednn_linear(rows.t(), dout.t(), None).t())
+
+
+def _ratio(slow: Callable[[], Tensor], fast: Callable[[], Tensor], repeats: int = 7) -> float:
+    """Of the shortest times, taken in turns: what disturbs makes a run longer, never shorter."""
+    times = [[], []]  # type: list[list[float]]
+    for _ in range(repeats + 1):
+        for run, taken in zip((slow, fast), times, strict=True):
+            start = time.perf_counter()
+            run()
+            taken.append(time.perf_counter() - start)
+    return min(times[0][1:]) / min(times[1][1:])
