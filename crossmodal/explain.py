@@ -41,12 +41,15 @@ def _text(value: Any) -> str:
 
 Planner = Callable[[dict[str, Any]], Plan]
 
-# Function -> planner. Each file of `crossmodal.ops` adds its own, so that this one need not import them.
+# Function or class -> planner. Each file of `crossmodal.ops` adds its own, so that this one need not import them.
 _planners: dict[Any, Planner] = {}
 
 
 def plans(function: Callable[..., Any]) -> Callable[[Planner], Planner]:
-    """Registers the planner of a public function; it gets the function's arguments by name, defaults filled in."""
+    """Registers the planner of a public function, or of a module's class.
+
+    It gets the arguments by name, defaults filled in; that of a class also the module, as ``module``.
+    """
 
     def register(planner: Planner) -> Planner:
         _planners[function] = planner
@@ -62,7 +65,8 @@ def explain(fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Plan:
 
     Args:
         fn: :func:`attention` (with dense or nested tensors), :func:`fuse`, :func:`attention_varlen`,
-            :func:`weighted_sum`, :func:`softmax_weighted_sum` or :func:`associate`.
+            :func:`weighted_sum`, :func:`softmax_weighted_sum` or :func:`associate`; or a module:
+            :class:`crossmodal.nn.MultiheadAttention`, ``CrossModalAttention``, ``AttentionPool`` or ``Linear``.
         args, kwargs: what it would be called with, tensors of any shape, dtype and device that it takes.
 
     Returns:
@@ -78,11 +82,16 @@ def explain(fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Plan:
         >>> print(plan)  # doctest: +ELLIPSIS
         crossmodal.attention: ...
     """
-    planner = next((planner for function, planner in _planners.items() if function is fn), None)
+    planner = next((planner for function, planner in _planners.items() if function is fn or function is type(fn)), None)
     if planner is None:
-        known = ", ".join(sorted(f"crossmodal.{function.__name__}" for function in _planners))
+        known = ", ".join(sorted(map(_public_name, _planners)))
         came = f"{fn.__module__}.{fn.__qualname__}" if hasattr(fn, "__qualname__") else type(fn).__name__
         raise TypeError(f"fn must be one of {known}, got {came}")
-    bound = inspect.signature(fn).bind(*args, **kwargs)
+    module = {"module": fn} if type(fn) in _planners else {}
+    bound = inspect.signature(getattr(fn, "forward", fn) if module else fn).bind(*args, **kwargs)
     bound.apply_defaults()
-    return planner(dict(bound.arguments))
+    return planner({**module, **bound.arguments})
+
+
+def _public_name(known: Any) -> str:
+    return f"crossmodal.nn.{known.__name__}" if inspect.isclass(known) else f"crossmodal.{known.__name__}"

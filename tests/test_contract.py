@@ -13,7 +13,7 @@ import crossmodal
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = (ROOT / "docs" / "contract.md").read_text()
 NOT_YET = "not tested yet: "
-SECTIONS = ["Layout", "Functions", "Arguments", "Numbers", "Bad input", "Composability", "Traps"]
+SECTIONS = ["Layout", "Functions", "Arguments", "Numbers", "Bad input", "Composability", "Traps", "Modules"]
 
 
 def rows() -> list[tuple[str, str]]:

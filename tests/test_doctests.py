@@ -18,7 +18,18 @@ PUBLIC = [
 ]
 
 
-@pytest.mark.parametrize("function", [*PUBLIC, crossmodal.explain], ids=lambda f: f.__name__)
+MODULES = [
+    crossmodal.convert,
+    crossmodal.nn.MultiheadAttention,
+    crossmodal.nn.CrossModalAttention,
+    crossmodal.nn.CrossModalBlock,
+    crossmodal.nn.AttentionPool,
+    crossmodal.nn.ModalityDiscriminator,
+    crossmodal.nn.gradient_reversal,
+]
+
+
+@pytest.mark.parametrize("function", [*PUBLIC, crossmodal.explain, *MODULES], ids=lambda f: f.__name__)
 def test_docstring_example_runs(function):
     names = {"torch": torch, "crossmodal": crossmodal, "Source": Source}
     tests = [t for t in doctest.DocTestFinder().find(function, function.__name__, globs=names) if t.examples]

@@ -51,7 +51,7 @@ def refusal(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> str | 
         return "autocast or forward-mode differentiation"
     if torch._C._functorch.maybe_current_level() is not None:
         return "a transform of torch.func"
-    if input.numel() * weight.shape[0] < _products.WORTHWHILE:
+    if input.numel() * weight.shape[0] < max(1, _products.WORTHWHILE):
         return "too small to gain"
     return None if _products.onednn_leads() else "the BLAS leads on this machine"
 

@@ -1,11 +1,14 @@
 """torch.nn.MultiheadAttention by the kernels of this library."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
 from crossmodal._validate import check_tensor
 from crossmodal.nn._linear import linear
 from crossmodal.nn._masks import attention_term, key_padding_term
+from crossmodal.nn._padding import visible_rows, worth_skipping
 from crossmodal.nn._ragged import nested_like, padded, ragged
 from crossmodal.ops.associate import associate
 from crossmodal.ops.attention import attention
@@ -96,6 +99,15 @@ class MultiheadAttention(nn.MultiheadAttention):
 
         batched = query.dim() == 3
         self._check_shapes(query, key, value, batched)
+        if (
+            batched
+            and not need_weights
+            and attn_mask is None
+            and (self.bias_k is None and not self.add_zero_attn)
+            and worth_skipping(key_padding_mask, query, key, self.batch_first)
+        ):
+            assert key_padding_mask is not None
+            return self._without_padding(query, key, value, key_padding_mask), None
         q, k, v = (
             self._split_heads(t) if batched else self._split_heads(t.unsqueeze(0), batch_first=True)
             for t in self._project_in(query, key, value)
@@ -112,7 +124,7 @@ class MultiheadAttention(nn.MultiheadAttention):
         elif is_causal:
             scores = None
         dropout_p = self.dropout if self.training else 0.0
-        sources = [Source(k, v, mask=padding, bias=scores), *([] if extra is None else [extra])]
+        sources: list[Source | None] = [Source(k, v, mask=padding, bias=scores), *([] if extra is None else [extra])]
         if extra is None and (padding is None or scores is None):
             heads = attention(q, k, v, scores if padding is None else padding, dropout_p, is_causal)
             assert isinstance(heads, Tensor)
@@ -127,6 +139,32 @@ class MultiheadAttention(nn.MultiheadAttention):
         if weights is not None and not batched:
             weights = weights.squeeze(0)
         return linear(merged, self.out_proj.weight, self.out_proj.bias), weights
+
+    def _without_padding(self, query: Tensor, key: Tensor, value: Tensor, key_padding_mask: Tensor) -> Tensor:
+        """The output where ``key_padding_mask`` alone hides keys, which then are not even projected."""
+        keys = visible_rows(key_padding_mask, self.batch_first)
+        of_key = keys.rows_of(key)
+        q, k, v = self._project_in(query, of_key, of_key if key is value else keys.rows_of(value))
+        if not self.batch_first:
+            q = q.transpose(0, 1)
+        batch, seqlen_q, _ = q.shape
+        q, k, v = (t.reshape(-1, self.num_heads, self.head_dim) for t in (q, k, v))
+        ends = torch.arange(batch + 1, dtype=torch.int32, device=q.device) * seqlen_q
+        heads = attention_varlen(
+            q,
+            k,
+            v,
+            ends,
+            keys.cu_seqlens,
+            seqlen_q,
+            keys.max_seqlen,
+            self.dropout if self.training else 0.0,
+        )
+        assert isinstance(heads, Tensor)
+        merged = heads.reshape(batch, seqlen_q, self.embed_dim)
+        if not self.batch_first:
+            merged = merged.transpose(0, 1).contiguous()
+        return linear(merged, self.out_proj.weight, self.out_proj.bias)
 
     def _nested(
         self, query: Tensor, key: Tensor, value: Tensor, need_weights: bool, average_attn_weights: bool
@@ -194,7 +232,8 @@ class MultiheadAttention(nn.MultiheadAttention):
 
     def _extra_tokens(self, k: Tensor, v: Tensor) -> Source | None:
         """The tokens of ``add_bias_kv`` and ``add_zero_attn``, which every query sees."""
-        keys, values = [], []
+        keys: list[Tensor] = []
+        values: list[Tensor] = []
         for tokens, bias in ((keys, self.bias_k), (values, self.bias_v)):
             if bias is not None:
                 tokens.append(bias.to(k.dtype).reshape(1, self.num_heads, 1, self.head_dim))
@@ -225,7 +264,7 @@ class MultiheadAttention(nn.MultiheadAttention):
             raise ValueError(f"key must have query's batch {query.shape[of_batch]}, got {key.shape[of_batch]}")
 
 
-def _weights(q: Tensor, key_or_sources: Tensor | list[Source | None], average: bool, **lengths: Tensor) -> Tensor:
+def _weights(q: Tensor, key_or_sources: Tensor | list[Source | None], average: bool, **lengths: Any) -> Tensor:
     """``(batch, seqlen_q, keys)``, or one for each head, in the dtype that torch's module gives."""
     weights = associate(q, key_or_sources, reduce="heads" if average else None, **lengths)
     assert isinstance(weights, Tensor)

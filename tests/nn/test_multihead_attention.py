@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 import crossmodal
+from crossmodal.nn import _padding, _products, multihead_attention
 from tests.tolerance import assert_as_accurate, eps_of
 
 EMBED, HEADS, BATCH, SEQLEN_Q, SEQLEN_K = 24, 4, 3, 5, 7
@@ -136,6 +137,54 @@ CASES = [
 def test_outputs_weights_and_gradients_are_as_accurate_as_torchs(constructor, inputs, masks, need_weights):
     modules = pair(**CONSTRUCTORS[constructor])
     assert_stands_in(modules, inputs_of(inputs, modules[0]), masks_of(masks, inputs), need_weights=need_weights)
+
+
+@pytest.fixture
+def as_if_large(monkeypatch):
+    """Takes the ways of large problems: products through oneDNN, rows of padding left out."""
+    monkeypatch.setattr(_products, "WORTHWHILE", 0)
+    monkeypatch.setattr(_padding, "WORTHWHILE", 0)
+    monkeypatch.setenv("CROSSMODAL_LINEAR", "onednn")
+
+
+@pytest.mark.parametrize("inputs", INPUTS)
+@pytest.mark.parametrize("masks", ["none", "padding", "mask and padding", "causal"])
+@pytest.mark.parametrize("constructor", ["plain", "batch_first", "no bias", "other features", "bias_kv"])
+def test_the_ways_of_large_problems_are_as_accurate_as_torch(constructor, inputs, masks, as_if_large):
+    modules = pair(**CONSTRUCTORS[constructor])
+    if modules[0].kdim != EMBED and inputs in ("self", "cross"):
+        inputs = "three"
+    masks = "mask" if not torch_is_right(constructor, masks, False) else masks
+    assert_stands_in(modules, inputs_of(inputs, modules[0]), masks_of(masks, inputs), need_weights=False)
+
+
+@pytest.mark.parametrize("batch_first", [False, True])
+def test_rows_of_padding_are_not_projected(batch_first, as_if_large, monkeypatch):
+    module = crossmodal.nn.MultiheadAttention(EMBED, HEADS, batch_first=batch_first)
+    rows = []
+    monkeypatch.setattr(
+        multihead_attention,
+        "linear",
+        lambda x, *a: rows.append(x.numel() // EMBED) or torch.nn.functional.linear(x, *a),
+    )
+    query, key = torch.randn(2, 5, EMBED), torch.randn(2, 7, EMBED)
+    padding = torch.arange(7) >= torch.tensor([[4], [0]])
+    if not batch_first:
+        query, key = query.transpose(0, 1), key.transpose(0, 1)
+    module(query, key, key, key_padding_mask=padding, need_weights=False)
+    assert rows == [10, 4, 10]  # queries, keys with values, outputs
+
+
+def test_padding_of_large_problems_may_hold_nan(as_if_large):
+    module = crossmodal.nn.MultiheadAttention(EMBED, HEADS, batch_first=True)
+    query, key = torch.randn(2, SEQLEN_Q, EMBED), torch.randn(2, SEQLEN_K, EMBED)
+    padding = torch.arange(SEQLEN_K) >= torch.tensor([[4], [0]])
+    key[padding] = torch.nan
+    key.requires_grad_()
+    out, _ = module(query, key, key, key_padding_mask=padding, need_weights=False)
+    torch.testing.assert_close(out[1], module.out_proj.bias.expand(SEQLEN_Q, -1))
+    (gradient,) = torch.autograd.grad(out.sum(), key)
+    assert out.isfinite().all() and gradient.isfinite().all() and not gradient[padding].any()
 
 
 @pytest.mark.parametrize("inputs", INPUTS)

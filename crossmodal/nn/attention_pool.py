@@ -1,0 +1,83 @@
+"""A sequence of any length to a fixed number of vectors."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from crossmodal._validate import check_tensor
+from crossmodal.nn.linear import Linear
+from crossmodal.ops.attention import attention
+
+
+class AttentionPool(nn.Module):
+    """Learned queries attend over the tokens of a sequence (Lee et al., 2019, section 3.2, without its feed-forward).
+
+    A sequence without any token gives 0, since the output projection has no bias.
+
+    Args:
+        embed_dim: features of the output; a multiple of ``num_heads``.
+        num_heads: attention heads.
+        num_queries: vectors that a sequence is pooled into.
+        features: of the tokens, ``embed_dim`` if None.
+        bias: whether the projections of keys and values add a bias.
+        device, dtype: of the parameters.
+
+    Raises:
+        ValueError: if ``embed_dim`` is no multiple of ``num_heads``.
+
+    Example:
+        >>> pool = crossmodal.nn.AttentionPool(64, 8, num_queries=4)
+        >>> pool(torch.randn(2, 197, 64), torch.tensor([197, 50])).shape
+        torch.Size([2, 4, 64])
+    """
+
+    def __init__(
+        self,
+        embed_dim: int,
+        num_heads: int,
+        num_queries: int = 1,
+        *,
+        features: int | None = None,
+        bias: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        if embed_dim % num_heads:
+            raise ValueError(f"embed_dim must be a multiple of num_heads, got {embed_dim} and {num_heads}")
+        factory: dict[str, Any] = {"device": device, "dtype": dtype}
+        self.num_heads = num_heads
+        self.features = embed_dim if features is None else features
+        # In the length that a projected token has: scores then start with a standard deviation of about 1.
+        self.queries = nn.Parameter(torch.randn(num_queries, embed_dim, **factory))
+        self.to_key_value = Linear(self.features, 2 * embed_dim, bias=bias, **factory)
+        self.to_out = Linear(embed_dim, embed_dim, bias=False, **factory)
+
+    def forward(self, tokens: Tensor, lengths: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
+        """Pools each sequence.
+
+        Args:
+            tokens: ``(batch, seqlen, features)``.
+            lengths: ``(batch,)`` int32 or int64; tokens at or beyond are hidden.
+            mask: bool (True = attend) or float (added to the scores), broadcast to
+                ``(batch, num_heads, num_queries, seqlen)``; see :func:`crossmodal.masks.key_padding`.
+
+        Returns:
+            ``(batch, num_queries, embed_dim)``.
+
+        Raises:
+            ValueError: for shapes that do not fit.
+        """
+        check_tensor("tokens", tokens)
+        if tokens.dim() != 3 or tokens.shape[2] != self.features:
+            raise ValueError(f"tokens must have shape (batch, seqlen, {self.features}), got {tuple(tokens.shape)}")
+        key, value = (self._split_heads(t) for t in self.to_key_value(tokens).chunk(2, dim=-1))
+        query = self._split_heads(self.queries.to(key.dtype).expand(tokens.shape[0], -1, -1))
+        pooled = attention(query, key, value, mask, key_lengths=lengths)
+        assert isinstance(pooled, Tensor)
+        return self.to_out(pooled.transpose(1, 2).flatten(2))
+
+    def _split_heads(self, tokens: Tensor) -> Tensor:
+        """``(batch, num_heads, seqlen, head_dim)``, a view."""
+        return tokens.unflatten(2, (self.num_heads, -1)).transpose(1, 2)
