@@ -20,6 +20,8 @@ PUBLIC = [
 
 MODULES = [
     crossmodal.convert,
+    crossmodal.sdpa,
+    crossmodal.enable_sdpa,
     crossmodal.nn.MultiheadAttention,
     crossmodal.nn.CrossModalAttention,
     crossmodal.nn.CrossModalBlock,

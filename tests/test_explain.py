@@ -185,7 +185,8 @@ def test_what_is_not_explained_is_a_type_error_that_lists_what_is(function, came
         explain(function, Q, K, V)
     assert str(caught.value) == (
         "fn must be one of crossmodal.associate, crossmodal.attention, crossmodal.attention_varlen, crossmodal.fuse, "
-        f"crossmodal.softmax_weighted_sum, crossmodal.weighted_sum, got {came}"
+        "crossmodal.nn.AttentionPool, crossmodal.nn.CrossModalAttention, crossmodal.nn.Linear, "
+        f"crossmodal.nn.MultiheadAttention, crossmodal.softmax_weighted_sum, crossmodal.weighted_sum, got {came}"
     )
 
 

@@ -1,0 +1,158 @@
+"""Models as they are: their calls of scaled_dot_product_attention come here, and what we refuse goes on to torch."""
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FunctionType
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
+
+from crossmodal._validate import FLOAT_DTYPES
+from crossmodal.dispatch import fall_back
+from crossmodal.ops.attention import attention
+
+# torch's own, whatever stands in its place later.
+_torch_sdpa = F.scaled_dot_product_attention
+_torch_mha = F.multi_head_attention_forward
+
+
+def scaled_dot_product_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Tensor:
+    """torch's function of that name by our kernels, and by itself where none takes the call."""
+    reason = _refusal(query, key, value, attn_mask)
+    if reason is None:
+        try:
+            out = attention(query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa)
+            assert isinstance(out, Tensor)
+            return out
+        except (TypeError, ValueError) as error:  # torch takes it, or says so in its own words
+            reason = str(error)
+    fall_back("sdpa", [reason])
+    return _torch_sdpa(query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa)
+
+
+@contextmanager
+def sdpa() -> Iterator[None]:
+    """Within it, this thread's calls of :func:`torch.nn.functional.scaled_dot_product_attention` run our kernels.
+
+    Reaches any model that calls it, compiled there or not, also by :class:`torch.nn.MultiheadAttention`, whose own
+    fused path (``torch.backends.mha``) is switched off meanwhile. A call that no kernel takes goes on to torch; the
+    log ``crossmodal`` says once why, and in :func:`strict` mode it is an error. A query that may attend to nothing
+    gives 0.
+
+    Example:
+        >>> model = torch.nn.MultiheadAttention(16, 2)
+        >>> x = torch.randn(5, 3, 16)
+        >>> with crossmodal.sdpa():
+        ...     out, _ = model(x, x, x, need_weights=False)
+    """
+    fast_path = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with _Mode():
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast_path)
+
+
+class SdpaHandle:
+    """Undoes :func:`enable_sdpa`; may be used as a context manager."""
+
+    def __init__(self) -> None:
+        self._active = True
+
+    def remove(self) -> None:
+        """Gives torch its function back, once every handle is removed."""
+        if self._active:
+            self._active = False
+            _switch(-1)
+
+    def __enter__(self) -> "SdpaHandle":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.remove()
+
+
+def enable_sdpa() -> SdpaHandle:
+    """As :func:`sdpa`, but for all threads from now on, and at no cost for other calls.
+
+    Puts our function in the place of ``torch.nn.functional.scaled_dot_product_attention``; code that imported that name
+    before keeps torch's.
+
+    Returns:
+        A handle, whose ``remove()`` undoes it.
+
+    Example:
+        >>> handle = crossmodal.enable_sdpa()
+        >>> out = torch.nn.functional.scaled_dot_product_attention(*torch.randn(3, 1, 2, 5, 8))
+        >>> handle.remove()
+    """
+    _switch(1)
+    return SdpaHandle()
+
+
+_lock = threading.Lock()
+_enabled = 0
+_fast_path_before = True
+
+
+def _switch(change: int) -> None:
+    global _enabled, _fast_path_before
+    with _lock:
+        was, _enabled = _enabled, _enabled + change
+        if was == 0:
+            _fast_path_before = torch.backends.mha.get_fastpath_enabled()
+            torch.backends.mha.set_fastpath_enabled(False)
+            F.scaled_dot_product_attention = scaled_dot_product_attention
+        elif _enabled == 0:
+            torch.backends.mha.set_fastpath_enabled(_fast_path_before)
+            F.scaled_dot_product_attention = _torch_sdpa
+
+
+class _Mode(TorchFunctionMode):
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is _torch_sdpa:
+            func = scaled_dot_product_attention
+        elif func is _torch_mha:
+            func = _mha  # no mode sees what torch's function calls within
+        return func(*args, **(kwargs or {}))
+
+
+def _with_our_attention(function: Any) -> FunctionType:
+    """A function of torch.nn.functional that finds ours under the name of SDPA."""
+    names = {**function.__globals__, "scaled_dot_product_attention": scaled_dot_product_attention}
+    copy = FunctionType(function.__code__, names, function.__name__, function.__defaults__, function.__closure__)
+    copy.__kwdefaults__ = function.__kwdefaults__
+    names[function.__name__] = copy
+    return copy
+
+
+_mha = _with_our_attention(_torch_mha)
+
+
+def _refusal(query: Any, key: Any, value: Any, attn_mask: Any) -> str | None:
+    """Why a call goes on to torch; None if `attention` takes it, or says itself what is wrong."""
+    tensors = [query, key, value, *([] if attn_mask is None else [attn_mask])]
+    if not all(isinstance(t, Tensor) for t in tensors):
+        return "an argument is no tensor"
+    if any(t.device.type != "cpu" for t in tensors):
+        return f"no kernel for device type {query.device.type!r} yet"
+    if query.dtype not in FLOAT_DTYPES:
+        return f"no kernel for {query.dtype}"
+    if any(not t.is_nested and is_traceable_wrapper_subclass(t) for t in tensors):
+        return "a tensor class of its own"
+    return None

@@ -1,0 +1,262 @@
+"""sdpa() and enable_sdpa(): calls of SDPA in any model run our kernels; what is refused goes on to torch."""
+
+import copy
+import logging
+import threading
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import crossmodal
+from crossmodal import dispatch
+from tests.tolerance import assert_as_accurate, eps_of
+
+TORCHS = F.scaled_dot_product_attention
+WAYS = {"sdpa": crossmodal.sdpa, "enable_sdpa": crossmodal.enable_sdpa}
+Q, K = torch.randn(2, 4, 5, 8), torch.randn(2, 4, 7, 8)
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """Counts what reaches our operator."""
+    import sys
+
+    module, seen = sys.modules["crossmodal.sdpa"], []
+    attention = crossmodal.attention
+    monkeypatch.setattr(module, "attention", lambda *a: seen.append(a) or attention(*a))
+    return seen
+
+
+@pytest.fixture(params=WAYS)
+def way(request):
+    return WAYS[request.param]
+
+
+def test_calls_come_here_and_no_longer_afterwards(way, calls):
+    with way():
+        F.scaled_dot_product_attention(Q, K, K)
+        torch.nn.functional.scaled_dot_product_attention(Q, K, value=K, is_causal=True)
+        assert len(calls) == 2
+    assert F.scaled_dot_product_attention is TORCHS
+    F.scaled_dot_product_attention(Q, K, K)
+    assert len(calls) == 2
+
+
+OPTIONS = {
+    "mask": {"attn_mask": torch.rand(2, 1, 5, 7) < 0.9},
+    "float mask": {"attn_mask": torch.randn(5, 7)},
+    "causal": {"is_causal": True},
+    "scale": {"scale": 0.2},
+    "mask and causal": {"attn_mask": torch.arange(7) % 3 == torch.zeros(5, 1), "is_causal": True},
+    "nothing": {},
+}
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_gives_what_torch_gives(name, way):
+    wanted = TORCHS(Q, K, K, **OPTIONS[name])
+    with way(), crossmodal.strict():
+        torch.testing.assert_close(F.scaled_dot_product_attention(Q, K, K, **OPTIONS[name]), wanted)
+
+
+def test_grouped_queries(way, calls):
+    k = K[:, :2]
+    with way():
+        got = F.scaled_dot_product_attention(Q, k, k, enable_gqa=True)
+    torch.testing.assert_close(got, TORCHS(Q, k, k, enable_gqa=True))
+    assert len(calls) == 1
+
+
+@pytest.mark.parametrize("ends", ["normally", "by an error"])
+def test_fast_path_of_torch_is_off_within_and_restored(way, ends):
+    before = torch.backends.mha.get_fastpath_enabled()
+    try:
+        with way():
+            assert not torch.backends.mha.get_fastpath_enabled()
+            if ends == "by an error":
+                raise KeyError
+    except KeyError:
+        pass
+    assert torch.backends.mha.get_fastpath_enabled() is before is True
+
+
+def test_a_fast_path_that_was_off_stays_off(way):
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with way():
+            pass
+        assert not torch.backends.mha.get_fastpath_enabled()
+    finally:
+        torch.backends.mha.set_fastpath_enabled(True)
+
+
+MODELS = {
+    "MultiheadAttention": (lambda: nn.MultiheadAttention(16, 2, batch_first=True), 3, {"need_weights": False}, 1),
+    "TransformerEncoderLayer": (lambda: nn.TransformerEncoderLayer(16, 2, 32, batch_first=True), 1, {}, 1),
+    "TransformerDecoderLayer": (lambda: nn.TransformerDecoderLayer(16, 2, 32, batch_first=True), 2, {}, 2),
+}
+
+
+@pytest.mark.parametrize("training", [False, True], ids=["answering", "training"])
+@pytest.mark.parametrize("name", MODELS)
+def test_modules_of_torch_come_here_by_every_path(name, training, way, calls):
+    build, count, options, expected = MODELS[name]
+    module = build()
+    for part in module.modules():
+        if hasattr(part, "dropout") and isinstance(part.dropout, float):
+            part.dropout = 0.0
+        if isinstance(part, nn.Dropout):
+            part.p = 0.0
+    module.train(training)
+    x = torch.randn(3, 5, 16)
+
+    def call(module, dtype):
+        out = module(*[x.to(dtype)] * count, **options)
+        return (out[0] if isinstance(out, tuple) else out).detach()
+
+    exact, reference = call(copy.deepcopy(module).double(), torch.float64), call(module, torch.float32)
+    with way():
+        got = call(module, torch.float32)
+    assert len(calls) == expected
+    assert_as_accurate("out", got, [reference], exact.numpy(), eps_of(torch.float32))
+
+
+def test_gradients_come_back(way):
+    def gradient():
+        leaves = [t.clone().requires_grad_() for t in (Q, K)]
+        return torch.autograd.grad(F.scaled_dot_product_attention(*leaves, leaves[1]).square().sum(), leaves)
+
+    wanted = gradient()
+    with way():
+        for got, there in zip(gradient(), wanted, strict=True):
+            torch.testing.assert_close(got, there)
+
+
+REFUSED = {
+    "device": (lambda: F.scaled_dot_product_attention(*[Q.to("meta")] * 3), "no kernel for device type 'meta' yet"),
+    "shapes that torch alone takes": (
+        lambda: F.scaled_dot_product_attention(*[Q[None, None]] * 3),
+        "query must have 2 to 5 dimensions",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_is_refused_goes_to_torch_with_one_line_that_says_why(name, way, caplog, monkeypatch):
+    monkeypatch.setattr(dispatch, "_told", set())
+    call, reason = REFUSED[name]
+    wanted = call()
+    with way(), caplog.at_level(logging.WARNING, "crossmodal"):
+        got = call()
+        call()
+    for g, w in zip(*(torch.utils._pytree.tree_leaves(r) for r in (got, wanted)), strict=True):
+        assert g.is_meta or torch.equal(g, w)
+    (record,) = caplog.records
+    assert record.getMessage().startswith("sdpa runs in plain torch: ") and reason in record.getMessage()
+    with way(), crossmodal.strict(), pytest.raises(RuntimeError, match=reason):
+        call()
+
+
+ERRORS = {
+    "head_dim": lambda: F.scaled_dot_product_attention(Q, K[..., :4], K),
+    "mask": lambda: F.scaled_dot_product_attention(Q, K, K, torch.ones(4, 7).bool()),
+    "type": lambda: F.scaled_dot_product_attention(Q, None, K),
+}
+
+
+@pytest.mark.parametrize("name", ERRORS)
+def test_errors_are_torchs(name, way):
+    with pytest.raises((RuntimeError, TypeError)) as theirs:
+        ERRORS[name]()
+    with way(), pytest.raises(type(theirs.value)) as ours:
+        ERRORS[name]()
+    assert str(ours.value).splitlines()[0] == str(theirs.value).splitlines()[0]
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script")
+def test_forward_mode_which_torch_lacks(way):
+    with way():
+        got = torch.func.jvp(lambda q: F.scaled_dot_product_attention(q, K, K), (Q,), (Q,))
+    torch.testing.assert_close(got, torch.func.jvp(lambda q: crossmodal.reference.attention(q, K, K), (Q,), (Q,)))
+
+
+def test_jagged_tensors_come_here(way, calls):
+    nested = torch.nested.nested_tensor([torch.randn(3, 2, 8), torch.randn(5, 2, 8)], layout=torch.jagged)
+    q = nested.transpose(1, 2)
+    wanted = TORCHS(q, q, q)
+    with way():
+        got = F.scaled_dot_product_attention(q, q, q)
+    assert len(calls) == 1
+    for g, w in zip(got.unbind(), wanted.unbind(), strict=True):
+        torch.testing.assert_close(g, w)
+
+
+def test_compiled_within_it_holds_our_operator(way):
+    torch._dynamo.reset()
+    graphs = []
+
+    def backend(graph, _):
+        graphs.append(graph)
+        return graph
+
+    with way():
+        compiled = torch.compile(lambda q: F.scaled_dot_product_attention(q, K, K), fullgraph=True, backend=backend)
+        torch.testing.assert_close(compiled(Q), TORCHS(Q, K, K))
+    assert "crossmodal" in graphs[0].code
+    torch.testing.assert_close(compiled(Q), TORCHS(Q, K, K))
+    assert len(graphs) == 2 and "crossmodal" not in graphs[1].code
+
+
+def test_exported_within_it_holds_our_operator(way):
+    class Model(nn.Module):
+        def forward(self, q):
+            return F.scaled_dot_product_attention(q, K, K)
+
+    with way():
+        program = torch.export.export(Model(), (Q,))
+    assert any("crossmodal" in str(node.target) for node in program.graph.nodes)
+    torch.testing.assert_close(program.module()(Q), TORCHS(Q, K, K))
+
+
+def test_default_device_does_not_get_in_the_way(calls):
+    """It is a mode of the same kind."""
+    mha, x = nn.MultiheadAttention(16, 2), torch.randn(5, 3, 16)
+    try:
+        torch.set_default_device("cpu")
+        with crossmodal.sdpa():
+            mha(x, x, x, need_weights=False)
+            F.scaled_dot_product_attention(Q, K, K)
+    finally:
+        torch.set_default_device(None)
+    assert len(calls) == 2
+
+
+def test_mode_is_of_this_thread_and_enabling_is_of_all(calls):
+    def in_thread():
+        thread = threading.Thread(target=lambda: F.scaled_dot_product_attention(Q, K, K))
+        thread.start()
+        thread.join()
+
+    with crossmodal.sdpa():
+        in_thread()
+    assert len(calls) == 0
+    with crossmodal.enable_sdpa():
+        in_thread()
+    assert len(calls) == 1
+
+
+def test_enabling_ends_with_the_last_handle():
+    first, second = crossmodal.enable_sdpa(), crossmodal.enable_sdpa()
+    first.remove()
+    first.remove()
+    assert F.scaled_dot_product_attention is not TORCHS
+    second.remove()
+    assert F.scaled_dot_product_attention is TORCHS
+
+
+def test_both_at_once(calls):
+    with crossmodal.enable_sdpa(), crossmodal.sdpa():
+        F.scaled_dot_product_attention(Q, K, K)
+    assert len(calls) == 1 and F.scaled_dot_product_attention is TORCHS
