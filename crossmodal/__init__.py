@@ -1,6 +1,6 @@
 """Fused cross-modal attention for PyTorch: several modalities, one softmax, no concatenation."""
 
-from crossmodal import masks, nn, reference
+from crossmodal import integrations, masks, nn, reference
 from crossmodal._library import build_info
 from crossmodal.convert import Conversion, convert, restore
 from crossmodal.dispatch import strict
@@ -23,6 +23,7 @@ __all__ = [
     "enable_sdpa",
     "explain",
     "fuse",
+    "integrations",
     "masks",
     "nn",
     "reference",
