@@ -62,8 +62,9 @@ class CrossModalBlock(nn.Module):
             nn.Dropout(dropout),
             Linear(hidden_dim, embed_dim, **factory),
         )
-        self.attention_gate = nn.Parameter(torch.full((), gate, **factory))
-        self.feed_forward_gate = nn.Parameter(torch.full((), gate, **factory))
+        # Of one dimension: FSDP shards no scalars.
+        self.attention_gate = nn.Parameter(torch.full((1,), gate, **factory))
+        self.feed_forward_gate = nn.Parameter(torch.full((1,), gate, **factory))
 
     def forward(
         self,

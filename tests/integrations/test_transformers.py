@@ -163,7 +163,7 @@ def test_output_attentions_are_the_weights(name, softmax_in_double):
         if g.shape[2] == LENGTH and "attention_mask" in inputs:
             seen = seen * inputs["attention_mask"][:, None, :, None]
         assert seen.mean() > 0.5
-        torch.testing.assert_close(g, w * seen, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(g * seen, w * seen, rtol=1e-4, atol=1e-5)
 
 
 def test_padding_counts():
