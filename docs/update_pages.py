@@ -1,0 +1,97 @@
+"""Writes docs/performance.md from the results files: run this file.
+
+benchmarks/results/*.json   by `crossmodal bench --json FILE`; the newest
+docs/trust/modules.json     by `python -m benchmarks.modules --json FILE`
+docs/trust/models.json      by `python -m benchmarks.models --json FILE`
+docs/trust/fuzz.json        by `python -m build_tools.fuzz --calls 20000 --json FILE`
+"""
+
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "docs"))
+
+from update_readme import newest_results, read, speed_section  # noqa: E402
+
+PAGE = ROOT / "docs" / "performance.md"
+TRUST = ROOT / "docs" / "trust"
+
+
+def machine_line(machine: dict[str, Any]) -> str:
+    threads = f"{machine['threads']} thread{'s' * (machine['threads'] > 1)}"
+    return f"{machine['cpu']}, {machine['isa']}, {threads}, torch {machine['torch']}"
+
+
+def modules_section(found: dict[str, Any]) -> str:
+    lead = found["lead of oneDNN over the BLAS"]
+    lines = [
+        "## Modules",
+        "",
+        "`torch.nn.MultiheadAttention` beside `crossmodal.nn.MultiheadAttention`, projections included",
+        f"({found['shape']}; {machine_line(found['machine'])}; `python -m benchmarks.modules`).",
+        f"On this machine oneDNN multiplies {lead['linear']:.2f} times as fast as the BLAS in float32,",
+        f"{lead['weight gradient']:.2f} times in the gradient of a weight. How many times as long torch takes:",
+        "",
+    ]
+    kinds = list(dict.fromkeys((row["dtype"], row["kind"]) for row in found["rows"]))
+    lines.append("| | " + " | ".join(f"{dtype}, {kind}" for dtype, kind in kinds) + " |")
+    lines.append("|---" * (1 + len(kinds)) + "|")
+    for case in dict.fromkeys(row["case"] for row in found["rows"]):
+        times = {(r["dtype"], r["kind"]): r["times as long"]["torch"] for r in found["rows"] if r["case"] == case}
+        lines.append(f"| {case} | " + " | ".join(f"{times[kind]:.2f}x" for kind in kinds) + " |")
+    return "\n".join(lines)
+
+
+def models_section(found: dict[str, Any]) -> str:
+    lines = [
+        "## Whole models",
+        "",
+        f"Models of transformers {found['transformers']} at their real sizes, with random weights, float32",
+        f"({machine_line(found['machine'])}; `python -m benchmarks.models`).",
+        "",
+        '| | "crossmodal" | "sdpa" | "eager" |',
+        "|---|---|---|---|",
+    ]
+    for row in found["rows"]:
+        longer = row["times as long"]
+        lines.append(
+            f"| {row['model']}, {row['kind']} | {row['milliseconds']['crossmodal']:.0f} ms | "
+            f"{longer['sdpa']:.2f}x as long | {longer['eager']:.2f}x as long |"
+        )
+    return "\n".join(lines)
+
+
+def fuzz_section(found: dict[str, Any]) -> str:
+    lines = [
+        "## The same numbers",
+        "",
+        f"{found['calls']} random calls of ours and of torch {found['torch']}, outputs and every gradient, compared "
+        f"with float64 (`python -m build_tools.fuzz`): {len(found['unexplained'])} differences without an explanation.",
+        "",
+        "| | outcome | calls |",
+        "|---|---|---|",
+    ]
+    for family, counts in found["counts"].items():
+        lines += [f"| {family} | {outcome} | {count} |" for outcome, count in counts.items()]
+    return "\n".join(lines)
+
+
+def page() -> str:
+    parts = ["# Performance", "Every figure on this page is read from a results file by `docs/update_pages.py`."]
+    if file := newest_results():
+        section = speed_section(read(file), str(file.relative_to(ROOT)))
+        section = section.replace("docs/speed/", "speed/")
+        # Files of the repository, which the site does not hold.
+        parts += ["## Operators", re.sub(r"\[([^\]]+)\]\((?:benchmarks|docs)/[^)]*\)", r"\1", section)]
+    for name, section_of in (("modules", modules_section), ("models", models_section), ("fuzz", fuzz_section)):
+        if (file := TRUST / f"{name}.json").exists():
+            parts.append(section_of(json.loads(file.read_text())))
+    return "\n\n".join(parts) + "\n"
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page())

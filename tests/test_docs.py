@@ -1,0 +1,59 @@
+"""The site: its pages build without a warning, its figures are those of the results files, its names exist."""
+
+import importlib.util
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import crossmodal
+
+ROOT = Path(__file__).resolve().parent.parent
+DOCS = ROOT / "docs"
+
+
+def test_performance_page_shows_the_figures_of_the_results_files():
+    sys.path.insert(0, str(DOCS))
+    try:
+        spec = importlib.util.spec_from_file_location("update_pages", DOCS / "update_pages.py")
+        pages = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(pages)
+    finally:
+        sys.path.remove(str(DOCS))
+    assert (DOCS / "performance.md").read_text() == pages.page(), "run python docs/update_pages.py"
+
+
+NAMES = re.findall(r"^::: crossmodal\.([\w.]+)$", (DOCS / "api.md").read_text(), re.MULTILINE)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_name_on_the_api_page_exists_and_has_a_docstring(name):
+    found = crossmodal
+    for part in name.split("."):
+        found = getattr(found, part)
+    assert found.__doc__
+
+
+def test_every_public_name_is_on_the_api_page():
+    modules = {"integrations", "masks", "nn", "reference"}  # pages of their own names
+    assert set(crossmodal.__all__) - modules - {"SdpaHandle", "build_info"} <= set(NAMES)
+    assert {f"nn.{name}" for name in crossmodal.nn.__all__} - {"nn.CrossModalOutput"} <= set(NAMES)
+
+
+@pytest.mark.parametrize("page", sorted(DOCS.glob("*.md")), ids=lambda page: page.name)
+def test_blocks_of_python_are_python(page):
+    for block in re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL):
+        if ">>>" not in block and "(...)" not in block:
+            compile(block, page.name, "exec")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("mkdocs") is None, reason='needs pip install "crossmodal[docs]"')
+def test_site_builds_without_a_warning(tmp_path):
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path / "site")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    text = (tmp_path / "site" / "api" / "index.html").read_text()
+    assert ":func:" not in text and "scaled dot-product" in text.lower()
