@@ -3,8 +3,8 @@
 Each call draws shapes, masks, options, dtype and memory layout, runs forward and backward here and in torch, and
 compares both with torch in float64. What counts as a difference is the two-reference rule of tests/tolerance.py: our
 error may be twice torch's, plus 8 eps of the largest number (64 eps in float64, where torch is compared with itself).
-A difference that a rule of docs/contract.md explains is counted under that rule; any other is printed with the seed that
-draws it again, and makes the exit status 1.
+A difference that a rule of docs/contract.md explains is counted under that rule; any other is printed with the seed
+that draws it again, and makes the exit status 1.
 """
 
 import argparse

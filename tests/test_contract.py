@@ -13,7 +13,17 @@ import crossmodal
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = (ROOT / "docs" / "contract.md").read_text()
 NOT_YET = "not tested yet: "
-SECTIONS = ["Layout", "Functions", "Arguments", "Numbers", "Bad input", "Composability", "Traps", "Modules"]
+SECTIONS = [
+    "Layout",
+    "Functions",
+    "Arguments",
+    "Numbers",
+    "Bad input",
+    "Composability",
+    "Traps",
+    "Modules",
+    "Integrations",
+]
 
 
 def rows() -> list[tuple[str, str]]:
