@@ -300,3 +300,59 @@ def test_explain_of_a_bad_call_raises_its_error():
     mha = crossmodal.nn.MultiheadAttention(WIDTH, HEADS)
     with pytest.raises(ValueError, match="key must have 16 features, got 10"):
         crossmodal.explain(mha, QUERY, SOURCES["image"], SOURCES["image"])
+
+
+SMALL = {
+    "MultiheadAttention": (MODULES["MultiheadAttention"][0], lambda q, s: (q, q, q)),
+    "CrossModalBlock": (MODULES["CrossModalBlock"][0], lambda q, s: (q[None], {n: t[None] for n, t in s.items()})),
+    "AttentionPool": (MODULES["AttentionPool"][0], lambda q, s: (q[None],)),
+}
+
+
+def loss_of(module, arguments):
+    parameters = dict(module.named_parameters())
+
+    def loss(parameters, query, sources):
+        return first(torch.func.functional_call(module, parameters, arguments(query, sources))).square().sum()
+
+    return parameters, loss
+
+
+@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.filterwarnings("ignore:There is a performance drop")
+def test_gradient_of_each_example_agrees_with_a_loop(name):
+    build, arguments = SMALL[name]
+    parameters, loss = loss_of(build(), arguments)
+    each = torch.func.vmap(torch.func.grad(loss), (None, 0, 0))(parameters, QUERY, SOURCES)
+    for i in range(BATCH):
+        alone = torch.func.grad(loss)(parameters, QUERY[i], {n: t[i] for n, t in SOURCES.items()})
+        for key, gradient in alone.items():
+            torch.testing.assert_close(each[key][i], gradient, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script")
+def test_forward_mode_agrees_with_the_gradient(name):
+    build, arguments = SMALL[name]
+    parameters, loss = loss_of(build(), arguments)
+    tangents = {n: torch.randn_like(p) for n, p in parameters.items()}
+    sources = {n: t[0] for n, t in SOURCES.items()}
+    _, directional = torch.func.jvp(lambda p: loss(p, QUERY[0], sources), (parameters,), (tangents,))
+    gradient = torch.func.grad(loss)(parameters, QUERY[0], sources)
+    wanted = sum((gradient[n] * tangents[n]).sum() for n in parameters)
+    torch.testing.assert_close(directional, wanted, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["MultiheadAttention", "CrossModalBlock"])
+def test_inductor_agrees_with_eager(name):
+    torch._dynamo.reset()
+    build, arguments = MODULES[name]
+    module = build()
+    parameters = list(module.parameters())
+    got, wanted = (
+        torch.autograd.grad(first(m(*arguments)).square().sum(), parameters)
+        for m in (torch.compile(module, fullgraph=True), module)
+    )
+    for g, w in zip(got, wanted, strict=True):
+        torch.testing.assert_close(g, w, rtol=1e-4, atol=1e-5)
