@@ -1,9 +1,28 @@
 """Encoders: raw input of one modality to a sequence of features and their number."""
 
-from crossmodal.encoders.audio import AudioEncoder
+from crossmodal.encoders.audio import AudioEncoder, CrnnEncoder
+from crossmodal.encoders.build import ENCODERS, build_encoder
 from crossmodal.encoders.image import ImageEncoder
 from crossmodal.encoders.log_mel import LogMel
 from crossmodal.encoders.output import EncoderOutput
-from crossmodal.encoders.text import TextEncoder
+from crossmodal.encoders.resnet import ResNetEncoder
+from crossmodal.encoders.spec_augment import SpecAugment
+from crossmodal.encoders.text import TextEncoder, TransformerTextEncoder
+from crossmodal.encoders.vgg16 import VGG16Encoder
+from crossmodal.encoders.vit import ViTEncoder
 
-__all__ = ["AudioEncoder", "EncoderOutput", "ImageEncoder", "LogMel", "TextEncoder"]
+__all__ = [
+    "ENCODERS",
+    "AudioEncoder",
+    "CrnnEncoder",
+    "EncoderOutput",
+    "ImageEncoder",
+    "LogMel",
+    "ResNetEncoder",
+    "SpecAugment",
+    "TextEncoder",
+    "TransformerTextEncoder",
+    "VGG16Encoder",
+    "ViTEncoder",
+    "build_encoder",
+]

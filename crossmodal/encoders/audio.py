@@ -1,4 +1,4 @@
-"""Sound to tokens: log-mel frames, one convolution over time, a GRU."""
+"""Sound to tokens: log-mel frames, convolutions over time, a GRU."""
 
 from torch import Tensor, nn
 
@@ -6,6 +6,7 @@ from crossmodal.encoders.bidirectional import Bidirectional
 from crossmodal.encoders.log_mel import LogMel
 from crossmodal.encoders.output import EncoderOutput
 from crossmodal.encoders.padding import zero_padding
+from crossmodal.encoders.spec_augment import SpecAugment
 
 
 class AudioEncoder(nn.Module):
@@ -26,13 +27,60 @@ class AudioEncoder(nn.Module):
     def forward(self, waveform: Tensor, lengths: Tensor) -> EncoderOutput:
         """``(B, samples)`` float32 and ``(B,)`` in samples; features ``(B, frames / 2, channels)``."""
         mel, frames = self.log_mel(waveform, lengths)
-        mel = _standardize(mel, frames)
+        mel = standardize(mel, frames)
         tokens = nn.functional.gelu(self.subsample(mel.transpose(1, 2))).transpose(1, 2)
         token_lengths = (frames + 1) // 2
         return EncoderOutput(self.recurrent(tokens, token_lengths), token_lengths)
 
 
-def _standardize(mel: Tensor, frames: Tensor) -> Tensor:
+class CrnnEncoder(nn.Module):
+    """Waveform to one token per ``2 * hop`` samples: SpecAugment, three convolutions over time, a bidirectional GRU.
+
+    Args:
+        sample_rate: Hz.
+        channels: of the features; a multiple of 8.
+        hidden: channels of the convolutions; a multiple of 8.
+        log_mel: the front end; None takes :class:`LogMel` with its defaults.
+        augment: what is hidden in training; None hides nothing.
+        dropout: before the GRU.
+    """
+
+    def __init__(
+        self,
+        sample_rate: int,
+        channels: int = 96,
+        *,
+        hidden: int = 96,
+        log_mel: LogMel | None = None,
+        augment: SpecAugment | None = None,
+        dropout: float = 0.1,
+    ) -> None:
+        super().__init__()
+        self.log_mel = log_mel or LogMel(sample_rate)
+        self.augment = augment or nn.Identity()
+        self.convolutions = nn.ModuleList(
+            nn.Conv1d(inner, hidden, 5, stride=stride, padding=2)
+            for inner, stride in ((self.log_mel.bands, 1), (hidden, 2), (hidden, 1))
+        )
+        # Over channels, not over time: a length, or the padding behind it, must not move a token.
+        self.norms = nn.ModuleList(nn.LayerNorm(hidden) for _ in self.convolutions)
+        self.dropout = nn.Dropout(dropout)
+        self.recurrent = Bidirectional("gru", hidden, channels)
+
+    def forward(self, waveform: Tensor, lengths: Tensor) -> EncoderOutput:
+        """``(B, samples)`` float32 and ``(B,)`` in samples; features ``(B, frames / 2, channels)``."""
+        mel, frames = self.log_mel(waveform, lengths)
+        tokens = self.augment(standardize(mel, frames))
+        for layer, norm in zip(self.convolutions, self.norms, strict=True):
+            assert isinstance(layer, nn.Conv1d)
+            found = norm(layer(tokens.transpose(1, 2)).transpose(1, 2))
+            frames = (frames + 1) // 2 if layer.stride[0] == 2 else frames
+            # Zero beyond the length again, or the next convolution would carry padding into the last real token.
+            tokens = zero_padding(nn.functional.gelu(found), frames)
+        return EncoderOutput(self.recurrent(self.dropout(tokens), frames), frames)
+
+
+def standardize(mel: Tensor, frames: Tensor) -> Tensor:
     """Mean 0 and variance 1 over the real frames of each sample and band; padding becomes 0.
 
     Loudness and the colour of the microphone are gone after it.

@@ -1,26 +1,67 @@
-"""Text to tokens: an embedding of each word and an LSTM."""
+"""Text to tokens: an embedding of each word and a recurrent network, or a transformer."""
 
+from typing import Literal
+
+import torch
 from torch import Tensor, nn
 
 from crossmodal.encoders.bidirectional import Bidirectional
 from crossmodal.encoders.output import EncoderOutput
 from crossmodal.encoders.padding import is_real
+from crossmodal.blocks.cross_modal_block import CrossModalBlock
 
 
 class TextEncoder(nn.Module):
-    """Word numbers to one token per word.
+    """Word numbers to one token per word, by a bidirectional LSTM or GRU.
 
     Args:
         vocabulary: how many word numbers there are; 0 is padding.
         channels: of the features; even.
+        kind: ``"lstm"`` or ``"gru"``.
     """
 
-    def __init__(self, vocabulary: int, channels: int = 48) -> None:
+    def __init__(self, vocabulary: int, channels: int = 48, kind: Literal["lstm", "gru"] = "lstm") -> None:
         super().__init__()
         self.embedding = nn.Embedding(vocabulary, channels, padding_idx=0)
-        self.recurrent = Bidirectional("lstm", channels, channels)
+        self.recurrent = Bidirectional(kind, channels, channels)
 
     def forward(self, words: Tensor, lengths: Tensor) -> EncoderOutput:
         """``(B, L)`` int64 and ``(B,)`` in words; features ``(B, L, channels)``."""
         words = words.where(is_real(lengths, words.shape[1]), 0)
         return EncoderOutput(self.recurrent(self.embedding(words), lengths), lengths)
+
+
+class TransformerTextEncoder(nn.Module):
+    """Word numbers to one token per word, by pre-norm transformer layers on :func:`crossmodal.fuse`.
+
+    Args:
+        vocabulary: how many word numbers there are; 0 is padding.
+        channels: of the features; a multiple of ``num_heads``.
+        layers, num_heads, dropout: of the transformer.
+        longest: texts are cut after this many words, for each of which a position is learned.
+    """
+
+    def __init__(
+        self,
+        vocabulary: int,
+        channels: int = 48,
+        *,
+        layers: int = 2,
+        num_heads: int = 4,
+        dropout: float = 0.0,
+        longest: int = 512,
+    ) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(vocabulary, channels, padding_idx=0)
+        self.position = nn.Parameter(torch.randn(longest, channels))
+        self.layers = nn.ModuleList(CrossModalBlock(channels, num_heads, dropout=dropout) for _ in range(layers))
+        self.norm = nn.LayerNorm(channels)
+
+    def forward(self, words: Tensor, lengths: Tensor) -> EncoderOutput:
+        """``(B, L)`` int64 and ``(B,)`` in words; features ``(B, min(L, longest), channels)``."""
+        words, lengths = words[:, : len(self.position)], lengths.clamp(max=len(self.position))
+        words = words.where(is_real(lengths, words.shape[1]), 0)
+        tokens = self.embedding(words) + self.position[: words.shape[1]]
+        for layer in self.layers:
+            tokens, _ = layer(tokens, [(tokens, lengths)])
+        return EncoderOutput(self.norm(tokens), lengths)

@@ -1,16 +1,20 @@
 """The pipeline of the field as one module: encoders, common space, association, fusion, task head."""
 
-from collections.abc import Mapping
-from types import ModuleType
-from typing import Literal, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import softplus
 
-import crossmodal
-from crossmodal.types import Source
+from crossmodal.encoders.output import EncoderOutput
+from crossmodal.models.experts import Expert, Quality, product_of_experts
+from crossmodal.models.fusion import Form, build_fusion
+from crossmodal.blocks.operators import Implementation
 
-Implementation = Literal["fused", "reference"]
+Experts = Literal["none", "auxiliary", "product"]
+
+_ONE = 0.5413  # softplus of it is 1
 
 
 class FusionOutput(NamedTuple):
@@ -18,69 +22,116 @@ class FusionOutput(NamedTuple):
 
     Attributes:
         logits: ``(B, num_classes)``, or ``(sets, B, num_classes)`` when sets of modalities were given.
-        mass: ``(B, num_heads, num_queries, modalities)``, the share of attention that each modality got;
-            None unless asked for.
+        mass: ``(B, num_heads, queries, modalities)``, the share of attention that each modality got; None unless asked
+            for, and for forms of fusion without weights.
+        experts: by modality, the logits ``(B, num_classes)`` of its expert; empty without experts.
+        auxiliary: by modality, the logits of its auxiliary question; empty without any.
     """
 
     logits: Tensor
     mass: Tensor | None = None
+    experts: Mapping[str, Tensor] = {}  # noqa: RUF012  never changed
+    auxiliary: Mapping[str, Tensor] = {}  # noqa: RUF012  never changed
 
 
 class FusionClassifier(nn.Module):
-    """Classifies samples from the modalities that are there.
+    """Answers a question about samples from the modalities that are there.
 
     Each modality is encoded, ``I' = CNN(I)``, ``T' = RNN(T)``, ``A' = RNN(A)``, and projected into the common
-    space, ``X = FC(I', T', A')``. Learned queries then attend over the tokens of all modalities under one
-    joint softmax, ``y_i = sum_j w_ij x_j`` (:func:`crossmodal.fuse`), and the y_i are classified.
+    space, ``X = FC(I', T', A')``. By default learned queries then attend over the tokens of all modalities under one
+    joint softmax, ``y_i = sum_j w_ij x_j`` (:func:`crossmodal.fuse`), and the y_i are classified; other forms of
+    fusion: :data:`crossmodal.models.FUSIONS`.
 
     Args:
         encoders: by modality, modules that take ``(input, lengths)`` and return an ``EncoderOutput``.
-        channels: of the encoders' features.
-        num_classes: of the task.
+        channels: of the encoders' features, or by modality.
+        num_classes: of the task; of a regression or a multi-label task, the number of outputs.
         width: of the common space; a multiple of ``num_heads``.
         num_heads: attention heads.
-        num_queries: learned queries.
+        num_queries: learned queries, or bottleneck tokens.
+        fusion: name of the form.
+        layers: of the forms that attend more than once.
+        quality: learn from each modality's tokens a bias on the scores of all of them: a modality that is noise gets
+            less mass. Only for forms that weigh modalities.
+        experts: ``"auxiliary"`` gives every modality a head of its own, to be trained beside the fusion; ``"product"``
+            also adds their log-probabilities, each with a learned exponent, to the logits: the fusion then learns
+            what they miss.
+        auxiliary: by modality, how many classes a question has that this modality alone answers.
+        dropout: before the head.
         implementation: ``"fused"`` for :mod:`crossmodal`, ``"reference"`` for plain torch; same weights,
             same answers.
 
     Raises:
-        ValueError: when ``width`` is not a multiple of ``num_heads``.
+        ValueError: when ``width`` is not a multiple of ``num_heads``, for an unknown ``fusion`` or ``experts``, and for
+            ``quality`` with a form without weights.
     """
 
     def __init__(
         self,
         encoders: Mapping[str, nn.Module],
         *,
-        channels: int,
+        channels: int | Mapping[str, int],
         num_classes: int,
         width: int = 48,
         num_heads: int = 4,
         num_queries: int = 4,
+        fusion: str = "queries",
+        layers: int = 1,
+        quality: bool = False,
+        experts: Experts = "none",
+        auxiliary: Mapping[str, int] | None = None,
+        dropout: float = 0.0,
         implementation: Implementation = "fused",
     ) -> None:
         super().__init__()
-        if width % num_heads:
-            raise ValueError(f"width must be a multiple of num_heads, got {width} and {num_heads}")
-        self.num_heads = num_heads
-        self.implementation = implementation
+        if experts not in get_args(Experts):
+            raise ValueError(f"experts must be one of {', '.join(get_args(Experts))}, got {experts!r}")
+        self._experts: Experts = experts
         self.encoders = nn.ModuleDict(encoders)
+        sizes = channels if isinstance(channels, Mapping) else dict.fromkeys(encoders, channels)
         self.to_common = nn.ModuleDict(
-            {name: nn.Sequential(nn.Linear(channels, width), nn.LayerNorm(width)) for name in encoders}
+            {name: nn.Sequential(nn.Linear(sizes[name], width), nn.LayerNorm(width)) for name in encoders}
         )
-        self.queries = nn.Parameter(torch.randn(num_queries, width))
-        self.to_key = nn.Linear(width, width)
-        self.to_value = nn.Linear(width, width)
+        self.fusion = build_fusion(
+            fusion, Form(len(encoders), width, num_heads, num_queries, layers, implementation=implementation)
+        )
+        if quality and not self.fusion.weighs:
+            raise ValueError(f"quality must be False for the fusion {fusion!r}, which does not weigh modalities")
         self.head = nn.Sequential(
-            nn.LayerNorm(num_queries * width),
-            nn.Linear(num_queries * width, 2 * width),
+            nn.LayerNorm(self.fusion.out_features),
+            nn.Linear(self.fusion.out_features, 2 * width),
             nn.GELU(),
+            nn.Dropout(dropout),
             nn.Linear(2 * width, num_classes),
         )
+
+        def expert(outputs: int) -> Expert:
+            return Expert(width, outputs, num_heads=num_heads, num_queries=num_queries, implementation=implementation)
+
+        def qualities() -> nn.ModuleDict:
+            return nn.ModuleDict({name: Quality(width, num_heads, implementation) for name in encoders})
+
+        self.quality = qualities() if quality else None
+        self.experts = nn.ModuleDict({name: expert(num_classes) for name in encoders if experts != "none"})
+        self.trust = qualities() if experts == "product" else None
+        self.auxiliary = nn.ModuleDict({name: expert(count) for name, count in (auxiliary or {}).items()})
 
     @property
     def modalities(self) -> tuple[str, ...]:
         """In the order of the columns of ``mass``."""
         return tuple(self.encoders)
+
+    @property
+    def implementation(self) -> Implementation:
+        """Which operators run; setting it changes all parts."""
+        implementation: Implementation = getattr(self.fusion, "implementation", self._implementations()[0])
+        return implementation
+
+    @implementation.setter
+    def implementation(self, implementation: Implementation) -> None:
+        for module in self.modules():
+            if module is not self and hasattr(module, "implementation"):
+                module.implementation = implementation
 
     def forward(
         self,
@@ -98,55 +149,68 @@ class FusionClassifier(nn.Module):
                 each modality only once (:func:`crossmodal.models.modality_sets`). Not with ``return_mass``.
             return_mass: also return the share of attention of each modality.
         """
-        sources = self._sources(inputs, lengths)
-        count = 1 if sets is None else len(sets)
-        if sets is not None:
-            sources = self._hide_outside_sets(sources, sets)
-        query = self._query(batch=next(iter(lengths.values())).shape[0], repeats=count)
-        fused = self._operators().fuse(query, sources, return_mass=return_mass)
-        # (B, heads, count * queries, head_dim) -> (count, B, queries * width)
-        pooled = fused.out.transpose(1, 2).unflatten(1, (count, -1)).flatten(2).transpose(0, 1)
-        logits = self.head(pooled)
-        return FusionOutput(logits[0] if sets is None else logits, fused.mass)
+        tokens = self.encode(inputs, lengths)
+        biases = self._biases(tokens)
+        mass = None
+        if sets is None:
+            features, mass = self.fusion(tokens, biases, return_mass=return_mass)
+        else:
+            features = self.fusion.over_sets(tokens, biases, sets)
+        logits = self.head(features)
+        answers = {
+            name: self.experts[name](one)
+            for name, one in zip(self.modalities, tokens, strict=True)
+            if one is not None and name in self.experts
+        }
+        if self.trust is not None:
+            logits = logits + self._product(answers, tokens, sets)
+        auxiliary = {
+            name: self.auxiliary[name](one)
+            for name, one in zip(self.modalities, tokens, strict=True)
+            if one is not None and name in self.auxiliary
+        }
+        return FusionOutput(logits, mass, answers, auxiliary)
 
     @torch.no_grad()
     def attention(self, inputs: Mapping[str, Tensor], lengths: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """What each query looked at: by modality ``(B, num_queries, tokens)``, mean over the heads.
+        """What each query looked at: by modality ``(B, queries, tokens)``, mean over the heads.
 
-        The weights of a sample and query sum to 1 over the tokens of all modalities together.
+        Of a sample and query, the weights over the tokens of all modalities together sum to 1. The queries are the
+        learned ones; for the forms ``cross`` and ``source`` there is one per modality, the mean over its tokens.
+
+        Raises:
+            NotImplementedError: for a fusion that does not attend over tokens.
         """
-        sources = self._sources(inputs, lengths)
-        query = self._query(batch=next(iter(lengths.values())).shape[0])
-        weights = self._operators().associate(query, sources, reduce="heads")
-        counts = [0 if source is None else source.key.shape[2] for source in sources]
-        return dict(zip(self.modalities, weights.split(counts, dim=2), strict=True))
+        tokens = self.encode(inputs, lengths)
+        weights = self.fusion.attention(tokens, self._biases(tokens))
+        return dict(zip(self.modalities, weights, strict=True))
 
-    def _operators(self) -> ModuleType:
-        return crossmodal if self.implementation == "fused" else crossmodal.reference
-
-    def _query(self, *, batch: int, repeats: int = 1) -> Tensor:
-        return self._split_heads(self.queries.repeat(repeats, 1).expand(batch, -1, -1))
-
-    def _hide_outside_sets(self, sources: list[Source | None], sets: Tensor) -> list[Source | None]:
-        """One group of queries per set; a mask hides from each group the modalities outside its set."""
-        groups = sets.repeat_interleave(len(self.queries), dim=0)  # (sets * queries, modalities)
-        return [
-            source and source._replace(mask=groups[:, column].view(1, 1, -1, 1))
-            for column, source in enumerate(sources)
-        ]
-
-    def _sources(self, inputs: Mapping[str, Tensor], lengths: Mapping[str, Tensor]) -> list[Source | None]:
-        sources: list[Source | None] = []
+    def encode(self, inputs: Mapping[str, Tensor], lengths: Mapping[str, Tensor]) -> list[EncoderOutput | None]:
+        """By modality, tokens ``(B, L, width)`` in the common space; None for a modality left out."""
+        tokens: list[EncoderOutput | None] = []
         for name in self.modalities:
             if name not in lengths:
-                sources.append(None)
+                tokens.append(None)
                 continue
-            encoded = self.encoders[name](inputs[name], lengths[name])
-            tokens = self.to_common[name](encoded.features)
-            key, value = self.to_key(tokens), self.to_value(tokens)
-            sources.append(Source(self._split_heads(key), self._split_heads(value), encoded.lengths))
-        return sources
+            encoded: EncoderOutput = self.encoders[name](inputs[name], lengths[name])
+            tokens.append(encoded._replace(features=self.to_common[name](encoded.features)))
+        return tokens
 
-    def _split_heads(self, tokens: Tensor) -> Tensor:
-        """``(B, L, width)`` to ``(B, num_heads, L, width / num_heads)``, without a copy."""
-        return tokens.unflatten(2, (self.num_heads, -1)).transpose(1, 2)
+    def _biases(self, tokens: Sequence[EncoderOutput | None]) -> list[Tensor | None]:
+        if self.quality is None:
+            return [None] * len(tokens)
+        return [one and self.quality[name](one) for name, one in zip(self.modalities, tokens, strict=True)]
+
+    def _product(
+        self, answers: Mapping[str, Tensor], tokens: Sequence[EncoderOutput | None], sets: Tensor | None
+    ) -> Tensor:
+        assert self.trust is not None
+        there = {name: one for name, one in zip(self.modalities, tokens, strict=True) if one is not None}
+        trust = [softplus(_ONE + self.trust[name](one)) for name, one in there.items()]
+        present = torch.stack([one.lengths > 0 for one in there.values()], 1)
+        if sets is not None:
+            present = present & sets[:, None, [name in there for name in self.modalities]]
+        return product_of_experts([answers[name] for name in there], trust, present)
+
+    def _implementations(self) -> list[Implementation]:
+        return [m.implementation for m in self.modules() if m is not self and hasattr(m, "implementation")]

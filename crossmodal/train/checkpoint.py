@@ -1,15 +1,13 @@
 """Checkpoints: weights and a description in one safetensors file that is whole or not there."""
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
 from crossmodal._extras import require
-
-_DESCRIPTION = "crossmodal"
+from crossmodal.train.state import DESCRIPTION, write_tensors
 
 
 def save_checkpoint(path: Path, module: nn.Module, description: dict[str, Any]) -> None:
@@ -21,15 +19,7 @@ def save_checkpoint(path: Path, module: nn.Module, description: dict[str, Any]) 
         MissingExtraError: when safetensors is not installed.
         OSError: when the folder cannot be written.
     """
-    safetensors = require("safetensors.torch", distribution="safetensors", extra="demo")
-    weights = {name: tensor.detach().contiguous() for name, tensor in module.state_dict().items()}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        safetensors.save_file(weights, partial, metadata={_DESCRIPTION: json.dumps(description)})
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    write_tensors(path, module.state_dict(), description)
 
 
 def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -40,10 +30,10 @@ def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         FileNotFoundError: when there is no such file.
         ValueError: when the file is no checkpoint of this package.
     """
-    safetensors = require("safetensors", distribution="safetensors", extra="demo")
+    safetensors = require("safetensors", distribution="safetensors", extra="train")
     try:
         with safetensors.safe_open(path, framework="pt") as file:
-            description = (file.metadata() or {})[_DESCRIPTION]
+            description = (file.metadata() or {})[DESCRIPTION]
             return {name: file.get_tensor(name) for name in file.keys()}, json.loads(description)  # noqa: SIM118
     except (safetensors.SafetensorError, KeyError) as error:
         raise ValueError(f"{path} is not a crossmodal checkpoint: {error}") from error

@@ -4,7 +4,10 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from torch.nn import functional
+
+from crossmodal.data.sample import Task
 
 
 class Objective(NamedTuple):
@@ -12,28 +15,62 @@ class Objective(NamedTuple):
 
     Attributes:
         total: scalar, summed over the sets of modalities.
-        full: scalar, the mean cross-entropy in nats of the answers from all modalities.
+        full: scalar, the mean loss of the answers from all modalities; for a classification in nats.
     """
 
     total: Tensor
     full: Tensor
 
 
-def cross_entropy_over_sets(logits: Tensor, labels: Tensor, sets: Tensor, lengths: Mapping[str, Tensor]) -> Objective:
-    """Cross-entropy of the answers from every set of modalities, summed over the sets.
+def loss_per_sample(logits: Tensor, labels: Tensor, task: Task, smoothing: float = 0.0) -> Tensor:
+    """``(..., outputs)`` and labels to ``(...)``.
+
+    Classification: cross-entropy in nats. Multi-label: binary cross-entropy, summed over the outputs. Regression: half
+    the squared error, summed over the outputs.
+
+    Args:
+        logits: ``(..., outputs)``.
+        labels: ``(...)`` int64 class indices, or ``(..., outputs)`` float32.
+        task: which of the three.
+        smoothing: share of the probability that all classes get alike, in [0, 1); classification only.
+    """
+    logits = logits.float()
+    if task == "classification":
+        flat = functional.cross_entropy(
+            logits.flatten(0, -2), labels.flatten(), reduction="none", label_smoothing=smoothing
+        )
+        return flat.view(labels.shape)
+    if task == "multilabel":
+        return functional.binary_cross_entropy_with_logits(logits, labels, reduction="none").sum(-1)
+    return 0.5 * (logits - labels).square().sum(-1)
+
+
+def loss_over_sets(
+    logits: Tensor,
+    labels: Tensor,
+    sets: Tensor,
+    lengths: Mapping[str, Tensor],
+    task: Task = "classification",
+    smoothing: float = 0.0,
+) -> Objective:
+    """The loss of the answers from every set of modalities, summed over the sets.
 
     A sample that lacks all modalities of a set cannot be answered from it and is left out there.
 
     Args:
-        logits: ``(sets, B, classes)``.
-        labels: ``(B,)`` int64.
+        logits: ``(sets, B, outputs)``.
+        labels: ``(B,)`` int64, or ``(B, outputs)``.
         sets: ``(sets, modalities)`` bool; row 0 holds every modality.
         lengths: by modality, in the order of the columns of ``sets``, ``(B,)``; 0 = missing.
+        task, smoothing: see :func:`loss_per_sample`.
     """
     present = torch.stack([row > 0 for row in lengths.values()])  # (modalities, B)
     answerable = (sets.to(present.device).unsqueeze(2) & present).any(1)  # (sets, B)
-    loss = nn.functional.cross_entropy(logits.flatten(0, 1), labels.repeat(len(sets)), reduction="none").view_as(
-        answerable
-    )
+    loss = loss_per_sample(logits, labels.expand(len(sets), *labels.shape), task, smoothing)
     means = (loss * answerable).sum(1) / answerable.sum(1).clamp(min=1)
     return Objective(means.sum(), means[0])
+
+
+def cross_entropy_over_sets(logits: Tensor, labels: Tensor, sets: Tensor, lengths: Mapping[str, Tensor]) -> Objective:
+    """:func:`loss_over_sets` of a classification."""
+    return loss_over_sets(logits, labels, sets, lengths)

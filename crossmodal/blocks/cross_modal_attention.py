@@ -1,0 +1,90 @@
+"""Tokens of one modality attend over the tokens of any number of modalities, under one softmax."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from crossmodal.blocks.operators import Implementation, Tokens, check_heads, merge_heads, operators_of, split_heads
+from crossmodal.types import Source
+
+
+class CrossModalAttention(nn.Module):
+    """Projections around :func:`crossmodal.fuse`.
+
+    Args:
+        width: of all tokens; a multiple of ``num_heads``.
+        num_heads: attention heads.
+        project_values: False attends over the tokens themselves, ``y_i = sum_j w_ij x_j``, and leaves the projection
+            after it out too.
+        implementation: of the operators.
+
+    Raises:
+        ValueError: when ``width`` is not a multiple of ``num_heads``.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        num_heads: int = 4,
+        *,
+        project_values: bool = True,
+        implementation: Implementation = "fused",
+    ) -> None:
+        super().__init__()
+        check_heads(width, num_heads)
+        self.num_heads, self.implementation = num_heads, implementation
+        self.to_query = nn.Linear(width, width)
+        self.to_key = nn.Linear(width, width)
+        self.to_value = nn.Linear(width, width) if project_values else nn.Identity()
+        self.to_out = nn.Linear(width, width) if project_values else nn.Identity()
+
+    def forward(
+        self,
+        query: Tensor,
+        sources: Sequence[Tokens | None],
+        *,
+        biases: Sequence[Tensor | None] | None = None,
+        query_lengths: Tensor | None = None,
+        return_mass: bool = False,
+    ) -> tuple[Tensor, Tensor | None]:
+        """``(B, Lq, width)`` over the tokens of the sources to ``(B, Lq, width)`` and the mass or None.
+
+        Args:
+            query: ``(B, Lq, width)``.
+            sources: ``(B, L, width)`` and ``(B,)`` lengths, such as an ``EncoderOutput``; None for a modality that is not there.
+            biases: by source ``(B,)``, added to the scores of all its keys; see :class:`crossmodal.Source`.
+            query_lengths: ``(B,)``; queries beyond are padding, for which the answer is 0.
+            return_mass: also return ``(B, num_heads, Lq, sources)``.
+        """
+        fused = operators_of(self.implementation).fuse(
+            split_heads(self.to_query(query), self.num_heads),
+            self._sources(sources, biases),
+            query_lengths=query_lengths,
+            return_mass=return_mass,
+        )
+        return self.to_out(merge_heads(fused.out)), fused.mass
+
+    @torch.no_grad()
+    def weights(
+        self, query: Tensor, sources: Sequence[Tokens | None], *, biases: Sequence[Tensor | None] | None = None
+    ) -> list[Tensor]:
+        """By source ``(B, Lq, L)``, mean over the heads; together they sum to 1. Empty for a source that is None."""
+        found = self._sources(sources, biases)
+        weights = operators_of(self.implementation).associate(
+            split_heads(self.to_query(query), self.num_heads), found, reduce="heads"
+        )
+        return list(weights.split([0 if source is None else source.key.shape[2] for source in found], dim=2))
+
+    def _sources(
+        self, sources: Sequence[Tokens | None], biases: Sequence[Tensor | None] | None
+    ) -> list[Source | None]:
+        found: list[Source | None] = []
+        for source, bias in zip(sources, biases or [None] * len(sources), strict=True):
+            if source is None:
+                found.append(None)
+                continue
+            tokens, lengths = source
+            key, value = (split_heads(project(tokens), self.num_heads) for project in (self.to_key, self.to_value))
+            found.append(Source(key, value, lengths, bias=None if bias is None else bias.view(-1, 1, 1, 1)))
+        return found

@@ -1,0 +1,57 @@
+"""Reading sound: any format that libsndfile knows, any rate, any number of channels, to one float32 waveform."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from crossmodal._extras import require
+
+LONGEST_SECONDS = 3600.0  # an hour of sound is a mistake in a manifest, and would take the memory of everything else
+
+
+class BrokenFileError(ValueError):
+    """A file that cannot be used; the message is one line that begins with its path."""
+
+
+def read_audio(path: Path, sample_rate: int, *, longest_seconds: float = LONGEST_SECONDS) -> Tensor:
+    """One channel of sound.
+
+    Channels are averaged; another rate is resampled by soxr (high quality). Integer formats come in [-1, 1).
+
+    Args:
+        path: a file.
+        sample_rate: wanted, in Hz.
+        longest_seconds: a longer file is refused before it is read.
+
+    Returns:
+        ``(samples,)`` float32.
+
+    Raises:
+        MissingExtraError: when soundfile, or soxr where it is needed, is not installed.
+        FileNotFoundError: when there is no such file.
+        BrokenFileError: when the file is empty, truncated, of an unknown format, too long, or holds NaN or Inf.
+    """
+    soundfile = require("soundfile", distribution="soundfile", extra="train")
+    if not path.exists():
+        raise FileNotFoundError(f"{path}: no such file")
+    try:
+        with soundfile.SoundFile(path) as file:
+            rate, promised = file.samplerate, file.frames
+            if promised > longest_seconds * rate:
+                raise BrokenFileError(f"{path}: {promised / rate:.0f} s of sound, at most {longest_seconds:.0f} s is read")
+            frames = file.read(dtype="float32", always_2d=True)
+    except soundfile.LibsndfileError as error:
+        raise BrokenFileError(f"{path}: {error.error_string}") from error
+    if len(frames) == 0:
+        raise BrokenFileError(f"{path}: holds no sound")
+    if len(frames) < promised:
+        raise BrokenFileError(f"{path}: truncated, {len(frames)} of {promised} frames")
+    if not np.isfinite(frames).all():
+        raise BrokenFileError(f"{path}: holds NaN or Inf")
+    mono = frames.mean(axis=1)
+    if rate != sample_rate:
+        soxr = require("soxr", distribution="soxr", extra="train")
+        mono = soxr.resample(mono, rate, sample_rate)
+    return torch.from_numpy(np.ascontiguousarray(mono, dtype=np.float32))

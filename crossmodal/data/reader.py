@@ -1,0 +1,119 @@
+"""From the cells of a table to the inputs of a model, in training and in prediction alike."""
+
+import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from crossmodal.data.audio_file import read_audio
+from crossmodal.data.augment_audio import AudioAugment
+from crossmodal.data.augment_image import ImageAugment
+from crossmodal.data.augment_text import TextAugment
+from crossmodal.data.image_file import read_image
+from crossmodal.data.sample import Modality
+from crossmodal.data.tokenizer import Model, Tokenizer, train_tokenizer
+
+
+@dataclass(frozen=True)
+class ReaderOptions:
+    """How files and texts are read.
+
+    Attributes:
+        image_size: channels, height, width that every image is brought to.
+        sample_rate: that every sound is brought to, in Hz.
+        vocabulary, tokens, stop_words: of the tokenizer; see :func:`train_tokenizer`.
+        crop, flip, erase: see :class:`ImageAugment`; in training only.
+        gain_db, snr_db: see :class:`AudioAugment`; in training only.
+        drop_tokens: see :class:`TextAugment`; in training only.
+    """
+
+    image_size: tuple[int, int, int] = (3, 64, 64)
+    sample_rate: int = 16000
+    vocabulary: int = 8000
+    tokens: Model = "word"
+    stop_words: tuple[str, ...] = ()
+    crop: float = 1.0
+    flip: bool = False
+    erase: float = 0.0
+    gain_db: float = 0.0
+    snr_db: tuple[float, float] | None = None
+    drop_tokens: float = 0.0
+
+
+class Reader:
+    """Reads cells.
+
+    Args:
+        columns: which modalities there are.
+        options: how they are read.
+        tokenizer: of the texts; None until :meth:`learn_tokens`.
+    """
+
+    def __init__(self, columns: Sequence[str], options: ReaderOptions, tokenizer: Tokenizer | None = None) -> None:
+        self.columns, self.options, self.tokenizer = tuple(columns), options, tokenizer
+        self._augment: dict[str, Any] = {
+            "image": ImageAugment(options.crop, options.flip, options.erase),
+            "audio": AudioAugment(options.gain_db, options.snr_db and tuple(options.snr_db)),  # type: ignore[arg-type]
+            "text": TextAugment(options.drop_tokens),
+        }
+
+    @property
+    def modalities(self) -> dict[str, Modality]:
+        """What the inputs look like."""
+        channels, height, width = self.options.image_size
+        known = {
+            "image": Modality("image", size=(channels, height, width)),
+            "audio": Modality("audio", sample_rate=self.options.sample_rate),
+            "text": Modality("text", vocabulary=max(2, len(self.tokenizer) if self.tokenizer else 0)),
+        }
+        return {name: known[name] for name in self.columns}
+
+    def learn_tokens(self, texts: Iterable[str]) -> None:
+        """Learn the tokenizer, where there is a column of texts."""
+        if "text" in self.columns:
+            options = self.options
+            self.tokenizer = train_tokenizer(
+                texts, vocabulary=options.vocabulary, model=options.tokens, stop_words=options.stop_words
+            )
+
+    def read(self, column: str, cell: str, root: Path) -> Tensor:
+        """The input that a cell stands for.
+
+        Raises:
+            FileNotFoundError: when there is no such file.
+            BrokenFileError: when it cannot be used.
+        """
+        if column == "image":
+            return read_image(root / cell, self.modalities["image"].size or (3, 64, 64))
+        if column == "audio":
+            return read_audio(root / cell, self.options.sample_rate)
+        if self.tokenizer is None:
+            raise ValueError("text cannot be read before the tokenizer is learnt")
+        return self.tokenizer.encode(cell)
+
+    def augment(self, column: str, values: Tensor, rng: Any) -> Tensor:
+        """A random change, for training."""
+        changed: Tensor = self._augment[column](values, rng)
+        return changed
+
+    def as_dict(self) -> dict[str, Any]:
+        """For :func:`reader_from`; ready for JSON."""
+        fields = {field.name: getattr(self.options, field.name) for field in dataclasses.fields(ReaderOptions)}
+        return {"columns": list(self.columns), "options": fields, "tokenizer": self.tokenizer and self.tokenizer.json}
+
+
+def make_reader(rows: Iterable[Mapping[str, str]], options: ReaderOptions) -> Reader:
+    """A reader of the columns that hold anything at all, in the order image, audio, text."""
+    present = {name for cells in rows for name in cells}
+    return Reader([name for name in ("image", "audio", "text") if name in present], options)
+
+
+def reader_from(values: Mapping[str, Any]) -> Reader:
+    """The inverse of :meth:`Reader.as_dict`."""
+    options = {name: tuple(value) if isinstance(value, list) else value for name, value in values["options"].items()}
+    made = ReaderOptions(**options)
+    text = values["tokenizer"]
+    return Reader(values["columns"], made, Tokenizer(text, made.stop_words) if text else None)

@@ -1,0 +1,82 @@
+"""What a data set is: samples by number, and what its modalities and its answers look like."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple, Protocol
+
+from torch import Tensor
+
+Kind = Literal["image", "audio", "text"]
+Task = Literal["classification", "multilabel", "regression"]
+
+
+@dataclass(frozen=True)
+class Modality:
+    """What the inputs of one modality look like, which is what its encoder has to be built for.
+
+    Attributes:
+        kind: an image is ``(channels, height, width)`` float32, audio ``(samples,)`` float32, text ``(tokens,)`` int64.
+        size: channels, height, width of an image.
+        sample_rate: of audio, in Hz.
+        vocabulary: how many token numbers a text may hold; 0 is padding.
+    """
+
+    kind: Kind
+    size: tuple[int, int, int] | None = None
+    sample_rate: int | None = None
+    vocabulary: int | None = None
+
+
+class Sample(NamedTuple):
+    """One sample.
+
+    Attributes:
+        inputs: by modality, as :class:`Modality` says; a modality that is not a key is missing.
+        label: int64 class index, or float32 ``(outputs,)`` for the tasks multilabel and regression.
+        name: where it comes from, for people.
+        auxiliary: by modality, an int64 class index of its own, to be told from this modality alone; in training only.
+    """
+
+    inputs: dict[str, Tensor]
+    label: Tensor
+    name: str = ""
+    auxiliary: Mapping[str, Tensor] = {}  # noqa: RUF012  never changed
+
+
+class Dataset(Protocol):
+    """Samples by number. A sample is a function of the epoch and its number alone.
+
+    So any process can make any of them, in any order, and a run that was cut short goes on where it stopped.
+
+    Attributes:
+        modalities: in the order of the model's encoders.
+        task: what the labels are.
+        classes: their names; for regression, the names of the outputs.
+        auxiliary_classes: by modality, how many classes its auxiliary label has; empty without such labels.
+    """
+
+    modalities: Mapping[str, Modality]
+    task: Task
+    classes: tuple[str, ...]
+    auxiliary_classes: Mapping[str, int]
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Sample: ...
+
+    def set_epoch(self, epoch: int) -> None:
+        """Training data differ from epoch to epoch; validation and test data do not."""
+
+
+class Splits(NamedTuple):
+    """Three data sets without a common source.
+
+    Attributes:
+        train, validation, test: see :class:`Dataset`.
+        description: what a model needs to read other inputs of the same kind, ready for JSON.
+    """
+
+    train: Dataset
+    validation: Dataset
+    test: Dataset
+    description: dict[str, Any]

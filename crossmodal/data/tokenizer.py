@@ -1,0 +1,86 @@
+"""Text to token numbers, learned from a corpus, by Hugging Face's tokenizers."""
+
+from collections.abc import Iterable
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from crossmodal._extras import require
+
+PADDING, UNKNOWN = "[PAD]", "[UNK]"
+Model = Literal["word", "bpe"]
+
+
+class Tokenizer:
+    """Words or parts of words to numbers; 0 is padding, 1 is "unknown".
+
+    Text is normalised (NFKC, lower case) and split at white space and punctuation.
+
+    Args:
+        text: JSON, of :attr:`json`.
+        stop_words: words that are left out, in lower case.
+
+    Raises:
+        MissingExtraError: when tokenizers is not installed.
+        ValueError: when the JSON describes no tokenizer.
+    """
+
+    def __init__(self, text: str, stop_words: Iterable[str] = ()) -> None:
+        library = require("tokenizers", distribution="tokenizers", extra="train")
+        try:
+            self._tokenizer = library.Tokenizer.from_str(text)
+        except Exception as error:  # the library raises bare Exception
+            raise ValueError(f"text must be the JSON of a tokenizer: {error}") from error
+        self.stop_words = frozenset(stop_words)
+
+    def __len__(self) -> int:
+        count: int = self._tokenizer.get_vocab_size()
+        return count
+
+    @property
+    def json(self) -> str:
+        """All of it but the stop words, for :class:`Tokenizer`."""
+        text: str = self._tokenizer.to_str()
+        return text
+
+    def encode(self, text: str) -> Tensor:
+        """``(tokens,)`` int64; none for an empty text, or one of nothing but stop words."""
+        return torch.tensor(self._encoding(text).ids, dtype=torch.int64)
+
+    def tokens(self, text: str) -> list[str]:
+        """The same, to read."""
+        tokens: list[str] = self._encoding(text).tokens
+        return tokens
+
+    def _encoding(self, text: str) -> Any:
+        if self.stop_words:
+            pieces = self._tokenizer.pre_tokenizer.pre_tokenize_str(self._tokenizer.normalizer.normalize_str(text))
+            text = " ".join(piece for piece, _ in pieces if piece not in self.stop_words)
+        return self._tokenizer.encode(text)
+
+
+def train_tokenizer(
+    corpus: Iterable[str], *, vocabulary: int = 8000, model: Model = "word", stop_words: Iterable[str] = ()
+) -> Tokenizer:
+    """A tokenizer of the most frequent words, or byte-pair parts of words (Sennrich et al., arXiv 1508.07909).
+
+    Args:
+        corpus: texts.
+        vocabulary: how many numbers at most, padding and unknown among them.
+        model: whole words, or parts.
+        stop_words: words that are left out.
+
+    Raises:
+        MissingExtraError: when tokenizers is not installed.
+    """
+    library = require("tokenizers", distribution="tokenizers", extra="train")
+    normalizers, splits = library.normalizers, library.pre_tokenizers
+    make = library.models.WordLevel if model == "word" else library.models.BPE
+    tokenizer = library.Tokenizer(make(unk_token=UNKNOWN))
+    tokenizer.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
+    tokenizer.pre_tokenizer = splits.Sequence([splits.WhitespaceSplit(), splits.Punctuation()])
+    trainer_of = library.trainers.WordLevelTrainer if model == "word" else library.trainers.BpeTrainer
+    trainer = trainer_of(vocab_size=vocabulary, special_tokens=[PADDING, UNKNOWN], show_progress=False)
+    tokenizer.train_from_iterator(corpus, trainer)
+    return Tokenizer(tokenizer.to_str(), stop_words)

@@ -1,0 +1,90 @@
+"""Encoders by name, for configurations and checkpoints."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from torch import nn
+
+from crossmodal.data.sample import Modality
+from crossmodal.encoders.audio import AudioEncoder, CrnnEncoder
+from crossmodal.encoders.image import ImageEncoder
+from crossmodal.encoders.log_mel import LogMel
+from crossmodal.encoders.resnet import ResNetEncoder
+from crossmodal.encoders.spec_augment import SpecAugment
+from crossmodal.encoders.text import TextEncoder, TransformerTextEncoder
+from crossmodal.encoders.vgg16 import VGG16Encoder
+from crossmodal.encoders.vit import ViTEncoder
+
+Options = Mapping[str, Any]
+
+
+def _image(make: Callable[..., nn.Module]) -> Callable[[Modality, int, Options], nn.Module]:
+    def build(modality: Modality, channels: int, options: Options) -> nn.Module:
+        assert modality.size is not None
+        return make(modality.size[1:], modality.size[0], channels=channels, **options)
+
+    return build
+
+
+def _vgg16(modality: Modality, channels: int, options: Options) -> nn.Module:
+    return VGG16Encoder(**options)
+
+
+def _text(make: Callable[..., nn.Module], **fixed: Any) -> Callable[[Modality, int, Options], nn.Module]:
+    def build(modality: Modality, channels: int, options: Options) -> nn.Module:
+        return make(modality.vocabulary, channels, **fixed, **options)
+
+    return build
+
+
+def _audio(make: Callable[..., nn.Module]) -> Callable[[Modality, int, Options], nn.Module]:
+    def build(modality: Modality, channels: int, options: Options) -> nn.Module:
+        rest = dict(options)
+        assert modality.sample_rate is not None
+        log_mel = LogMel(modality.sample_rate, **rest.pop("log_mel", {}))
+        if "augment" in rest:
+            rest["augment"] = SpecAugment(**rest["augment"])
+        return make(modality.sample_rate, channels, log_mel=log_mel, **rest)
+
+    return build
+
+
+# By kind of input; the first of each kind is the one that is taken where none is named.
+ENCODERS: dict[str, dict[str, Callable[[Modality, int, Options], nn.Module]]] = {
+    "image": {
+        "resnet": _image(ResNetEncoder),
+        "cnn": _image(ImageEncoder),
+        "vit": _image(ViTEncoder),
+        "vgg16": _vgg16,
+    },
+    "audio": {"crnn": _audio(CrnnEncoder), "gru": _audio(AudioEncoder)},
+    "text": {
+        "lstm": _text(TextEncoder),
+        "gru": _text(TextEncoder, kind="gru"),
+        "transformer": _text(TransformerTextEncoder),
+    },
+}
+
+
+def build_encoder(
+    modality: Modality, channels: int, name: str | None = None, options: Options | None = None
+) -> tuple[nn.Module, int]:
+    """An encoder of fresh weights, and how many channels its features have.
+
+    Args:
+        modality: what it reads.
+        channels: wanted; an encoder whose channels are fixed keeps its own.
+        name: of :data:`ENCODERS`; None takes the first of its kind.
+        options: further arguments of the encoder's class; for audio, ``log_mel`` and ``augment`` are those of
+            :class:`LogMel` and :class:`SpecAugment`.
+
+    Raises:
+        ValueError: for a name that is none of the modality's kind.
+        TypeError: for options that the encoder does not have.
+    """
+    known = ENCODERS[modality.kind]
+    name = name or next(iter(known))
+    if name not in known:
+        raise ValueError(f"encoder of {modality.kind} must be one of {', '.join(known)}, got {name!r}")
+    encoder = known[name](modality, channels, options or {})
+    return encoder, int(getattr(encoder, "channels", channels))

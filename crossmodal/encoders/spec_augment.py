@@ -1,0 +1,36 @@
+"""Stripes of silence over a spectrogram, in training (SpecAugment; Park et al., arXiv 1904.08779, without warping)."""
+
+import torch
+from torch import Tensor, nn
+
+
+class SpecAugment(nn.Module):
+    """Hides random bands and random stretches of time; does nothing in evaluation mode.
+
+    Args:
+        bands: the widest stripe of frequency, in bands.
+        frames: the widest stripe of time, in frames.
+        stripes: how many of each kind.
+    """
+
+    def __init__(self, bands: int = 8, frames: int = 15, stripes: int = 1) -> None:
+        super().__init__()
+        self.bands, self.frames, self.stripes = bands, frames, stripes
+
+    def forward(self, mel: Tensor) -> Tensor:
+        """``(B, frames, bands)`` to the same, hidden cells 0, which is the mean of a standardised spectrogram."""
+        if not self.training:
+            return mel
+        hidden = torch.zeros(1, 1, 1, dtype=torch.bool, device=mel.device)
+        for _ in range(self.stripes):
+            hidden = hidden | _stripe(len(mel), mel.shape[1], self.frames, mel.device).unsqueeze(2)
+            hidden = hidden | _stripe(len(mel), mel.shape[2], self.bands, mel.device).unsqueeze(1)
+        return mel.masked_fill(hidden, 0.0)
+
+
+def _stripe(batch: int, size: int, widest: int, device: torch.device) -> Tensor:
+    """``(batch, size)`` bool: a stripe of 0 to ``widest`` cells at a random place."""
+    width = torch.randint(min(widest, size) + 1, (batch, 1), device=device)
+    start = (torch.rand(batch, 1, device=device) * (size - width + 1)).long()
+    at = torch.arange(size, device=device)
+    return (at >= start) & (at < start + width)

@@ -1,0 +1,58 @@
+"""Image to tokens: one per patch, and a transformer over them (Dosovitskiy et al., arXiv 2010.11929)."""
+
+import torch
+from torch import Tensor, nn
+
+from crossmodal.encoders.output import EncoderOutput
+from crossmodal.encoders.padding import zero_padding
+from crossmodal.blocks.cross_modal_block import CrossModalBlock
+
+
+class ViTEncoder(nn.Module):
+    """Image to one token per patch, row by row; pre-norm transformer layers on :func:`crossmodal.fuse`.
+
+    Args:
+        size: height and width of the image, in pixels; multiples of ``patch``.
+        in_channels: 1 for grey, 3 for colour.
+        patch: edge of a patch, in pixels.
+        channels: of the features; a multiple of ``num_heads``.
+        layers, num_heads, dropout: of the transformer.
+
+    Attributes:
+        grid: rows and columns of the tokens.
+
+    Raises:
+        ValueError: when patches do not fill the image.
+    """
+
+    def __init__(
+        self,
+        size: tuple[int, int],
+        in_channels: int = 1,
+        *,
+        patch: int = 7,
+        channels: int = 48,
+        layers: int = 2,
+        num_heads: int = 4,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        if size[0] % patch or size[1] % patch:
+            raise ValueError(f"size must be a multiple of patch, got {size} and {patch}")
+        self.grid = (size[0] // patch, size[1] // patch)
+        self.embed = nn.Conv2d(in_channels, channels, patch, patch)
+        self.position = nn.Parameter(torch.randn(self.grid[0] * self.grid[1], channels))
+        self.layers = nn.ModuleList(CrossModalBlock(channels, num_heads, dropout=dropout) for _ in range(layers))
+        self.norm = nn.LayerNorm(channels)
+
+    def forward(self, pixels: Tensor, lengths: Tensor) -> EncoderOutput:
+        """``(B, in_channels, height, width)`` and ``(B,)``, 1 = there, 0 = missing.
+
+        Features are ``(B, patches, channels)``, lengths 0 or the number of patches.
+        """
+        blank = zero_padding(pixels.unsqueeze(1), lengths.clamp(max=1)).squeeze(1)
+        tokens = self.embed(blank).flatten(2).transpose(1, 2) + self.position
+        lengths = lengths.clamp(max=1) * tokens.shape[1]
+        for layer in self.layers:
+            tokens, _ = layer(tokens, [(tokens, lengths)])
+        return EncoderOutput(self.norm(tokens), lengths)

@@ -1,0 +1,107 @@
+"""One embedding per modality in a common space, in which what belongs together is near: for retrieval."""
+
+import math
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import normalize
+
+from crossmodal.blocks.attention_pool import AttentionPool
+from crossmodal.blocks.modality_discriminator import ModalityDiscriminator
+from crossmodal.blocks.operators import Implementation
+
+_LARGEST_SCALE = math.log(100.0)  # CLIP's bound: beyond it a batch's loss is decided by its hardest pair
+
+
+class Embeddings(NamedTuple):
+    """What :class:`TwoTower` returns.
+
+    Attributes:
+        vectors: by modality ``(B, width)``, of length 1.
+        present: by modality ``(B,)`` bool; the vectors of samples without the modality mean nothing.
+    """
+
+    vectors: dict[str, Tensor]
+    present: dict[str, Tensor]
+
+
+class TwoTower(nn.Module):
+    """A tower per modality, two or more: encoder, common space, pooling by learned queries, projection, length 1.
+
+    Args:
+        encoders: by modality, modules that take ``(input, lengths)`` and return an ``EncoderOutput``.
+        channels: of the encoders' features, or by modality.
+        width: of the embeddings; a multiple of ``num_heads``.
+        num_heads, num_queries: of the pooling.
+        adversary: ``"discriminator"`` or ``"critic"``: carry one that makes the modalities' embeddings look alike in
+            training; see :mod:`crossmodal.models.adversary`.
+        implementation: of the operators.
+
+    Attributes:
+        log_scale, shift: what the losses make of cosines; see :mod:`crossmodal.models.contrastive`.
+
+    Raises:
+        ValueError: when ``width`` is not a multiple of ``num_heads``, or for an unknown ``adversary``.
+    """
+
+    def __init__(
+        self,
+        encoders: Mapping[str, nn.Module],
+        *,
+        channels: int | Mapping[str, int],
+        width: int = 48,
+        num_heads: int = 4,
+        num_queries: int = 1,
+        adversary: str = "none",
+        implementation: Implementation = "fused",
+    ) -> None:
+        super().__init__()
+        self.encoders = nn.ModuleDict(encoders)
+        sizes = channels if isinstance(channels, Mapping) else dict.fromkeys(encoders, channels)
+        self.to_common = nn.ModuleDict(
+            {name: nn.Sequential(nn.Linear(sizes[name], width), nn.LayerNorm(width)) for name in encoders}
+        )
+        self.pools = nn.ModuleDict(
+            {name: AttentionPool(width, num_heads, num_queries, implementation) for name in encoders}
+        )
+        self.project = nn.ModuleDict(
+            {
+                name: nn.Sequential(
+                    nn.LayerNorm(num_queries * width),
+                    nn.Linear(num_queries * width, 2 * width),
+                    nn.GELU(),
+                    nn.Linear(2 * width, width),
+                )
+                for name in encoders
+            }
+        )
+        self.log_scale = nn.Parameter(torch.tensor(math.log(10.0)))
+        self.shift = nn.Parameter(torch.tensor(-10.0))
+        outputs = {"none": 0, "discriminator": len(encoders), "critic": 1}
+        if adversary not in outputs:
+            raise ValueError(f"adversary must be one of {', '.join(outputs)}, got {adversary!r}")
+        self.adversary = ModalityDiscriminator(width, outputs[adversary]) if outputs[adversary] else None
+
+    @property
+    def modalities(self) -> tuple[str, ...]:
+        """In the order of the encoders."""
+        return tuple(self.encoders)
+
+    @property
+    def scale(self) -> Tensor:
+        """What cosines are multiplied by, at most 100."""
+        return self.log_scale.clamp(max=_LARGEST_SCALE).exp()
+
+    def forward(self, inputs: Mapping[str, Tensor], lengths: Mapping[str, Tensor]) -> Embeddings:
+        """Embed a batch; see :class:`crossmodal.data.Batch`. Modalities left out of ``lengths`` are left out."""
+        vectors, present = {}, {}
+        for name in self.modalities:
+            if name not in lengths:
+                continue
+            encoded = self.encoders[name](inputs[name], lengths[name])
+            pooled = self.pools[name](self.to_common[name](encoded.features), encoded.lengths)
+            vectors[name] = normalize(self.project[name](pooled), dim=1)
+            present[name] = encoded.lengths > 0
+        return Embeddings(vectors, present)

@@ -1,0 +1,174 @@
+"""Everything that a training run depends on."""
+
+import dataclasses
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from crossmodal._extras import require
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """The settings of a run; the same settings give the same weights, bit for bit, on the same machine.
+
+    Attributes:
+        data: ``digits``, ``avmnist``, ``avmnist-speaker``, ``avmnist-hard``, ``avfind``, ``avfind-text``, or the path of
+            a manifest.
+        root: the folder that data sets and the paths of a manifest are relative to.
+        modalities: which of the data set's to use; None takes all.
+        fusion: a form of fusion (:data:`crossmodal.models.FUSIONS`), or ``two_tower`` for retrieval.
+        epochs: passes over the training samples.
+        samples: training samples per epoch; None takes all.
+        seed: of the weights, of what is random in the data, and of dropout.
+        batch_size: samples per process and backward pass.
+        accumulate: backward passes per step.
+        learning_rate: at the end of warming up; from there it falls to 0 with a cosine.
+        warm_up: share of all steps, in [0, 1).
+        weight_decay: of AdamW, for matrices; not for biases, norms and learned tokens.
+        max_gradient: the norm to which gradients are clipped.
+        ema: decay per step of a moving average of the weights, which is then what is validated and kept; 0 keeps the
+            weights themselves.
+        patience: epochs without a lower validation loss after which training stops; 0 never stops early.
+        sets: learn from every set of modalities in each step (:func:`crossmodal.models.modality_sets`).
+        modality_dropout: share of each modality's inputs hidden at random in training; one always stays.
+        spoiled: share of each modality's inputs replaced by noise in training, one modality of a sample at most.
+        width, num_heads, num_queries, layers, quality, experts, dropout: see
+            :class:`crossmodal.models.FusionClassifier`.
+        expert_weight, auxiliary_weight: of the experts' and of the auxiliary questions' losses.
+        contrastive: loss of two towers, ``"info_nce"`` or ``"sigmoid"``.
+        hardness: how much more near negatives count in it; see :func:`crossmodal.models.contrastive.info_nce`.
+        adversary: of two towers: ``"none"``, ``"discriminator"`` or ``"critic"``.
+        adversary_strength: of the gradient that the towers get from it.
+        smoothing: of labels (Szegedy et al., arXiv 1512.00567).
+        encoders: by modality, ``{"name": ..., "channels": ..., option: ...}``; see
+            :func:`crossmodal.encoders.build_encoder`.
+        precision: ``"no"``, ``"bf16"`` or ``"fp16"``: autocast, weights stay float32.
+        parallel: ``"ddp"`` or ``"fsdp"``, for several processes.
+        workers: processes that make batches; 0 makes them where they are used.
+        checkpoint_every: steps between checkpoints; one is written after every epoch too.
+        threads: of torch, on CPU.
+        device: ``"auto"`` or ``"cpu"``.
+        strict: a broken file of a manifest stops the run; otherwise it is named, skipped and counted.
+        options: of a manifest: see :class:`crossmodal.data.manifest.ManifestOptions`.
+    """
+
+    data: str
+    root: str | None = None
+    modalities: tuple[str, ...] | None = None
+    fusion: str = "queries"
+    epochs: int = 5
+    samples: int | None = None
+    seed: int = 0
+    batch_size: int = 128
+    accumulate: int = 1
+    learning_rate: float = 2e-3
+    warm_up: float = 0.1
+    weight_decay: float = 0.01
+    max_gradient: float = 1.0
+    ema: float = 0.0
+    patience: int = 0
+    sets: bool = True
+    modality_dropout: float = 0.0
+    spoiled: float = 0.0
+    width: int = 48
+    num_heads: int = 4
+    num_queries: int = 4
+    layers: int = 1
+    quality: bool = False
+    experts: str = "none"
+    dropout: float = 0.0
+    expert_weight: float = 1.0
+    auxiliary_weight: float = 1.0
+    smoothing: float = 0.0
+    contrastive: str = "info_nce"
+    hardness: float = 0.0
+    adversary: str = "none"
+    adversary_strength: float = 0.1
+    encoders: dict[str, dict[str, Any]] = field(default_factory=dict)
+    precision: str = "no"
+    parallel: str = "ddp"
+    workers: int = 0
+    checkpoint_every: int = 500
+    threads: int = 1
+    device: str = "auto"
+    strict: bool = False
+    options: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size", "accumulate", "width", "num_heads", "num_queries", "layers"):
+            _check(name, getattr(self, name) >= 1, getattr(self, name), "1 or more")
+        for name in ("ema", "warm_up", "modality_dropout", "spoiled", "dropout", "smoothing"):
+            _check(name, 0 <= getattr(self, name) < 1, getattr(self, name), "in [0, 1)")
+        _check("learning_rate", self.learning_rate > 0, self.learning_rate, "above 0")
+        _check("precision", self.precision in ("no", "bf16", "fp16"), self.precision, "no, bf16 or fp16")
+        _check("parallel", self.parallel in ("ddp", "fsdp"), self.parallel, "ddp or fsdp")
+        _check("device", self.device in ("auto", "cpu"), self.device, "auto or cpu")
+
+    def as_dict(self) -> dict[str, Any]:
+        """Ready for JSON and YAML."""
+        values = dataclasses.asdict(self)
+        values["modalities"] = None if self.modalities is None else list(self.modalities)
+        return values
+
+    def as_yaml(self) -> str:
+        """Text that :func:`read_config` reads."""
+        yaml = require("yaml", distribution="pyyaml", extra="train")
+        text: str = yaml.safe_dump(self.as_dict(), sort_keys=False, allow_unicode=True)
+        return text
+
+
+def make_config(values: dict[str, Any]) -> TrainConfig:
+    """A config from names and values; names left out take their defaults.
+
+    Raises:
+        ValueError: for an unknown name, a missing ``data``, a value of another type or out of range.
+    """
+    fields = {one.name: one for one in dataclasses.fields(TrainConfig)}
+    if unknown := sorted(set(values) - set(fields)):
+        raise ValueError(f"unknown setting {', '.join(unknown)}; known are {', '.join(fields)}")
+    if not values.get("data"):
+        raise ValueError("data must name a data set or a manifest")
+    return TrainConfig(**{name: _converted(name, fields[name], value) for name, value in values.items()})
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """The settings in a YAML file.
+
+    Raises:
+        MissingExtraError: when pyyaml is not installed.
+        OSError: when the file cannot be read.
+        ValueError: when it is no YAML, or no list of names and values.
+    """
+    yaml = require("yaml", distribution="pyyaml", extra="train")
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is no YAML: {error}") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"{path} must hold names and values, got {type(values).__name__}")
+    return values
+
+
+def _check(name: str, good: bool, value: Any, wanted: str) -> None:
+    if not good:
+        raise ValueError(f"{name} must be {wanted}, got {value!r}")
+
+
+def _converted(name: str, one: dataclasses.Field[Any], value: Any) -> Any:
+    """YAML reads 1e-3 as text and 1 as int; neither is a mistake. Everything else of another type is."""
+    kind = one.type.__name__ if isinstance(one.type, type) else str(one.type)
+    try:
+        if name == "modalities":
+            return None if value is None else tuple(str(part) for part in value)
+        if kind == "float":
+            if isinstance(value, bool):
+                raise TypeError
+            return float(value)
+        wanted = {"int": int, "str": str, "bool": bool, "int | None": int | None, "str | None": str | None}
+        expected = wanted.get(kind, dict)
+        if not isinstance(value, expected) or (isinstance(value, bool) and kind != "bool"):
+            raise TypeError
+    except (TypeError, ValueError):
+        raise ValueError(f"{name} must be {kind}, got {value!r}") from None
+    return value

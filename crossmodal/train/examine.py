@@ -1,0 +1,78 @@
+"""How good a model is on data that nothing was chosen by: with everything, and with each modality missing."""
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from crossmodal.data.collate import Collate
+from crossmodal.data.sample import Dataset
+from crossmodal.models.fusion_classifier import FusionClassifier
+from crossmodal.train.answers import answers_of
+from crossmodal.train.config import TrainConfig
+from crossmodal.train.learners import make_learner
+from crossmodal.train.measures import confusion_matrix, report
+from crossmodal.train.model import modalities_of
+
+
+def examine(model: nn.Module, description: dict[str, Any], dataset: Dataset, config: TrainConfig) -> dict[str, Any]:
+    """What ``metrics.json`` says about a data set.
+
+    Args:
+        model, description: from :func:`crossmodal.train.model.load_model`.
+        dataset: to examine on.
+        config: batch size, workers and threads are used.
+
+    Returns:
+        ``accuracy``, ``loss`` and the other measures of the task; ``missing``, by modality, the accuracy without it;
+        ``mass``, by modality, the mean share of attention, for forms with weights; of a classification ``classes``, by
+        class precision, recall and the like, and ``confusion``, rows the true classes.
+
+    Raises:
+        MissingExtraError: when scikit-learn is not installed, for a classification.
+    """
+    torch.set_num_threads(config.threads)
+    learner = make_learner(description, config)
+    collate = Collate(modalities_of(description))
+    size, workers = 2 * config.batch_size, config.workers
+    answers = answers_of(model, learner, dataset, collate, batch_size=size, workers=workers)
+    found: dict[str, Any] = {"samples": len(answers.labels), **learner.measure(answers)}
+    if not isinstance(model, FusionClassifier):
+        return {**found, "missing": {}}
+    missing = {}
+    for name in model.modalities if len(model.modalities) > 1 else ():
+        less = answers_of(
+            model, learner, dataset, collate, batch_size=size, workers=workers, change=lambda b, n=name: b.without(n)
+        )
+        missing[name] = learner.measure(less)["accuracy"]
+    found["missing"] = missing
+    found["mass"] = mean_mass(model, dataset, collate, size)
+    if description["task"] == "classification":
+        found["classes"] = report(answers.outputs, answers.labels, tuple(description["classes"]))
+        found["confusion"] = confusion_matrix(answers.outputs, answers.labels).tolist()
+    return found
+
+
+@torch.no_grad()
+def mean_mass(model: FusionClassifier, dataset: Dataset, collate: Collate, size: int) -> dict[str, float]:
+    """By modality, the share of attention over the first ``size`` samples; empty for forms without weights."""
+    samples = [dataset[index] for index in range(min(size, len(dataset)))]
+    batch = collate(samples)
+    mass = model(batch.inputs, batch.lengths, return_mass=True).mass
+    if mass is None:
+        return {}
+    return dict(zip(model.modalities, mass.mean((0, 1, 2)).tolist(), strict=True))
+
+
+def summary(found: dict[str, Any]) -> str:
+    """A few lines for people."""
+    lines = [f"test, {found['samples']:,} samples: accuracy {found['accuracy']:.4f}, loss {found['loss']:.4f}"]
+    lines += [f"  without {name}: accuracy {value:.4f}" for name, value in found["missing"].items()]
+    if found.get("mass"):
+        lines.append("  mass: " + ", ".join(f"{name} {value:.2f}" for name, value in found["mass"].items()))
+    if found.get("classes"):
+        width = max(len(name) for name in found["classes"])
+        lines.append(f"  {'':{width}}  precision  recall  samples")
+        for name, row in found["classes"].items():
+            lines.append(f"  {name:{width}}  {row['precision']:9.3f}  {row['recall']:6.3f}  {row['support']:7.0f}")
+    return "\n".join(lines)

@@ -1,0 +1,37 @@
+"""What each data set is trained with, unless a flag or a file says otherwise."""
+
+from typing import Any
+
+_CRNN: dict[str, Any] = {"name": "crnn", "augment": {}}
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "digits": {
+        "epochs": 8,
+        "learning_rate": 8e-3,
+        "warm_up": 0.3,
+        "spoiled": 0.1,
+        "encoders": {"image": {"name": "cnn"}, "text": {"name": "lstm"}, "audio": {"name": "gru"}},
+    },
+    "avmnist": {"epochs": 3, "ema": 0.999, "encoders": {"image": {"name": "resnet"}, "audio": _CRNN}},
+    "avmnist-speaker": {"epochs": 3, "ema": 0.999, "encoders": {"image": {"name": "resnet"}, "audio": _CRNN}},
+    "avmnist-hard": {
+        "epochs": 8,
+        "ema": 0.999,
+        "experts": "product",
+        "encoders": {
+            "image": {"name": "vit", "patch": 7},
+            "audio": {**_CRNN, "channels": 96, "hidden": 96},
+        },
+    },
+    "avfind": {
+        "epochs": 8,
+        "fusion": "cross",
+        "sets": False,
+        "encoders": {
+            "image": {"name": "resnet", "stem": 2, "widths": [16, 32, 48]},
+            "audio": _CRNN,
+            "text": {"name": "gru"},
+        },
+    },
+}
+PRESETS["avfind-text"] = PRESETS["avfind"]

@@ -1,0 +1,109 @@
+"""One process, or several that train together: device, precision, gradients in common."""
+
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_optimizer_state_dict,
+    set_model_state_dict,
+    set_optimizer_state_dict,
+)
+
+from crossmodal._extras import require
+from crossmodal.train.config import TrainConfig
+
+
+class Processes:
+    """This process among those that ``torchrun`` started, by ``accelerate``; alone without it.
+
+    Args:
+        config: ``device``, ``precision`` and ``parallel`` are used.
+
+    Attributes:
+        rank, count: which process of how many.
+        device: where the model is.
+
+    Raises:
+        MissingExtraError: when accelerate is not installed.
+    """
+
+    def __init__(self, config: TrainConfig) -> None:
+        accelerate = require("accelerate", distribution="accelerate", extra="train")
+        self._accelerator = accelerate.Accelerator(mixed_precision=config.precision, cpu=config.device == "cpu")
+        self._parallel = config.parallel
+        self.rank: int = self._accelerator.process_index
+        self.count: int = self._accelerator.num_processes
+        self.device: torch.device = self._accelerator.device
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this one writes files and prints."""
+        return self.rank == 0
+
+    def prepare(self, model: nn.Module) -> nn.Module:
+        """The model on its device; with several processes, wrapped so that they share gradients, or weights too."""
+        model = model.to(self.device)
+        if self.count == 1:
+            return model
+        if self._parallel == "fsdp":
+            from torch.distributed.fsdp import fully_shard
+
+            fully_shard(model)
+            return model
+        # The accelerator's own wrapping would autocast forward once more, and its outputs to float32.
+        devices = None if self.device.type == "cpu" else [self.device]
+        return nn.parallel.DistributedDataParallel(model, device_ids=devices)
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """The precision of the config."""
+        context: AbstractContextManager[Any] = self._accelerator.autocast()
+        return context
+
+    def without_synchronising(self, model: nn.Module, wanted: bool) -> AbstractContextManager[Any]:
+        """Gradients stay with each process, where ``wanted``: those of a step's last batch bring all together."""
+        if not wanted or not isinstance(model, nn.parallel.DistributedDataParallel):
+            return nullcontext()
+        return model.no_sync()
+
+    def summed(self, values: dict[str, float]) -> dict[str, float]:
+        """The sums over all processes."""
+        if self.count == 1:
+            return values
+        tensor = torch.tensor(list(values.values()), dtype=torch.float64, device=self.device)
+        torch.distributed.all_reduce(tensor)
+        return dict(zip(values, tensor.tolist(), strict=True))
+
+    def wait(self) -> None:
+        """Until all processes are here."""
+        self._accelerator.wait_for_everyone()
+
+    def close(self) -> None:
+        """End what the processes have in common."""
+        self._accelerator.end_training()
+
+
+_WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
+
+
+def whole_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Weights and the optimizer's state, by the weights' names, gathered from all processes; only the first has them."""
+    return get_model_state_dict(model, options=_WHOLE), get_optimizer_state_dict(model, optimizer, options=_WHOLE)
+
+
+def whole_tensor(value: Tensor) -> Tensor:
+    """Gathered from all processes where they share it."""
+    gather = getattr(value, "full_tensor", None)
+    return value if gather is None else gather()
+
+
+def load_whole_state(
+    model: nn.Module, optimizer: torch.optim.Optimizer, weights: dict[str, Any], moments: dict[str, Any]
+) -> None:
+    """The inverse; every process gives the whole state."""
+    options = StateDictOptions(full_state_dict=True)
+    set_model_state_dict(model, weights, options=options)
+    set_optimizer_state_dict(model, optimizer, moments, options=options)

@@ -1,0 +1,99 @@
+"""Training and evaluation of two towers."""
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+from crossmodal.data.batch import Batch
+from crossmodal.models.adversary import critic_loss, discriminator_loss
+from crossmodal.models.alignment import modality_gap, recall_at
+from crossmodal.models.contrastive import info_nce, sigmoid_loss
+from crossmodal.models.two_tower import TwoTower
+from crossmodal.blocks.modality_discriminator import ModalityDiscriminator
+from crossmodal.train.learner import Answers, Step
+
+class RetrievalLearner:
+    """For :class:`crossmodal.models.TwoTower` of two modalities; samples of the same class belong together.
+
+    Samples that lack one of the two are left out of training, and of evaluation.
+
+    Args:
+        modalities: the two.
+        loss: ``"info_nce"`` or ``"sigmoid"``.
+        hardness: of :func:`info_nce`.
+        strength: of the gradient that the towers get from their adversary, where they have one.
+
+    Raises:
+        ValueError: when there are not two modalities, or for an unknown loss.
+    """
+
+    def __init__(
+        self,
+        modalities: tuple[str, ...],
+        *,
+        loss: str = "info_nce",
+        hardness: float = 0.0,
+        strength: float = 0.1,
+    ) -> None:
+        if len(modalities) != 2:
+            raise ValueError(f"modalities must be two for retrieval, got {', '.join(modalities)}")
+        if loss not in ("info_nce", "sigmoid"):
+            raise ValueError(f"loss must be info_nce or sigmoid, got {loss!r}")
+        self.modalities, self.loss, self.hardness = modalities, loss, hardness
+        self.strength = strength
+
+    def step(self, model: nn.Module, batch: Batch) -> Step:
+        batch = batch.only(*self.modalities)
+        towers = model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
+        assert isinstance(towers, TwoTower)
+        vectors, present = model(batch.inputs, batch.lengths)
+        both = present[self.modalities[0]] & present[self.modalities[1]]
+        first, second = (vectors[name][both].float() for name in self.modalities)
+        labels = batch.labels[both]
+        same = labels.unsqueeze(1) == labels
+        cosines = first @ second.T
+        if self.loss == "info_nce":
+            loss = info_nce(cosines, towers.scale, same=same, hardness=self.hardness) + 0.0 * towers.shift
+        else:
+            loss = sigmoid_loss(cosines, towers.scale, towers.shift, same=same)
+        shown = {
+            "loss": loss.detach() * len(labels),
+            "accuracy": same.gather(1, cosines.argmax(1, keepdim=True)).sum(),
+        }
+        if towers.adversary is not None:
+            loss = loss + self._adversarial(towers.adversary, first, second)
+        return Step(loss, shown, len(labels))
+
+    @torch.no_grad()
+    def answer(self, model: nn.Module, batches: Iterable[Batch]) -> Answers:
+        outputs, labels = [], []
+        for batch in batches:
+            batch = batch.only(*self.modalities)
+            vectors, present = model(batch.inputs, batch.lengths)
+            both = present[self.modalities[0]] & present[self.modalities[1]]
+            outputs.append(torch.cat([vectors[name][both].float().cpu() for name in self.modalities], 1))
+            labels.append(batch.labels[both.to(batch.labels.device)].cpu())
+        return Answers(torch.cat(outputs), torch.cat(labels))
+
+    def measure(self, answers: Answers) -> dict[str, float]:
+        """``accuracy`` is recall@1 by class from the first modality to the second; ``loss`` is 1 minus the mean of it
+        and of the other direction's, ``gap`` the modality gap.
+        """
+        first, second = answers.outputs.chunk(2, dim=1)
+        same = answers.labels.unsqueeze(1) == answers.labels
+        cosines = first @ second.T
+        there, back = recall_at(cosines, same), recall_at(cosines.T, same)
+        return {
+            "loss": 1 - 0.5 * (there + back),
+            "accuracy": there,
+            "accuracy_back": back,
+            "recall_at_5": recall_at(cosines, same, 5),
+            "gap": modality_gap(first, second),
+        }
+
+    def _adversarial(self, adversary: ModalityDiscriminator, first: Tensor, second: Tensor) -> Tensor:
+        if adversary.outputs == 1:
+            return critic_loss(adversary, first, second, strength=self.strength)
+        kinds = torch.arange(2, device=first.device).repeat_interleave(len(first))
+        return discriminator_loss(adversary, torch.cat([first, second]), kinds, self.strength)

@@ -1,0 +1,218 @@
+"""A training run from end to end, and again from where it was killed."""
+
+import csv
+import io
+import json
+import shutil
+import sys
+from pathlib import Path
+from typing import Any, TextIO
+
+import torch
+
+from crossmodal._extras import require
+from crossmodal.data.collate import Collate
+from crossmodal.data.open import open_data
+from crossmodal.train.checkpoint import load_checkpoint, save_checkpoint
+from crossmodal.train.config import TrainConfig, make_config, read_config
+from crossmodal.train.examine import examine, summary
+from crossmodal.train.learners import make_learner
+from crossmodal.train.loop import Progress, Trainer, averages_of
+from crossmodal.train.model import build_model, describe_model, load_model, modalities_of
+from crossmodal.train.processes import Processes, load_whole_state, whole_state, whole_tensor
+from crossmodal.train.progress import EpochLine
+from crossmodal.train.state import flatten, unflatten, write_tensors, write_text
+
+CONFIG, MODEL, STATE = "config.yaml", "model.safetensors", "state.safetensors"
+METRICS, LOG = "metrics.json", "log.csv"
+_BOARD = "tensorboard"
+
+
+class RunError(RuntimeError):
+    """A run cannot begin or go on; the message is one line that says why."""
+
+
+def start_run(config: TrainConfig, out: Path, stream: TextIO | None = None) -> dict[str, Any]:
+    """Train, select on validation data, test; see :func:`resume_run` for what comes after an interruption.
+
+    Args:
+        config: everything that the result depends on.
+        out: folder for ``config.yaml``, ``model.safetensors`` (the epoch with the lowest validation loss),
+            ``state.safetensors`` (to go on from), ``log.csv``, TensorBoard's files and ``metrics.json``; what an
+            earlier run left there is removed.
+        stream: where to print; None is standard output.
+
+    Returns:
+        What ``metrics.json`` holds.
+
+    Raises:
+        MissingExtraError: when a package of the extra ``train`` is not installed; nothing has been done then.
+        ValueError, FileNotFoundError: for settings and data that do not fit.
+        OSError: when ``out`` cannot be written; what was there before is whole.
+    """
+    processes = Processes(config)
+    if processes.is_first:
+        out.mkdir(parents=True, exist_ok=True)
+        for name in (MODEL, STATE, METRICS, LOG):
+            (out / name).unlink(missing_ok=True)
+        shutil.rmtree(out / _BOARD, ignore_errors=True)
+        write_text(out / CONFIG, config.as_yaml())
+        print(config.as_yaml(), file=stream or sys.stdout, flush=True)
+    processes.wait()
+    return _Run(config, out, processes, stream).go()
+
+
+def resume_run(out: Path, stream: TextIO | None = None) -> dict[str, Any]:
+    """Go on with a run that was ended by anything, at any moment: the result is that of a run that never was.
+
+    Raises:
+        RunError: when ``out`` holds no run.
+        OSError: when ``out`` cannot be written.
+    """
+    if not (out / CONFIG).exists():
+        raise RunError(f"{out} holds no run: there is no {CONFIG}")
+    config = make_config(read_config(out / CONFIG))
+    processes = Processes(config)
+    if (out / METRICS).exists() and not (out / STATE).exists():
+        raise RunError(f"{out} holds no state to go on from")
+    return _Run(config, out, processes, stream).go()
+
+
+class _Run:
+    def __init__(self, config: TrainConfig, out: Path, processes: Processes, stream: TextIO | None) -> None:
+        torch.set_num_threads(config.threads)
+        self.config, self.out, self.processes = config, out, processes
+        self.stream = (stream or sys.stdout) if processes.is_first else io.StringIO()
+        self.splits = open_data(
+            config.data,
+            None if config.root is None else Path(config.root),
+            seed=config.seed,
+            strict=config.strict,
+            options=config.options,
+        )
+        self.description = describe_model(config, self.splits)
+        model = build_model(self.description, seed=config.seed)
+        self.trainer = Trainer(
+            model,
+            make_learner(self.description, config),
+            self.splits,
+            config,
+            processes,
+            Collate(modalities_of(self.description)),
+        )
+        weights = sum(parameter.numel() for parameter in model.parameters())
+        print(f"{self.description['kind']}, {weights:,} weights", file=self.stream)
+        for problem in self.splits.description.get("skipped", []):
+            print(f"skipped: {problem}", file=self.stream)
+        self._line: EpochLine | None = None
+
+    def go(self) -> dict[str, Any]:
+        self._load_state()
+        try:
+            self.trainer.run(after_step=self._after_step, keep=self._keep, after_epoch=self._after_epoch)
+            metrics = self._test()
+        finally:
+            self.processes.close()
+        return metrics
+
+    def _after_step(self) -> None:
+        progress = self.trainer.progress
+        if self._line is None:
+            self._begin_line()
+        assert self._line is not None
+        self._line.update(progress.step, **{k: v / max(1, progress.samples) for k, v in progress.sums.items()})
+        inside = progress.step < self.trainer.steps_per_epoch
+        if inside and progress.step % self.config.checkpoint_every == 0:
+            self._save_state()
+
+    def _keep(self) -> None:
+        weights, _ = whole_state(self.trainer.model, self.trainer.optimizer)
+        if self.processes.is_first:
+            write_tensors(self.out / MODEL, weights, {**self.description, "epoch": self.trainer.progress.epoch})
+        self.processes.wait()
+
+    def _after_epoch(self) -> None:
+        history = self.trainer.progress.history
+        if self._line is None:  # went on where nothing but the validation was left to do
+            self._begin_line(len(history))
+        assert self._line is not None
+        self._line.finish(**{k: v for k, v in history[-1].items() if k not in ("epoch", "seconds", "data_share")})
+        self._line = None
+        self._save_state()
+        if self.processes.is_first:
+            self._log(history)
+
+    def _begin_line(self, epoch: int | None = None) -> None:
+        number = epoch or self.trainer.progress.epoch + 1
+        print(f"Epoch {number}/{self.config.epochs}", file=self.stream, flush=True)
+        self._line = EpochLine(self.trainer.steps_per_epoch, self.stream)
+
+    def _save_state(self) -> None:
+        trainer = self.trainer
+        weights, moments = whole_state(trainer.model, trainer.optimizer)
+        average = {name: whole_tensor(value) for name, value in averages_of(trainer.average).items()}
+        if self.processes.is_first:
+            progress = trainer.progress
+            tensors = {
+                **flatten({"model": weights, "average": average}, "weights"),
+                **flatten(moments["state"], "moments"),
+            }
+            scaler = trainer.scaler_state()
+            write_tensors(self.out / STATE, tensors, {**vars(progress), "groups": moments["param_groups"], "scaler": scaler})
+        self.processes.wait()
+
+    def _load_state(self) -> None:
+        path = self.out / STATE
+        if not path.exists():
+            return
+        tensors, description = load_checkpoint(path)
+        groups, scaler = description.pop("groups"), description.pop("scaler")
+        trainer = self.trainer
+        weights = unflatten(tensors, "weights")
+        load_whole_state(
+            trainer.model,
+            trainer.optimizer,
+            weights["model"],
+            {"state": unflatten(tensors, "moments"), "param_groups": groups},
+        )
+        if trainer.average:
+            trainer.average.load(weights["average"])
+        trainer.load_scaler(scaler)
+        trainer.progress = Progress(**description)
+        print(
+            f"Going on from epoch {trainer.progress.epoch + 1}, step {trainer.progress.step + 1}",
+            file=self.stream,
+            flush=True,
+        )
+
+    def _log(self, history: list[dict[str, Any]]) -> None:
+        """All of it, every time: a killed run leaves no half row and no row twice."""
+        text = io.StringIO()
+        writer = csv.DictWriter(text, fieldnames=list(history[0]))
+        writer.writeheader()
+        writer.writerows(history)
+        write_text(self.out / LOG, text.getvalue())
+        tensorboard = require("torch.utils.tensorboard", distribution="tensorboard", extra="train")
+        with tensorboard.SummaryWriter(self.out / _BOARD, purge_step=len(history)) as board:
+            for name, value in history[-1].items():
+                if name != "epoch":
+                    board.add_scalar(name, value, len(history))
+
+    def _test(self) -> dict[str, Any]:
+        progress = self.trainer.progress
+        assert progress.best is not None
+        metrics: dict[str, Any] = {}
+        if self.processes.is_first:
+            model, description = load_model(self.out / MODEL)
+            test = examine(model, description, self.splits.test, self.config)
+            metrics = {
+                "val": progress.best,
+                "test": test,
+                "history": progress.history,
+                "skipped": len(self.splits.description.get("skipped", [])),
+                "config": self.config.as_dict(),
+            }
+            write_text(self.out / METRICS, json.dumps(metrics, indent=2) + "\n")
+            print(summary(test), file=self.stream, flush=True)
+        self.processes.wait()
+        return metrics
