@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from crossmodal.training_commands import add_training_commands
+
 _INTERRUPTED = 128 + signal.SIGINT  # what shells report for a process that SIGINT ended
 
 # Those of crossmodal.bench, which to import takes the seconds that torch takes.
@@ -67,6 +69,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     demo.set_defaults(run=_demo)
 
+    add_training_commands(commands)
     _add_bench(commands)
 
     info = commands.add_parser(

@@ -81,7 +81,7 @@ def test_interruption_leaves_the_best_epoch_or_the_weights_of_the_moment(tmp_pat
 def test_gradient_that_is_not_finite_stops_training(tmp_path):
     model = make_model()
     with torch.no_grad():
-        model.queries.fill_(float("nan"))
+        model.fusion.queries.fill_(float("nan"))
     with pytest.raises(FloatingPointError, match="step 1"):
         fit(model, make_batches, [], Schedule(1, STEPS), tmp_path / "model.safetensors", description={})
 

@@ -52,7 +52,8 @@ class CrossModalAttention(nn.Module):
 
         Args:
             query: ``(B, Lq, width)``.
-            sources: ``(B, L, width)`` and ``(B,)`` lengths, such as an ``EncoderOutput``; None for a modality that is not there.
+            sources: ``(B, L, width)`` and ``(B,)`` lengths, such as an ``EncoderOutput``; None for a modality that
+                is not there.
             biases: by source ``(B,)``, added to the scores of all its keys; see :class:`crossmodal.Source`.
             query_lengths: ``(B,)``; queries beyond are padding, for which the answer is 0.
             return_mass: also return ``(B, num_heads, Lq, sources)``.
@@ -76,9 +77,7 @@ class CrossModalAttention(nn.Module):
         )
         return list(weights.split([0 if source is None else source.key.shape[2] for source in found], dim=2))
 
-    def _sources(
-        self, sources: Sequence[Tokens | None], biases: Sequence[Tensor | None] | None
-    ) -> list[Source | None]:
+    def _sources(self, sources: Sequence[Tokens | None], biases: Sequence[Tensor | None] | None) -> list[Source | None]:
         found: list[Source | None] = []
         for source, bias in zip(sources, biases or [None] * len(sources), strict=True):
             if source is None:

@@ -40,7 +40,9 @@ def read_audio(path: Path, sample_rate: int, *, longest_seconds: float = LONGEST
         with soundfile.SoundFile(path) as file:
             rate, promised = file.samplerate, file.frames
             if promised > longest_seconds * rate:
-                raise BrokenFileError(f"{path}: {promised / rate:.0f} s of sound, at most {longest_seconds:.0f} s is read")
+                raise BrokenFileError(
+                    f"{path}: {promised / rate:.0f} s of sound, at most {longest_seconds:.0f} s is read"
+                )
             frames = file.read(dtype="float32", always_2d=True)
     except soundfile.LibsndfileError as error:
         raise BrokenFileError(f"{path}: {error.error_string}") from error

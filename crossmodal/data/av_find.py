@@ -7,6 +7,7 @@ by row. Images and recordings are split as in :mod:`crossmodal.data.av_mnist` (c
 afresh in every epoch; those of validation and test are drawn once and for all.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 from crossmodal.data.av_splits import DATA_SEED, PARTS, split_images, split_recordings
 from crossmodal.data.fsdd import SAMPLE_RATE, Recording, load_fsdd
 from crossmodal.data.number_words import LANGUAGES
+from crossmodal.data.reader import describe_reader
 from crossmodal.data.sample import Modality, Sample, Splits, Task
 
 EDGE, CELL, GRID = 96, 32, 3
@@ -52,8 +54,8 @@ class AvFind:
             if query == "audio"
             else Modality("text", vocabulary=len(_LETTERS) + 1)
         )
-        self.modalities = {"image": Modality("image", size=(1, EDGE, EDGE)), query: asked}
-        self.auxiliary_classes = {query: 10}
+        self.modalities: Mapping[str, Modality] = {"image": Modality("image", size=(1, EDGE, EDGE)), query: asked}
+        self.auxiliary_classes: Mapping[str, int] = {query: 10}
         self._pixels = pixels.reshape(-1, 28, 28)
         self._rows = [np.flatnonzero(labels == digit) for digit in range(10)]
         self._spoken = [[r.waveform for r in recordings if r.digit == digit] for digit in range(10)]
@@ -114,5 +116,8 @@ def av_find(root: Path, query: Query = "audio", *, seed: int = 0) -> Splits:
         raise ValueError(f"query must be one of {', '.join(get_args(Query))}, got {query!r}")
     pixels, labels = split_images(root)
     recordings = split_recordings(load_fsdd(root))
-    parts = [AvFind(pixels[p], labels[p], recordings[p], p, query=query, seed=seed) for p in PARTS]
-    return Splits(*parts, {"sample_rate": SAMPLE_RATE, "image_size": [1, EDGE, EDGE]})
+    train, validation, test = (AvFind(pixels[p], labels[p], recordings[p], p, query=query, seed=seed) for p in PARTS)
+    words = {"words": list(_LETTERS), "letters": True, "unknown": False}
+    return Splits(
+        train, validation, test, {"reader": describe_reader(train.modalities, words if query == "text" else None)}
+    )

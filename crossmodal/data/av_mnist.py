@@ -10,7 +10,8 @@ validation and test. Given the digit, image and recording are independent. No re
              order, number ``fold`` is for test and the next one for validation.
 ``hard``     the recordings as in clean. The image is projected onto the first four principal components of the
              training images, and back to pixels. The recording is set to root mean square 1, cut to 0.9 s, and starts
-             at 0.1 s (in training up to 25 ms earlier or later: the onset is what tells the speaker from the talkers) of
+             at 0.1 s (in training up to 25 ms earlier or later: the onset is what tells the speaker from the
+             talkers) of
              one second of noise that is 5 dB louder: four talkers of the same split, at random places of a tape of all
              recordings, and pink noise, half of the power each.
 """
@@ -27,6 +28,7 @@ from numpy.typing import NDArray
 from crossmodal.data.av_splits import DATA_SEED, PARTS, split_images, split_recordings
 from crossmodal.data.babble import Babble, Waveform
 from crossmodal.data.fsdd import SAMPLE_RATE, Recording, load_fsdd
+from crossmodal.data.reader import describe_reader
 from crossmodal.data.sample import Modality, Sample, Splits, Task
 
 Variant = Literal["clean", "speaker", "hard"]
@@ -118,16 +120,15 @@ def av_mnist(root: Path, variant: Variant = "clean", *, seed: int = 0, fold: int
         raise ValueError(f"variant must be one of {', '.join(get_args(Variant))}, got {variant!r}")
     pixels, labels = split_images(root)
     if variant == "hard":
-        pixels = _project(pixels, _COMPONENTS)
+        pixels = project(pixels, _COMPONENTS)
     recordings = split_recordings(load_fsdd(root), fold if variant == "speaker" else None)
-    parts = [
-        AvMnist(pixels[part], labels[part], recordings[part], part, hard=variant == "hard", seed=seed)
-        for part in PARTS
-    ]
-    return Splits(*parts, {"sample_rate": SAMPLE_RATE, "image_size": [1, 28, 28], "onset": _ONSET})
+    train, validation, test = (
+        AvMnist(pixels[part], labels[part], recordings[part], part, hard=variant == "hard", seed=seed) for part in PARTS
+    )
+    return Splits(train, validation, test, {"reader": describe_reader(train.modalities)})
 
 
-def _project(pixels: dict[str, NDArray[np.float32]], components: int) -> dict[str, NDArray[np.float32]]:
+def project(pixels: dict[str, NDArray[np.float32]], components: int) -> dict[str, NDArray[np.float32]]:
     """Onto the first principal components of the training images."""
     mean = pixels["train"].mean(axis=0)
     centred = pixels["train"] - mean

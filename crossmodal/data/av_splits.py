@@ -25,11 +25,12 @@ def split_images(root: Path) -> tuple[dict[str, NDArray[np.float32]], dict[str, 
     rows = {"train": order[_VALIDATION_IMAGES:], "validation": order[:_VALIDATION_IMAGES]}
     pixels = {part: train.pixels[chosen] for part, chosen in rows.items()} | {"test": test.pixels}
     labels = {part: train.labels[chosen] for part, chosen in rows.items()} | {"test": test.labels}
-    return {part: p.reshape(len(p), -1).astype(np.float32) / 255 for part, p in pixels.items()}, labels
+    return {part: p.reshape(len(p), -1).astype(np.float32) / np.float32(255) for part, p in pixels.items()}, labels
 
 
 def split_recordings(recordings: list[Recording], fold: int | None = None) -> dict[str, list[Recording]]:
-    """By split, the recordings: by take, or by speaker where ``fold`` is the number of the speaker held out for test."""
+    """By split, the recordings: by take, or by speaker where ``fold`` is the number of the speaker held out for
+    test."""
     speakers = sorted({recording.speaker for recording in recordings})
     parts: dict[str, list[Recording]] = {part: [] for part in PARTS}
     for recording in recordings:

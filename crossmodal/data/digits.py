@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 from crossmodal.data.digit_trio import NUM_CLASSES, DigitTrio
+from crossmodal.data.reader import describe_reader
 from crossmodal.data.sample import Modality, Sample, Splits, Task
 from crossmodal.data.sentences import Split
 from crossmodal.data.spoken_digits import SAMPLE_RATE
@@ -46,5 +47,6 @@ def digits(seed: int = 0) -> Splits:
         EspeakError: when the speech library does not work.
     """
     trio = DigitTrio(seed)
-    description = {"sample_rate": SAMPLE_RATE, "image_size": [1, 8, 8], "words": trio.vocabulary.words}
-    return Splits(Digits(trio, "train"), Digits(trio, "validation"), Digits(trio, "test"), description)
+    train, validation, test = (Digits(trio, split) for split in _SIZES)
+    reader = describe_reader(train.modalities, {"words": trio.vocabulary.words})
+    return Splits(train, validation, test, {"reader": reader})

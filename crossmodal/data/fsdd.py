@@ -47,5 +47,5 @@ def load_fsdd(root: Path) -> list[Recording]:
         waveform = read_audio(path, SAMPLE_RATE).numpy()
         level = float(np.sqrt(np.mean(waveform**2)))
         digit, speaker, take = match.groups()
-        recordings.append(Recording(waveform / max(level, 1e-6), int(digit), speaker, int(take)))
+        recordings.append(Recording(waveform / np.float32(max(level, 1e-6)), int(digit), speaker, int(take)))
     return sorted(recordings, key=lambda recording: recording[1:])

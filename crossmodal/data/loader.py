@@ -71,9 +71,7 @@ def evaluation_loader(
     dataset: Dataset, collate: Collate, batch_size: int, *, workers: int = 0, device: torch.device | None = None
 ) -> DataLoader[Batch]:
     """All samples, in order."""
-    steps = [
-        list(range(start, min(start + batch_size, len(dataset)))) for start in range(0, len(dataset), batch_size)
-    ]
+    steps = [list(range(start, min(start + batch_size, len(dataset)))) for start in range(0, len(dataset), batch_size)]
     return _loader(dataset, collate, steps, workers, device)
 
 

@@ -27,8 +27,8 @@ class ManifestOptions(ReaderOptions):
     """How a manifest is read.
 
     Attributes:
-        task: of the labels. Classification: a name. Multi-label: names separated by ``;``. Regression: numbers separated
-            by ``;``.
+        task: of the labels. Classification: a name. Multi-label: names separated by ``;``. Regression: numbers
+            separated by ``;``.
         strict: a broken or missing file stops; otherwise its row is skipped, and named in the description.
         verify: decode every file once before anything is learnt from any.
     """
@@ -96,8 +96,8 @@ def read_manifest(path: Path, *, labelled: bool = True) -> list[Row]:
 def manifest_splits(path: Path, root: Path | None, options: ManifestOptions, *, seed: int = 0) -> Splits:
     """The data sets of a manifest.
 
-    Rows without a split are divided 8:1:1 at random, in the same way every time. A tokenizer is learnt from the texts of
-    the training rows.
+    Rows without a split are divided 8:1:1 at random, in the same way every time. A tokenizer is learnt from the
+    texts of the training rows.
 
     Args:
         path: see :func:`read_manifest`.
@@ -122,7 +122,7 @@ def manifest_splits(path: Path, root: Path | None, options: ManifestOptions, *, 
         raise ManifestError(f"{path}: no rows for {', '.join(empty)} ({len(skipped)} skipped)")
     reader.learn_tokens(row.cells["text"] for row in parts["train"] if "text" in row.cells)
     classes, encode = _labels(path, rows, options.task)
-    sets = [
+    train, validation, test = (
         ManifestDataset(
             [row.cells for row in part],
             [encode(row) for row in part],
@@ -134,8 +134,8 @@ def manifest_splits(path: Path, root: Path | None, options: ManifestOptions, *, 
             seed=seed if name == "train" else None,
         )
         for name, part in parts.items()
-    ]
-    return Splits(*sets, {"reader": reader.as_dict(), "skipped": skipped})
+    )
+    return Splits(train, validation, test, {"reader": reader.as_dict(), "skipped": skipped})
 
 
 def _read_csv(path: Path) -> Iterable[dict[str, str]]:

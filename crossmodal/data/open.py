@@ -5,11 +5,12 @@ from typing import Any
 
 from crossmodal.data.av_find import av_find
 from crossmodal.data.av_mnist import av_mnist
+from crossmodal.data.digit_strings import digit_strings
 from crossmodal.data.digits import digits
 from crossmodal.data.manifest import ManifestOptions, manifest_splits
 from crossmodal.data.sample import Splits
 
-NAMES = ("digits", "avmnist", "avmnist-speaker", "avmnist-hard", "avfind", "avfind-text")
+NAMES = ("digits", "avmnist", "avmnist-speaker", "avmnist-hard", "avfind", "avfind-text", "digit-strings")
 
 
 def open_data(
@@ -40,6 +41,8 @@ def open_data(
         return manifest_splits(Path(name), root, ManifestOptions(strict=strict, **(options or {})), seed=seed)
     if root is None:
         raise ValueError(f"root must be the folder with mnist and free-spoken-digit-dataset for {name}, got None")
+    if name == "digit-strings":
+        return digit_strings(root, seed=seed)
     if name.startswith("avfind"):
         return av_find(root, "text" if name == "avfind-text" else "audio", seed=seed)
     variant: Any = {"avmnist": "clean", "avmnist-speaker": "speaker", "avmnist-hard": "hard"}[name]

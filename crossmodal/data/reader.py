@@ -14,7 +14,7 @@ from crossmodal.data.augment_image import ImageAugment
 from crossmodal.data.augment_text import TextAugment
 from crossmodal.data.image_file import read_image
 from crossmodal.data.sample import Modality
-from crossmodal.data.tokenizer import Model, Tokenizer, train_tokenizer
+from crossmodal.data.tokenizer import Model, Tokenizer, tokenizer_of, train_tokenizer
 
 
 @dataclass(frozen=True)
@@ -111,9 +111,34 @@ def make_reader(rows: Iterable[Mapping[str, str]], options: ReaderOptions) -> Re
     return Reader([name for name in ("image", "audio", "text") if name in present], options)
 
 
+def describe_reader(modalities: Mapping[str, Modality], words: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """What :func:`reader_from` makes a reader of, for data that are not read from cells in training.
+
+    Args:
+        modalities: of the data set, named image, audio and text.
+        words: arguments of :func:`tokenizer_of`, for text.
+    """
+    sizes: dict[str, Any] = {}
+    if "image" in modalities:
+        sizes["image_size"] = list(modalities["image"].size or ())
+    if "audio" in modalities:
+        sizes["sample_rate"] = modalities["audio"].sample_rate
+    return {"columns": list(modalities), "options": sizes, "tokenizer": None, "words": words}
+
+
 def reader_from(values: Mapping[str, Any]) -> Reader:
-    """The inverse of :meth:`Reader.as_dict`."""
-    options = {name: tuple(value) if isinstance(value, list) else value for name, value in values["options"].items()}
+    """The inverse of :meth:`Reader.as_dict` and of :func:`describe_reader`.
+
+    Raises:
+        MissingExtraError: when there is text, and tokenizers is not installed.
+    """
+    options: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value for name, value in values["options"].items()
+    }
     made = ReaderOptions(**options)
-    text = values["tokenizer"]
-    return Reader(values["columns"], made, Tokenizer(text, made.stop_words) if text else None)
+    tokenizer = None
+    if values["tokenizer"]:
+        tokenizer = Tokenizer(values["tokenizer"], made.stop_words)
+    elif values.get("words"):
+        tokenizer = tokenizer_of(**values["words"])
+    return Reader(values["columns"], made, tokenizer)

@@ -7,7 +7,7 @@ from typing import Any, Literal, NamedTuple, Protocol
 from torch import Tensor
 
 Kind = Literal["image", "audio", "text"]
-Task = Literal["classification", "multilabel", "regression"]
+Task = Literal["classification", "multilabel", "regression", "transcription"]
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,8 @@ class Sample(NamedTuple):
 
     Attributes:
         inputs: by modality, as :class:`Modality` says; a modality that is not a key is missing.
-        label: int64 class index, or float32 ``(outputs,)`` for the tasks multilabel and regression.
+        label: int64 class index, float32 ``(outputs,)`` for the tasks multilabel and
+            regression, or int64 symbols from 1, then -1, for transcription.
         name: where it comes from, for people.
         auxiliary: by modality, an int64 class index of its own, to be told from this modality alone; in training only.
     """
@@ -40,7 +41,7 @@ class Sample(NamedTuple):
     inputs: dict[str, Tensor]
     label: Tensor
     name: str = ""
-    auxiliary: Mapping[str, Tensor] = {}  # noqa: RUF012  never changed
+    auxiliary: Mapping[str, Tensor] = {}
 
 
 class Dataset(Protocol):
@@ -55,10 +56,17 @@ class Dataset(Protocol):
         auxiliary_classes: by modality, how many classes its auxiliary label has; empty without such labels.
     """
 
-    modalities: Mapping[str, Modality]
-    task: Task
-    classes: tuple[str, ...]
-    auxiliary_classes: Mapping[str, int]
+    @property
+    def modalities(self) -> Mapping[str, Modality]: ...
+
+    @property
+    def task(self) -> Task: ...
+
+    @property
+    def classes(self) -> tuple[str, ...]: ...
+
+    @property
+    def auxiliary_classes(self) -> Mapping[str, int]: ...
 
     def __len__(self) -> int: ...
 

@@ -84,3 +84,25 @@ def train_tokenizer(
     trainer = trainer_of(vocab_size=vocabulary, special_tokens=[PADDING, UNKNOWN], show_progress=False)
     tokenizer.train_from_iterator(corpus, trainer)
     return Tokenizer(tokenizer.to_str(), stop_words)
+
+
+def tokenizer_of(words: Iterable[str], *, letters: bool = False, unknown: bool = True) -> Tokenizer:
+    """A tokenizer of a closed list: 0 is padding, 1 "unknown" where there is one, and then the words in their order.
+
+    Args:
+        words: all that are known.
+        letters: they are single letters; texts are spelt.
+        unknown: whether a number is kept for everything else; without it, it is left out.
+
+    Raises:
+        MissingExtraError: when tokenizers is not installed.
+    """
+    library = require("tokenizers", distribution="tokenizers", extra="train")
+    special = [PADDING, UNKNOWN] if unknown else [PADDING]
+    numbers = {word: number for number, word in enumerate([*special, *words])}
+    tokenizer = library.Tokenizer(library.models.WordLevel(numbers, unk_token=UNKNOWN if unknown else PADDING))
+    tokenizer.normalizer = library.normalizers.Lowercase()
+    splits = library.pre_tokenizers
+    pattern = library.Regex("." if letters else r"\s+")
+    tokenizer.pre_tokenizer = splits.Split(pattern, "isolated" if letters else "removed")
+    return Tokenizer(tokenizer.to_str())

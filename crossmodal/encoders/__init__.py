@@ -1,6 +1,7 @@
 """Encoders: raw input of one modality to a sequence of features and their number."""
 
 from crossmodal.encoders.audio import AudioEncoder, CrnnEncoder
+from crossmodal.encoders.backbone import HuggingFaceEncoder, TimmEncoder
 from crossmodal.encoders.build import ENCODERS, build_encoder
 from crossmodal.encoders.image import ImageEncoder
 from crossmodal.encoders.log_mel import LogMel
@@ -16,11 +17,13 @@ __all__ = [
     "AudioEncoder",
     "CrnnEncoder",
     "EncoderOutput",
+    "HuggingFaceEncoder",
     "ImageEncoder",
     "LogMel",
     "ResNetEncoder",
     "SpecAugment",
     "TextEncoder",
+    "TimmEncoder",
     "TransformerTextEncoder",
     "VGG16Encoder",
     "ViTEncoder",

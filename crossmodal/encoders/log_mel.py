@@ -39,7 +39,7 @@ class LogMel(nn.Module):
         lowest: float = 60.0,
     ) -> None:
         super().__init__()
-        self.bands, self.window, self.hop = bands, window, hop
+        self.sample_rate, self.bands, self.window, self.hop = sample_rate, bands, window, hop
         filters = mel_filters(sample_rate, bands=bands, window=window, lowest=lowest)
         self.register_buffer("filters", filters, persistent=False)
         self.register_buffer("hann", torch.hann_window(window), persistent=False)

@@ -63,7 +63,7 @@ class ResNetEncoder(nn.Module):
         position: float = 1.0,
     ) -> None:
         super().__init__()
-        edges = [inner for inner in (widths[0], *widths[:-1])]
+        edges = [widths[0], *widths[:-1]]
         self.stem = nn.Sequential(
             nn.Conv2d(in_channels, widths[0], 3, stem, 1, bias=False),
             nn.GroupNorm(widths[0] // _GROUP, widths[0]),

@@ -27,11 +27,13 @@ def info_nce(cosines: Tensor, scale: Tensor | float, *, same: Tensor | None = No
     return 0.5 * (_one_way(cosines, scale, same, hardness) + _one_way(cosines.T, scale, same.T, hardness))
 
 
-def sigmoid_loss(cosines: Tensor, scale: Tensor | float, shift: Tensor | float, *, same: Tensor | None = None) -> Tensor:
+def sigmoid_loss(
+    cosines: Tensor, scale: Tensor | float, shift: Tensor | float, *, same: Tensor | None = None
+) -> Tensor:
     """For every pair on its own, whether it belongs together (Zhai et al., arXiv 2303.15343).
 
-    ``-log sigmoid(z (scale cos + shift))``, z = 1 for pairs that do and -1 for others, summed over the pairs and divided
-    by B.
+    ``-log sigmoid(z (scale cos + shift))``, z = 1 for pairs that do and -1 for others, summed over the pairs and
+    divided by B.
 
     Args:
         cosines, same: see :func:`info_nce`.

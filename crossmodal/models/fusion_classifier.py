@@ -30,8 +30,8 @@ class FusionOutput(NamedTuple):
 
     logits: Tensor
     mass: Tensor | None = None
-    experts: Mapping[str, Tensor] = {}  # noqa: RUF012  never changed
-    auxiliary: Mapping[str, Tensor] = {}  # noqa: RUF012  never changed
+    experts: Mapping[str, Tensor] = {}
+    auxiliary: Mapping[str, Tensor] = {}
 
 
 class FusionClassifier(nn.Module):
@@ -124,14 +124,13 @@ class FusionClassifier(nn.Module):
     @property
     def implementation(self) -> Implementation:
         """Which operators run; setting it changes all parts."""
-        implementation: Implementation = getattr(self.fusion, "implementation", self._implementations()[0])
-        return implementation
+        return self.fusion.implementation
 
     @implementation.setter
     def implementation(self, implementation: Implementation) -> None:
         for module in self.modules():
             if module is not self and hasattr(module, "implementation"):
-                module.implementation = implementation
+                setattr(module, "implementation", implementation)  # noqa: B010  its type is Tensor | Module here
 
     def forward(
         self,
@@ -211,6 +210,3 @@ class FusionClassifier(nn.Module):
         if sets is not None:
             present = present & sets[:, None, [name in there for name in self.modalities]]
         return product_of_experts([answers[name] for name in there], trust, present)
-
-    def _implementations(self) -> list[Implementation]:
-        return [m.implementation for m in self.modules() if m is not self and hasattr(m, "implementation")]

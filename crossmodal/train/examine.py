@@ -1,21 +1,24 @@
 """How good a model is on data that nothing was chosen by: with everything, and with each modality missing."""
 
+import functools
 from typing import Any
 
 import torch
-from torch import nn
 
+from crossmodal.data.batch import Batch
 from crossmodal.data.collate import Collate
 from crossmodal.data.sample import Dataset
 from crossmodal.models.fusion_classifier import FusionClassifier
+from crossmodal.models.transcriber import Transcriber
+from crossmodal.models.two_tower import TwoTower
 from crossmodal.train.answers import answers_of
 from crossmodal.train.config import TrainConfig
 from crossmodal.train.learners import make_learner
 from crossmodal.train.measures import confusion_matrix, report
-from crossmodal.train.model import modalities_of
+from crossmodal.train.model import Model, modalities_of
 
 
-def examine(model: nn.Module, description: dict[str, Any], dataset: Dataset, config: TrainConfig) -> dict[str, Any]:
+def examine(model: Model, description: dict[str, Any], dataset: Dataset, config: TrainConfig) -> dict[str, Any]:
     """What ``metrics.json`` says about a data set.
 
     Args:
@@ -37,15 +40,26 @@ def examine(model: nn.Module, description: dict[str, Any], dataset: Dataset, con
     size, workers = 2 * config.batch_size, config.workers
     answers = answers_of(model, learner, dataset, collate, batch_size=size, workers=workers)
     found: dict[str, Any] = {"samples": len(answers.labels), **learner.measure(answers)}
-    if not isinstance(model, FusionClassifier):
-        return {**found, "missing": {}}
-    missing = {}
+    missing: dict[str, float] = {}
+    if isinstance(model, TwoTower):
+        return {**found, "missing": missing}
+    spared = (model.speech,) if isinstance(model, Transcriber) else ()
     for name in model.modalities if len(model.modalities) > 1 else ():
+        if name in spared:
+            continue
         less = answers_of(
-            model, learner, dataset, collate, batch_size=size, workers=workers, change=lambda b, n=name: b.without(n)
+            model,
+            learner,
+            dataset,
+            collate,
+            batch_size=size,
+            workers=workers,
+            change=functools.partial(Batch.without, modality=name),
         )
         missing[name] = learner.measure(less)["accuracy"]
     found["missing"] = missing
+    if not isinstance(model, FusionClassifier):
+        return found
     found["mass"] = mean_mass(model, dataset, collate, size)
     if description["task"] == "classification":
         found["classes"] = report(answers.outputs, answers.labels, tuple(description["classes"]))

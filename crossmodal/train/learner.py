@@ -118,7 +118,8 @@ class ClassifierLearner:
 
 
 def hide(batch: Batch, share: float) -> Batch:
-    """Hide each modality of each sample with probability ``share``; a sample that would lose all keeps one at random."""
+    """Hide each modality of each sample with probability ``share``; a sample that would lose all keeps one at
+    random."""
     if not share:
         return batch
     names = list(batch.lengths)

@@ -5,6 +5,7 @@ from typing import Any
 from crossmodal.train.config import TrainConfig
 from crossmodal.train.learner import ClassifierLearner, Learner
 from crossmodal.train.retrieval import RetrievalLearner
+from crossmodal.train.transcription import TranscriptionLearner
 
 
 def make_learner(description: dict[str, Any], config: TrainConfig) -> Learner:
@@ -18,6 +19,8 @@ def make_learner(description: dict[str, Any], config: TrainConfig) -> Learner:
         return RetrievalLearner(
             modalities, loss=config.contrastive, hardness=config.hardness, strength=config.adversary_strength
         )
+    if description["kind"] in ("transcriber", "captioner"):
+        return TranscriptionLearner(modalities, modality_dropout=config.modality_dropout)
     return ClassifierLearner(
         description["task"],
         modalities,

@@ -78,9 +78,7 @@ class Trainer:
         size = self._epoch_size()
         return size // (self.config.batch_size * self.config.accumulate * self.processes.count)
 
-    def run(
-        self, *, after_step: Callable[[], None], keep: Callable[[], None], after_epoch: Callable[[], None]
-    ) -> None:
+    def run(self, *, after_step: Callable[[], None], keep: Callable[[], None], after_epoch: Callable[[], None]) -> None:
         """Train to the end, from wherever ``progress`` is.
 
         Args:
@@ -228,11 +226,7 @@ class _exchanged(AbstractContextManager[None]):  # noqa: N801  a context manager
 
 def _groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     """Weights of layers decay; biases, norms, embeddings and learned tokens do not: nothing pulls them to zero."""
-    decayed = {
-        id(module.weight)
-        for module in model.modules()
-        if isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d)
-    }
+    decayed = {id(module.weight) for module in model.modules() if isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d)}
     parameters = [p for p in model.parameters() if p.requires_grad]
     return [
         {"params": [p for p in parameters if id(p) in decayed], "weight_decay": weight_decay},

@@ -7,14 +7,18 @@ from typing import Any
 import torch
 from torch import nn
 
-from crossmodal.data.sample import Modality, Splits
+from crossmodal.data.sample import Modality, Splits, Task
 from crossmodal.encoders.build import build_encoder
+from crossmodal.models.captioner import Captioner
 from crossmodal.models.fusion_classifier import FusionClassifier
+from crossmodal.models.transcriber import Transcriber
 from crossmodal.models.two_tower import TwoTower
 from crossmodal.train.checkpoint import load_checkpoint
 from crossmodal.train.config import TrainConfig
 
 TWO_TOWER = "two_tower"
+_SPELLERS = ("transcriber", "captioner")
+Model = FusionClassifier | TwoTower | Transcriber | Captioner
 _SHARED = ("width", "num_heads", "num_queries", "dropout")
 _OF_CLASSIFIER = ("fusion", "layers", "quality", "experts")
 _OF_TOWERS = ("adversary",)
@@ -31,7 +35,7 @@ def describe_model(config: TrainConfig, splits: Splits) -> dict[str, Any]:
     if unknown := [name for name in wanted if name not in data.modalities]:
         raise ValueError(f"modalities must be among {', '.join(data.modalities)}, got {', '.join(unknown)}")
     return {
-        "kind": TWO_TOWER if config.fusion == TWO_TOWER else "classifier",
+        "kind": _kind_of(config.fusion, data.task),
         "task": data.task,
         "classes": list(data.classes),
         "modalities": {name: asdict(data.modalities[name]) for name in wanted},
@@ -42,6 +46,20 @@ def describe_model(config: TrainConfig, splits: Splits) -> dict[str, Any]:
     }
 
 
+def _kind_of(fusion: str, task: Task) -> str:
+    """Of model.
+
+    Raises:
+        ValueError: when the form of fusion is not for the task.
+    """
+    if (task == "transcription") != (fusion in _SPELLERS):
+        raise ValueError(
+            f"fusion must be {'' if task == 'transcription' else 'none of '}{', '.join(_SPELLERS)}"
+            f" for the task {task}, got {fusion!r}"
+        )
+    return fusion if fusion in (TWO_TOWER, *_SPELLERS) else "classifier"
+
+
 def modalities_of(description: dict[str, Any]) -> dict[str, Modality]:
     """By name, in the order of the model."""
     return {
@@ -50,7 +68,7 @@ def modalities_of(description: dict[str, Any]) -> dict[str, Modality]:
     }
 
 
-def build_model(description: dict[str, Any], *, seed: int = 0) -> FusionClassifier | TwoTower:
+def build_model(description: dict[str, Any], *, seed: int = 0) -> Model:
     """A fresh model with weights drawn from ``seed``; the global random state is left as it was.
 
     Raises:
@@ -65,11 +83,23 @@ def build_model(description: dict[str, Any], *, seed: int = 0) -> FusionClassifi
             rest = dict(description["encoders"].get(name, {}))
             wanted = rest.pop("channels", options["width"])
             encoders[name], channels[name] = build_encoder(modality, wanted, rest.pop("name", None), rest)
-        shared = {name: options[name] for name in _SHARED if name != "dropout"}
-        if description["kind"] == TWO_TOWER:
-            return TwoTower(
-                encoders, channels=channels, **shared, **{name: options[name] for name in _OF_TOWERS}
+        shared = {name: options[name] for name in ("width", "num_heads")}
+        if description["kind"] == "transcriber":
+            return Transcriber(
+                encoders, channels=channels, symbols=len(description["classes"]), layers=options["layers"], **shared
             )
+        if description["kind"] == "captioner":
+            return Captioner(
+                encoders,
+                channels=channels,
+                symbols=len(description["classes"]),
+                layers=options["layers"],
+                dropout=options["dropout"],
+                **shared,
+            )
+        shared["num_queries"] = options["num_queries"]
+        if description["kind"] == TWO_TOWER:
+            return TwoTower(encoders, channels=channels, **shared, **{name: options[name] for name in _OF_TOWERS})
         return FusionClassifier(
             encoders,
             channels=channels,
@@ -81,7 +111,7 @@ def build_model(description: dict[str, Any], *, seed: int = 0) -> FusionClassifi
         )
 
 
-def load_model(path: Path) -> tuple[FusionClassifier | TwoTower, dict[str, Any]]:
+def load_model(path: Path) -> tuple[Model, dict[str, Any]]:
     """The model of a checkpoint, in evaluation mode, and its description.
 
     Raises:

@@ -34,4 +34,14 @@ PRESETS: dict[str, dict[str, Any]] = {
         },
     },
 }
+PRESETS["digit-strings"] = {
+    "epochs": 8,
+    "fusion": "transcriber",
+    "modality_dropout": 0.15,
+    "encoders": {
+        "image": {"name": "resnet", "stem": 2, "widths": [16, 32]},
+        # 20 ms a token: spelling needs more tokens than letters.
+        "audio": {"name": "crnn", "augment": {}, "log_mel": {"window": 200, "hop": 80}},
+    },
+}
 PRESETS["avfind-text"] = PRESETS["avfind"]

@@ -90,7 +90,8 @@ _WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
 
 
 def whole_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Weights and the optimizer's state, by the weights' names, gathered from all processes; only the first has them."""
+    """Weights and the optimizer's state, by the weights' names, gathered from all processes; only the first has
+    them."""
     return get_model_state_dict(model, options=_WHOLE), get_optimizer_state_dict(model, optimizer, options=_WHOLE)
 
 

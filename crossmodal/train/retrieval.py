@@ -13,6 +13,7 @@ from crossmodal.models.two_tower import TwoTower
 from crossmodal.blocks.modality_discriminator import ModalityDiscriminator
 from crossmodal.train.learner import Answers, Step
 
+
 class RetrievalLearner:
     """For :class:`crossmodal.models.TwoTower` of two modalities; samples of the same class belong together.
 

@@ -13,7 +13,7 @@ import torch
 from crossmodal._extras import require
 from crossmodal.data.collate import Collate
 from crossmodal.data.open import open_data
-from crossmodal.train.checkpoint import load_checkpoint, save_checkpoint
+from crossmodal.train.checkpoint import load_checkpoint
 from crossmodal.train.config import TrainConfig, make_config, read_config
 from crossmodal.train.examine import examine, summary
 from crossmodal.train.learners import make_learner
@@ -158,7 +158,9 @@ class _Run:
                 **flatten(moments["state"], "moments"),
             }
             scaler = trainer.scaler_state()
-            write_tensors(self.out / STATE, tensors, {**vars(progress), "groups": moments["param_groups"], "scaler": scaler})
+            write_tensors(
+                self.out / STATE, tensors, {**vars(progress), "groups": moments["param_groups"], "scaler": scaler}
+            )
         self.processes.wait()
 
     def _load_state(self) -> None:

@@ -52,6 +52,9 @@ class Fusion(nn.Module):
 
     A modality that is None, or has length 0 for a sample, has no influence on that sample.
 
+    Args:
+        form: its size.
+
     Attributes:
         out_features: of the vector.
         weighs: whether the form gives the modalities weights, which a bias can move.
@@ -59,6 +62,10 @@ class Fusion(nn.Module):
 
     out_features: int
     weighs = True
+
+    def __init__(self, form: Form) -> None:
+        super().__init__()
+        self.width, self.implementation = form.width, form.implementation
 
     def forward(self, tokens: Sequence[EncoderOutput | None], biases: Biases, *, return_mass: bool = False) -> Fused:
         """Fuse what is there.
@@ -71,7 +78,7 @@ class Fusion(nn.Module):
         raise NotImplementedError
 
     def over_sets(self, tokens: Sequence[EncoderOutput | None], biases: Biases, sets: Tensor) -> Tensor:
-        """``(sets, B, out_features)``: once for each row of ``sets`` ``(sets, modalities)`` bool, without the others."""
+        """``(sets, B, out_features)``: once for each row of ``sets`` ``(sets, modalities)`` bool."""
         return torch.stack([self(_only(tokens, kept), biases).features for kept in sets.tolist()])
 
     def attention(self, tokens: Sequence[EncoderOutput | None], biases: Biases) -> list[Tensor]:

@@ -11,14 +11,15 @@ from crossmodal.blocks.cross_modal_block import CrossModalBlock
 
 
 class BottleneckFusion(Fusion):
-    """In every layer the tokens of each modality attend over themselves and the bottleneck, then the bottleneck over all.
+    """In every layer the tokens of each modality attend over themselves and the bottleneck, then the bottleneck over
+    all.
 
     Nagrani et al. update the bottleneck once per modality and take the mean; here it attends over all modalities under
     one softmax, so that an uninformative one can be left aside. The bottleneck tokens side by side are the result.
     """
 
     def __init__(self, form: Form) -> None:
-        super().__init__()
+        super().__init__(form)
         self.out_features = form.num_queries * form.width
         self.bottleneck = nn.Parameter(torch.randn(form.num_queries, form.width))
 
@@ -55,9 +56,7 @@ class BottleneckFusion(Fusion):
     def _start(self, tokens: Sequence[EncoderOutput | None]) -> Tensor:
         return self.bottleneck.expand(len(first_batch(tokens)), -1, -1)
 
-    def _spread(
-        self, layer: int, tokens: Sequence[EncoderOutput | None], shared: Tensor
-    ) -> list[EncoderOutput | None]:
+    def _spread(self, layer: int, tokens: Sequence[EncoderOutput | None], shared: Tensor) -> list[EncoderOutput | None]:
         blocks = self.spread[layer]
         assert isinstance(blocks, nn.ModuleList)
         whole = torch.full((len(shared),), shared.shape[1], device=shared.device)

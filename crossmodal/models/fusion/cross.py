@@ -20,8 +20,7 @@ class CrossFusion(Fusion):
     """
 
     def __init__(self, form: Form) -> None:
-        super().__init__()
-        self.width = form.width
+        super().__init__(form)
         self.out_features = form.modalities * form.width
         self.layers = nn.ModuleList(
             nn.ModuleList(
@@ -37,9 +36,7 @@ class CrossFusion(Fusion):
 
     def forward(self, tokens: Sequence[EncoderOutput | None], biases: Biases, *, return_mass: bool = False) -> Fused:
         some = first_batch(tokens)
-        *before, last = self._run(tokens, biases, return_mass=return_mass)
-        del before
-        answers, masses = last
+        answers, masses = self._run(tokens, biases, return_mass=return_mass)[-1]
         parts = [
             some.new_zeros(len(some), self.width) if one is None else pool(*one)
             for pool, one in zip(self.pools, answers, strict=True)
@@ -56,8 +53,8 @@ class CrossFusion(Fusion):
         for m, (one, block) in enumerate(zip(given, blocks, strict=True)):
             if one is None:
                 continue
-            others = _without(given, m)
-            weights = block.weights(one.features, others, biases=biases)
+            assert isinstance(block, CrossModalBlock)
+            weights = block.weights(one.features, _without(given, m), biases=biases)
             for column, (source, weight) in enumerate(zip(given, weights, strict=True)):
                 size = 0 if source is None else source.features.shape[1]
                 if weight.shape[2] != size:  # its own tokens, which it does not look at
@@ -68,7 +65,8 @@ class CrossFusion(Fusion):
     def _run(
         self, tokens: Sequence[EncoderOutput | None], biases: Biases, *, return_mass: bool
     ) -> list[tuple[list[EncoderOutput | None], list[Tensor]]]:
-        """By layer, the answers and the masses ``(B, num_heads, modalities)``, mean over the tokens of each modality."""
+        """By layer, the answers and the masses ``(B, num_heads, modalities)``, mean over the tokens of each
+        modality."""
         states = []
         current = list(tokens)
         for blocks in self.layers:

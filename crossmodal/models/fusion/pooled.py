@@ -14,8 +14,7 @@ class PooledFusion(Fusion):
     """Each modality is pooled by a learned query; what is made of the pooled vectors is up to the form."""
 
     def __init__(self, form: Form) -> None:
-        super().__init__()
-        self.width = form.width
+        super().__init__(form)
         self.pools = nn.ModuleList(
             AttentionPool(form.width, form.num_heads, implementation=form.implementation)
             for _ in range(form.modalities)

@@ -15,9 +15,9 @@ class QueryFusion(Fusion):
     """``y_i = sum_j w_ij x_j`` for learned queries i and the tokens j of all modalities; the y_i side by side."""
 
     def __init__(self, form: Form) -> None:
-        super().__init__()
+        super().__init__(form)
         check_heads(form.width, form.num_heads)
-        self.num_heads, self.implementation = form.num_heads, form.implementation
+        self.num_heads = form.num_heads
         self.out_features = form.num_queries * form.width
         self.queries = nn.Parameter(torch.randn(form.num_queries, form.width))
         self.to_key = nn.Linear(form.width, form.width)
@@ -57,6 +57,8 @@ class QueryFusion(Fusion):
             if one is None:
                 sources.append(None)
                 continue
-            key, value = (split_heads(project(one.features), self.num_heads) for project in (self.to_key, self.to_value))
+            key, value = (
+                split_heads(project(one.features), self.num_heads) for project in (self.to_key, self.to_value)
+            )
             sources.append(Source(key, value, one.lengths, bias=None if bias is None else bias.view(-1, 1, 1, 1)))
         return sources

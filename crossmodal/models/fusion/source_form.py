@@ -18,8 +18,7 @@ class SourceFusion(Fusion):
     """
 
     def __init__(self, form: Form) -> None:
-        super().__init__()
-        self.width = form.width
+        super().__init__(form)
         self.out_features = form.modalities * form.width
         self.kinds = nn.Parameter(torch.randn(form.modalities, form.width))
         self.attend = CrossModalAttention(
@@ -61,4 +60,6 @@ class SourceFusion(Fusion):
         return [torch.stack(row, 1) for row in rows]
 
     def _common(self, tokens: Sequence[EncoderOutput | None]) -> list[EncoderOutput | None]:
-        return [one and one._replace(features=one.features + kind) for one, kind in zip(tokens, self.kinds, strict=True)]
+        return [
+            one and one._replace(features=one.features + kind) for one, kind in zip(tokens, self.kinds, strict=True)
+        ]

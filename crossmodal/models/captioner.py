@@ -1,0 +1,142 @@
+"""Text about samples, symbol by symbol: a small autoregressive decoder over all modalities."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from crossmodal.encoders.output import EncoderOutput
+from crossmodal.models.transcriber import encode_all
+from crossmodal.blocks.cross_modal_block import CrossModalBlock
+from crossmodal.blocks.operators import Implementation, merge_heads, operators_of, split_heads
+
+END = 0  # begins and ends every text; symbols are numbered from 1
+
+
+class DecoderBlock(nn.Module):
+    """Causal attention over what was said, then over the modalities.
+
+    Args:
+        width, num_heads, dropout, implementation: see :class:`CrossModalBlock`.
+    """
+
+    def __init__(
+        self, width: int, num_heads: int = 4, *, dropout: float = 0.0, implementation: Implementation = "fused"
+    ) -> None:
+        super().__init__()
+        self.num_heads, self.implementation = num_heads, implementation
+        self.norm = nn.LayerNorm(width)
+        self.to_query_key_value = nn.Linear(width, 3 * width)
+        self.to_out = nn.Linear(width, width)
+        self.dropout = nn.Dropout(dropout)
+        self.cross = CrossModalBlock(width, num_heads, dropout=dropout, implementation=implementation)
+
+    def forward(self, said: Tensor, sources: list[EncoderOutput]) -> Tensor:
+        """``(B, L, width)`` to the same; symbol i sees those up to itself."""
+        query, key, value = (
+            split_heads(part, self.num_heads) for part in self.to_query_key_value(self.norm(said)).chunk(3, dim=2)
+        )
+        attended = operators_of(self.implementation).attention(query, key, value, is_causal=True)
+        said = said + self.dropout(self.to_out(merge_heads(attended)))
+        out: Tensor = self.cross(said, sources)[0]
+        return out
+
+
+class Captioner(nn.Module):
+    """Says what it sees and hears.
+
+    Args:
+        encoders: by modality, modules that take ``(input, lengths)`` and return an ``EncoderOutput``.
+        channels: of the encoders' features, or by modality.
+        symbols: how many there are, the one that ends a text not counted.
+        longest: symbols of a text at most.
+        width, num_heads: of the common space and of attention.
+        layers: decoder blocks.
+        dropout: of what the blocks add.
+        implementation: of the operators.
+
+    Raises:
+        ValueError: when ``width`` is not a multiple of ``num_heads``.
+    """
+
+    def __init__(
+        self,
+        encoders: Mapping[str, nn.Module],
+        *,
+        channels: int | Mapping[str, int],
+        symbols: int,
+        longest: int = 64,
+        width: int = 48,
+        num_heads: int = 4,
+        layers: int = 2,
+        dropout: float = 0.0,
+        implementation: Implementation = "fused",
+    ) -> None:
+        super().__init__()
+        self.longest = longest
+        self.encoders = nn.ModuleDict(encoders)
+        sizes = channels if isinstance(channels, Mapping) else dict.fromkeys(encoders, channels)
+        self.to_common = nn.ModuleDict(
+            {name: nn.Sequential(nn.Linear(sizes[name], width), nn.LayerNorm(width)) for name in encoders}
+        )
+        self.kinds = nn.ParameterDict({name: nn.Parameter(torch.randn(width)) for name in encoders})
+        self.embedding = nn.Embedding(symbols + 1, width)
+        self.position = nn.Parameter(torch.randn(longest + 1, width))
+        self.layers = nn.ModuleList(
+            DecoderBlock(width, num_heads, dropout=dropout, implementation=implementation) for _ in range(layers)
+        )
+        self.head = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, symbols + 1))
+
+    @property
+    def modalities(self) -> tuple[str, ...]:
+        """In the order of the encoders."""
+        return tuple(self.encoders)
+
+    def forward(self, inputs: Mapping[str, Tensor], lengths: Mapping[str, Tensor], said: Tensor) -> Tensor:
+        """Logits ``(B, L + 1, symbols + 1)`` of the symbol that follows nothing, the first, ... of ``said``.
+
+        Args:
+            inputs, lengths: see :class:`crossmodal.data.Batch`; a modality left out of both is missing.
+            said: ``(B, L)`` int64 symbols from 1; padding is negative.
+        """
+        return self._continue(self._sources(inputs, lengths), said.clamp(min=0))
+
+    def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """Cross-entropy of each next symbol, the end too, given the true ones before it; scalar, nats per symbol.
+
+        Args:
+            logits: of :meth:`forward`, with ``targets`` said.
+            targets: ``(B, L)`` int64 symbols from 1; negative numbers are padding.
+        """
+        wanted = torch.cat([targets, targets.new_full((len(targets), 1), -1)], 1)
+        ends = (targets > 0).sum(1, keepdim=True)
+        wanted = wanted.masked_fill(wanted < 0, -100).scatter(1, ends, END)
+        return cross_entropy(logits.float().flatten(0, 1), wanted.flatten())
+
+    @torch.no_grad()
+    def transcribe(self, inputs: Mapping[str, Tensor], lengths: Mapping[str, Tensor]) -> list[list[int]]:
+        """The likeliest next symbol until the end, by sample; symbols from 1."""
+        sources = self._sources(inputs, lengths)
+        batch = len(next(iter(lengths.values())))
+        said = torch.zeros(batch, 0, dtype=torch.int64, device=self.position.device)
+        ended = torch.zeros(batch, dtype=torch.bool, device=self.position.device)
+        for _ in range(self.longest):
+            following = self._continue(sources, said)[:, -1].argmax(1).masked_fill(ended, END)
+            ended |= following == END
+            if bool(ended.all()):
+                break
+            said = torch.cat([said, following.unsqueeze(1)], 1)
+        return [[symbol for symbol in row if symbol != END] for row in said.tolist()]
+
+    def _continue(self, sources: list[EncoderOutput], said: Tensor) -> Tensor:
+        begun = torch.cat([said.new_full((len(said), 1), END), said], 1)
+        tokens = self.embedding(begun) + self.position[: begun.shape[1]]
+        for layer in self.layers:
+            tokens = layer(tokens, sources)
+        logits: Tensor = self.head(tokens)
+        return logits
+
+    def _sources(self, inputs: Mapping[str, Tensor], lengths: Mapping[str, Tensor]) -> list[EncoderOutput]:
+        tokens = encode_all(self.encoders, self.to_common, inputs, lengths)
+        return [one._replace(features=one.features + self.kinds[name]) for name, one in tokens.items()]

@@ -1,0 +1,112 @@
+"""Symbols from speech, with other modalities as second sources."""
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from crossmodal.encoders.output import EncoderOutput
+from crossmodal.encoders.padding import zero_padding
+from crossmodal.models.ctc import ctc_loss, greedy_decode
+from crossmodal.blocks.cross_modal_block import CrossModalBlock
+from crossmodal.blocks.operators import Implementation
+
+
+class TranscriberOutput(NamedTuple):
+    """What :class:`Transcriber` returns.
+
+    Attributes:
+        logits: ``(B, L, symbols + 1)``, 0 the blank of CTC.
+        lengths: ``(B,)`` of the tokens.
+    """
+
+    logits: Tensor
+    lengths: Tensor
+
+
+class Transcriber(nn.Module):
+    """The tokens of one modality attend over themselves and those of all others, and spell what was said by CTC.
+
+    Args:
+        encoders: by modality, modules that take ``(input, lengths)`` and return an ``EncoderOutput``.
+        channels: of the encoders' features, or by modality.
+        symbols: how many there are, the blank not counted.
+        speech: the modality that is spelt token by token.
+        width, num_heads: of the common space and of attention.
+        layers: blocks.
+        implementation: of the operators.
+
+    Raises:
+        ValueError: when ``speech`` has no encoder, or ``width`` is not a multiple of ``num_heads``.
+    """
+
+    def __init__(
+        self,
+        encoders: Mapping[str, nn.Module],
+        *,
+        channels: int | Mapping[str, int],
+        symbols: int,
+        speech: str = "audio",
+        width: int = 48,
+        num_heads: int = 4,
+        layers: int = 1,
+        implementation: Implementation = "fused",
+    ) -> None:
+        super().__init__()
+        if speech not in encoders:
+            raise ValueError(f"speech must be one of {', '.join(encoders)}, got {speech!r}")
+        self.speech = speech
+        self.encoders = nn.ModuleDict(encoders)
+        sizes = channels if isinstance(channels, Mapping) else dict.fromkeys(encoders, channels)
+        self.to_common = nn.ModuleDict(
+            {name: nn.Sequential(nn.Linear(sizes[name], width), nn.LayerNorm(width)) for name in encoders}
+        )
+        self.layers = nn.ModuleList(
+            CrossModalBlock(width, num_heads, implementation=implementation) for _ in range(layers)
+        )
+        self.head = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, symbols + 1))
+
+    @property
+    def modalities(self) -> tuple[str, ...]:
+        """In the order of the encoders."""
+        return tuple(self.encoders)
+
+    def forward(
+        self, inputs: Mapping[str, Tensor], lengths: Mapping[str, Tensor], said: Tensor | None = None
+    ) -> TranscriberOutput:
+        """Logits of every token.
+
+        Args:
+            inputs, lengths: see :class:`crossmodal.data.Batch`; other modalities than speech may be left out.
+            said: not used: given the tokens, CTC takes the symbols to be independent. A :class:`Captioner` needs it.
+        """
+        tokens = encode_all(self.encoders, self.to_common, inputs, lengths)
+        spoken = tokens[self.speech]
+        others = [one for name, one in tokens.items() if name != self.speech]
+        features = spoken.features
+        for layer in self.layers:
+            features, _ = layer(features, [spoken._replace(features=features), *others])
+        return TranscriberOutput(self.head(features), spoken.lengths)
+
+    def loss(self, output: TranscriberOutput, targets: Tensor) -> Tensor:
+        """Of what :meth:`forward` returned; scalar, nats per symbol; targets as for :func:`ctc_loss`."""
+        return ctc_loss(*output, targets)
+
+    @torch.no_grad()
+    def transcribe(self, inputs: Mapping[str, Tensor], lengths: Mapping[str, Tensor]) -> list[list[int]]:
+        """Symbols from 1, by sample."""
+        return greedy_decode(*self(inputs, lengths))
+
+
+def encode_all(
+    encoders: nn.ModuleDict, to_common: nn.ModuleDict, inputs: Mapping[str, Tensor], lengths: Mapping[str, Tensor]
+) -> dict[str, EncoderOutput]:
+    """By modality that is there, tokens in the common space; padding is zero."""
+    tokens = {}
+    for name in encoders:
+        if name in lengths:
+            encoded: EncoderOutput = encoders[name](inputs[name], lengths[name])
+            features = zero_padding(to_common[name](encoded.features), encoded.lengths)
+            tokens[name] = EncoderOutput(features, encoded.lengths)
+    return tokens

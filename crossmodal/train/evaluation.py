@@ -1,0 +1,68 @@
+"""A finished run, opened again: its model, and how good it is on any data."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from crossmodal.data.collate import Collate
+from crossmodal.data.open import open_data
+from crossmodal.models.fusion_classifier import FusionClassifier
+from crossmodal.train.config import TrainConfig, make_config, read_config
+from crossmodal.train.examine import examine
+from crossmodal.train.model import Model, load_model, modalities_of
+from crossmodal.train.pictures import draw_attention, draw_confusion
+from crossmodal.train.run import CONFIG, MODEL, RunError
+from crossmodal.train.state import write_text
+
+
+def open_run(out: Path) -> tuple[Model, dict[str, Any], TrainConfig]:
+    """The best model of a run, its description and the run's settings.
+
+    Raises:
+        RunError: when ``out`` holds no run, or no epoch of it was over.
+    """
+    if not (out / CONFIG).exists():
+        raise RunError(f"{out} holds no run: there is no {CONFIG}")
+    if not (out / MODEL).exists():
+        raise RunError(f"{out} holds no model yet: no epoch was over")
+    config = make_config(read_config(out / CONFIG))
+    torch.set_num_threads(config.threads)
+    return *load_model(out / MODEL), config
+
+
+def evaluate_run(out: Path, *, data: str | None = None, root: str | None = None, split: str = "test") -> dict[str, Any]:
+    """What :func:`crossmodal.train.examine.examine` finds, also written to ``eval.json``; draws pictures beside it.
+
+    Args:
+        out: the folder of the run.
+        data, root: other data, or the same in another place; None: those of the run.
+        split: ``train``, ``validation`` or ``test``.
+
+    Raises:
+        RunError: when ``out`` holds no model.
+        ValueError, FileNotFoundError: for data that do not fit.
+    """
+    model, description, config = open_run(out)
+    place = root if root is not None else config.root
+    splits = open_data(
+        data or config.data,
+        None if place is None else Path(place),
+        seed=config.seed,
+        strict=config.strict,
+        options=config.options,
+    )
+    dataset = getattr(splits, split)
+    if tuple(description["classes"]) != tuple(dataset.classes):
+        raise ValueError(
+            f"data must have the classes of the run, {description['classes']}, got {list(dataset.classes)}"
+        )
+    found = {"split": split, **examine(model, description, dataset, config)}
+    write_text(out / "eval.json", json.dumps(found, indent=2) + "\n")
+    if "confusion" in found:
+        draw_confusion(found["confusion"], description["classes"], out / "confusion.png")
+    if isinstance(model, FusionClassifier):
+        collate = Collate(modalities_of(description))
+        draw_attention(model, collate, dataset, description["classes"], out / "attention.png")
+    return found

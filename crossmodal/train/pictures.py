@@ -1,0 +1,89 @@
+"""Pictures of a run: which classes are taken for which, and what single samples attended to."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from crossmodal.data.collate import Collate
+from crossmodal.data.sample import Dataset
+from crossmodal.demo.style import COLORS, INK, Picture
+from crossmodal.models.fusion_classifier import FusionClassifier
+
+_LARGEST = 40  # classes; more cannot be read
+
+
+def draw_confusion(confusion: Sequence[Sequence[int]], classes: Sequence[str], path: Path) -> bool:
+    """A square of shares, rows the true classes; False where there are too many classes to draw.
+
+    Raises:
+        MissingExtraError: when matplotlib is not installed.
+    """
+    if len(classes) > _LARGEST:
+        return False
+    counts = torch.tensor(confusion, dtype=torch.float64)
+    shares = counts / counts.sum(1, keepdim=True).clamp(min=1)
+    edge = 3 + 0.35 * len(classes)
+    picture = Picture(edge + 1, edge, "Confusion", "row: the true class, column: the answer, share of the row")
+    axes = picture.axes(picture.figure.add_gridspec(1, 1, left=0.2, right=0.96, top=0.82, bottom=0.14)[0, 0])
+    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    for row in range(len(classes)):
+        for column in range(len(classes)):
+            share = shares[row, column].item()
+            if share >= 0.005:
+                color = "white" if share > 0.5 else INK
+                axes.text(column, row, f"{share:.2f}".lstrip("0"), ha="center", va="center", fontsize=7, color=color)
+    axes.set_xticks(range(len(classes)), classes, rotation=90)
+    axes.set_yticks(range(len(classes)), classes)
+    picture.save(path)
+    return True
+
+
+def draw_attention(
+    model: FusionClassifier, collate: Collate, dataset: Dataset, classes: Sequence[str], path: Path, count: int = 4
+) -> bool:
+    """The first samples of a data set with the attention on every modality; False for a form without any.
+
+    Raises:
+        MissingExtraError: when matplotlib is not installed.
+    """
+    batch = collate([dataset[index] for index in range(min(count, len(dataset)))])
+    try:
+        attention = model.attention(batch.inputs, batch.lengths)
+    except NotImplementedError:
+        return False
+    with torch.no_grad():
+        answers = model(batch.inputs, batch.lengths).logits.argmax(1).tolist()
+    names = model.modalities
+    rows = len(answers)
+    picture = Picture(3.2 * len(names) + 1.5, 2.2 * rows + 1, "Attention", "mean over queries and heads")
+    grid = picture.figure.add_gridspec(
+        rows, len(names), left=0.06, right=0.97, top=1 - 0.9 / (2.2 * rows + 1), bottom=0.05
+    )
+    for row in range(rows):
+        for column, name in enumerate(names):
+            weights = attention[name][row].mean(0)
+            truth = classes[int(batch.labels[row])] if batch.labels.ndim == 1 else ""
+            title = f"{truth}, answered {classes[answers[row]]}; " if column == 0 and truth else ""
+            axes = picture.axes(grid[row, column], f"{title}{name} {weights.sum().item():.0%}")
+            _draw(axes, name, model.encoders[name], batch.inputs[name][row], int(batch.lengths[name][row]), weights)
+    picture.save(path)
+    return True
+
+
+def _draw(axes: Any, name: str, encoder: Any, values: torch.Tensor, length: int, weights: torch.Tensor) -> None:
+    color = COLORS.get(name, INK)
+    grid = getattr(encoder, "grid", None)
+    if grid is not None and values.ndim == 3:
+        height, width = values.shape[1:]
+        axes.imshow(values.mean(0), cmap="gray_r", extent=(0, width, height, 0))
+        axes.imshow(weights.view(grid), cmap="inferno", alpha=0.5, extent=(0, width, height, 0))
+        axes.set(xticks=[], yticks=[])
+        return
+    if values.is_floating_point():
+        axes.plot(torch.linspace(0, 1, max(length, 1)), values[: max(length, 1)], color=INK, linewidth=0.4, alpha=0.6)
+        axes.set(yticks=[], xticks=[])
+        axes = axes.twinx()
+    axes.bar((torch.arange(len(weights)) + 0.5) / len(weights), weights, width=1 / len(weights), color=color, alpha=0.5)
+    axes.set(xlim=(0, 1), xticks=[])
