@@ -63,9 +63,10 @@ class ResNetEncoder(nn.Module):
         position: float = 1.0,
     ) -> None:
         super().__init__()
+        kernel = max(3, 2 * stem - 1)  # every pixel is seen, whatever the stride
         edges = [widths[0], *widths[:-1]]
         self.stem = nn.Sequential(
-            nn.Conv2d(in_channels, widths[0], 3, stem, 1, bias=False),
+            nn.Conv2d(in_channels, widths[0], kernel, stem, kernel // 2, bias=False),
             nn.GroupNorm(widths[0] // _GROUP, widths[0]),
             nn.ReLU(),
         )

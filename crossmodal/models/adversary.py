@@ -54,6 +54,7 @@ def gradient_penalty(critic: Callable[[Tensor], Tensor], first: Tensor, second: 
     """
     share = torch.rand(len(first), *(1,) * (first.ndim - 1), dtype=first.dtype, device=first.device)
     between = torch.lerp(first, second, share).requires_grad_()
-    (slope,) = torch.autograd.grad(critic(between).sum(), between, create_graph=True)
+    with torch.enable_grad():  # a slope can be asked for where nothing is learnt
+        (slope,) = torch.autograd.grad(critic(between).sum(), between, create_graph=True)
     # The root of 0 has no gradient; a critic that is flat somewhere is common at first.
     return ((slope.flatten(1).square().sum(1) + 1e-12).sqrt() - 1).square().mean()

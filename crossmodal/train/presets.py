@@ -28,7 +28,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "fusion": "cross",
         "sets": False,
         "encoders": {
-            "image": {"name": "resnet", "stem": 2, "widths": [16, 32, 48]},
+            "image": {"name": "resnet", "stem": 4, "widths": [32, 48]},
             "audio": _CRNN,
             "text": {"name": "gru"},
         },

@@ -1,0 +1,36 @@
+"""Measures of alignment on cases whose answer is known."""
+
+import torch
+from torch.nn.functional import normalize
+
+from crossmodal.models import discriminator_accuracy, modality_gap, recall_at
+
+
+def test_recall_counts_rows_with_a_partner_among_the_nearest():
+    cosines = torch.tensor([[0.9, 0.1, 0.0], [0.5, 0.4, 0.3], [0.3, 0.2, 0.1]])
+    same = torch.eye(3, dtype=torch.bool)
+    assert [round(recall_at(cosines, same, k), 4) for k in (1, 2, 3, 9)] == [0.3333, 0.6667, 1.0, 1.0]
+
+
+def test_gap_is_the_distance_of_the_means():
+    first = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
+    assert modality_gap(first, first) == 0
+    assert abs(modality_gap(first, -first) - 2**0.5) < 1e-6
+
+
+def test_discriminator_tells_what_is_apart_and_guesses_what_is_not():
+    def draw(shift, seed):
+        generator = torch.Generator().manual_seed(seed)
+        return normalize(torch.randn(400, 8, generator=generator) + shift, dim=1)
+
+    assert discriminator_accuracy((draw(0, 0), draw(3, 1)), (draw(0, 2), draw(3, 3)), steps=60) > 0.98
+    assert abs(discriminator_accuracy((draw(0, 0), draw(0, 1)), (draw(0, 2), draw(0, 3)), steps=60) - 0.5) < 0.08
+
+
+def test_discriminator_leaves_the_global_random_state_alone():
+    values = torch.randn(10, 4)
+    torch.manual_seed(5)
+    wanted = torch.rand(3)
+    torch.manual_seed(5)
+    discriminator_accuracy((values, values), (values, values), steps=2)
+    assert torch.equal(torch.rand(3), wanted)
