@@ -1,4 +1,4 @@
-"""The commands train, eval, predict and search of `crossmodal`.
+"""The commands train, eval, predict, search and results of `crossmodal`.
 
 What a command needs is imported when it runs, so that `--help` and mistakes in typing answer at once.
 """
@@ -25,11 +25,12 @@ _SETTINGS = (
 
 
 def add_training_commands(commands: Any) -> None:
-    """Add the four to the sub-parsers of ``crossmodal``."""
+    """Add the five to the sub-parsers of ``crossmodal``."""
     _add_train(commands)
     _add_eval(commands)
     _add_predict(commands)
     _add_search(commands)
+    _add_results(commands)
 
 
 def _add_train(commands: Any) -> None:
@@ -123,6 +124,37 @@ def _add_search(commands: Any) -> None:
     search.add_argument("--root", type=Path, metavar="DIR", help="of a manifest's paths (default: its folder)")
     search.add_argument("--strict", action="store_true", help="a broken file ends it")
     search.set_defaults(run=_guarded("search", _search))
+
+
+def _add_results(commands: Any) -> None:
+    results = commands.add_parser(
+        "results",
+        help="train and measure every model of the published tables",
+        description="Train every task, form and seed that the results file lacks, append a row for each, print the "
+        "tables. Ended at any moment and started again, it goes on where it stopped.",
+        epilog="Many hours for everything. python docs/update_readme.py puts the tables into README.md.",
+    )
+    results.add_argument("--root", type=Path, required=True, metavar="DIR", help="folder of MNIST and FSDD")
+    results.add_argument(
+        "--json",
+        type=Path,
+        default=Path("benchmarks/results/learning.json"),
+        metavar="FILE",
+        help="(default: %(default)s)",
+    )
+    results.add_argument(
+        "--runs", type=Path, default=Path("runs"), metavar="DIR", help="where runs are kept (default: ./%(default)s)"
+    )
+    results.add_argument("--seeds", type=int, default=5, metavar="N", help="(default: 5)")
+    results.add_argument(
+        "--task",
+        nargs="+",
+        default=[],
+        choices=("clean", "speaker", "hard", "find", "retrieval", "sentences", "speed"),
+        help="only these",
+    )
+    results.add_argument("--form", nargs="+", default=[], metavar="NAME", help="only these forms")
+    results.set_defaults(run=_guarded("results", _results))
 
 
 def _guarded(name: str, run: Callable[[argparse.Namespace], int]) -> Callable[[argparse.Namespace], int]:
@@ -228,6 +260,14 @@ def _search(options: argparse.Namespace) -> int:
     for row in rows:
         print(json.dumps(row, ensure_ascii=False), flush=True)
     return _tell_skipped("search", inputs.skipped)
+
+
+def _results(options: argparse.Namespace) -> int:
+    from crossmodal.learning.command import results
+
+    return results(
+        options.root, options.json, options.runs, seeds=options.seeds, tasks=options.task, forms=options.form
+    )
 
 
 def _tell_skipped(name: str, skipped: list[str]) -> int:

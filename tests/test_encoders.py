@@ -6,20 +6,41 @@ import numpy as np
 import pytest
 import torch
 
-from crossmodal.encoders.audio import AudioEncoder
-from crossmodal.encoders.image import ImageEncoder
-from crossmodal.encoders.log_mel import LogMel
-from crossmodal.encoders.text import TextEncoder
+from crossmodal.data.sample import Modality
+from crossmodal.encoders import (
+    AudioEncoder,
+    CrnnEncoder,
+    HuggingFaceEncoder,
+    ImageEncoder,
+    LogMel,
+    ResNetEncoder,
+    SpecAugment,
+    TextEncoder,
+    TimmEncoder,
+    TransformerTextEncoder,
+    VGG16Encoder,
+    ViTEncoder,
+    build_encoder,
+)
 
 SAMPLE_RATE = 8000
 
 
 def encoders():
     torch.manual_seed(0)
+    sound = torch.randn(3, 4000), torch.tensor([4000, 2500, 0])
+    words = torch.randint(2, 50, (3, 9)), torch.tensor([9, 4, 0])
+    image = torch.rand(3, 1, 28, 28), torch.tensor([1, 1, 0])
     return {
-        "audio": (AudioEncoder(SAMPLE_RATE).eval(), torch.randn(3, 4000), torch.tensor([4000, 2500, 0])),
-        "text": (TextEncoder(50).eval(), torch.randint(2, 50, (3, 9)), torch.tensor([9, 4, 0])),
-        "image": (ImageEncoder((8, 8)).eval(), torch.rand(3, 1, 8, 8), torch.tensor([1, 1, 0])),
+        "audio": (AudioEncoder(SAMPLE_RATE).eval(), *sound),
+        "crnn": (CrnnEncoder(SAMPLE_RATE, 16, hidden=16, augment=SpecAugment()).eval(), *sound),
+        "text": (TextEncoder(50).eval(), *words),
+        "gru": (TextEncoder(50, kind="gru").eval(), *words),
+        "transformer": (TransformerTextEncoder(50).eval(), *words),
+        "image": (ImageEncoder((28, 28)).eval(), *image),
+        "resnet": (ResNetEncoder((28, 28)).eval(), *image),
+        "vit": (ViTEncoder((28, 28)).eval(), *image),
+        "vgg16": (VGG16Encoder().eval(), torch.rand(3, 1, 32, 64), torch.tensor([1, 1, 0])),
     }
 
 
@@ -31,7 +52,7 @@ def test_features_and_lengths_fit_each_other(name):
     assert (out.lengths == 0).tolist() == (lengths == 0).tolist()
 
 
-@pytest.mark.parametrize("name", ["audio", "text"])
+@pytest.mark.parametrize("name", ["audio", "crnn", "text", "gru", "transformer"])
 def test_what_lies_beyond_the_length_changes_nothing(name):
     encoder, values, lengths = encoders()[name]
     clean = encoder(values, lengths)
@@ -59,3 +80,154 @@ def test_log_mel_is_its_formula():
     hertz = np.arange(window // 2 + 1) * SAMPLE_RATE / window
     wanted = [math.log(power @ np.interp(hertz, corners[b : b + 3], [0, 1, 0]) + 1e-6) for b in range(bands)]
     assert np.abs(mel[0, t].numpy() - wanted).max() < 1e-3
+
+
+def test_padding_beyond_a_length_may_hold_nan():
+    for name in ("audio", "crnn"):
+        encoder, values, lengths = encoders()[name]
+        poisoned = values.clone()
+        poisoned[1, int(lengths[1]) :] = float("nan")
+        poisoned[2] = float("nan")
+        assert torch.equal(encoder(poisoned, lengths).features, encoder(values, lengths).features)
+
+
+GRIDS = [("resnet", 1, 28), ("resnet", 2, 28), ("resnet", 4, 30), ("vit", 7, 28)]
+
+
+@pytest.mark.parametrize(("name", "stem", "size"), GRIDS)
+def test_grid_counts_the_tokens(name, stem, size):
+    edge = (size, size + (7 if name == "vit" else 5))
+    encoder = ResNetEncoder(edge, stem=stem) if name == "resnet" else ViTEncoder(edge, patch=stem)
+    out = encoder(torch.rand(2, 1, *edge), torch.ones(2, dtype=torch.int64))
+    assert out.features.shape[1] == encoder.grid[0] * encoder.grid[1]
+
+
+def test_log_mel_is_that_of_librosa():
+    librosa = pytest.importorskip("librosa", reason="needs the extra test")
+    window, hop, bands, lowest = 320, 160, 40, 60.0
+    x = torch.randn(1, 4000, generator=torch.Generator().manual_seed(0))
+    mel, frames = LogMel(SAMPLE_RATE, bands=bands, window=window, hop=hop, lowest=lowest)(x, torch.tensor([4000]))
+    wanted = librosa.feature.melspectrogram(
+        y=x[0].double().numpy(),
+        sr=SAMPLE_RATE,
+        n_fft=window,
+        hop_length=hop,
+        n_mels=bands,
+        fmin=lowest,
+        htk=True,
+        norm=None,
+        center=False,
+    )
+    assert mel.shape[1] == frames[0] == wanted.shape[1]
+    assert np.abs(mel[0].numpy() - np.log(wanted.T + 1e-6)).max() < 1e-3
+
+
+# torchvision.models.vgg16: the places of its convolutions, and what goes in and out.
+TORCHVISION = {0: (3, 64), 2: (64, 64), 5: (64, 128), 7: (128, 128), 10: (128, 256), 12: (256, 256), 14: (256, 256)}
+TORCHVISION |= {17: (256, 512), 19: (512, 512), 21: (512, 512), 24: (512, 512), 26: (512, 512), 28: (512, 512)}
+
+
+def test_vgg16_has_the_keys_and_shapes_of_torchvision():
+    found = {name: tuple(weight.shape) for name, weight in VGG16Encoder().state_dict().items()}
+    wanted = {}
+    for place, (inner, outer) in TORCHVISION.items():
+        wanted[f"features.{place}.weight"] = (outer, inner, 3, 3)
+        wanted[f"features.{place}.bias"] = (outer,)
+    assert found == wanted
+
+
+def test_vgg16_takes_the_weights_of_torchvision_without_its_classifier():
+    source, target = VGG16Encoder(), VGG16Encoder()
+    target.load_torchvision({**source.state_dict(), "classifier.0.weight": torch.zeros(1)})
+    assert all(torch.equal(a, b) for a, b in zip(source.parameters(), target.parameters(), strict=True))
+
+
+def test_frozen_vgg16_passes_gradients_to_the_image_and_keeps_none():
+    encoder = VGG16Encoder(frozen=True)
+    pixels = torch.rand(1, 3, 32, 32, requires_grad=True)
+    encoder(pixels, torch.ones(1, dtype=torch.int64)).features.sum().backward()
+    assert pixels.grad.abs().sum() > 0
+    assert all(weight.grad is None for weight in encoder.parameters())
+
+
+def test_spec_augment_hides_stripes_in_training_only():
+    augment = SpecAugment(bands=3, frames=4)
+    mel = torch.ones(64, 30, 20)
+    assert torch.equal(augment.eval()(mel), mel)
+    hidden = augment.train()(mel) == 0
+    whole_frames, whole_bands = hidden.all(2).sum(1), hidden.all(1).sum(1)
+    assert whole_frames.max() == 4 and whole_bands.max() == 3
+    assert (hidden.sum((1, 2)) == whole_frames * 20 + whole_bands * 30 - whole_frames * whole_bands).all()
+
+
+def tiny(name, **options):
+    transformers = pytest.importorskip("transformers", reason="needs the extra backbones")
+    config = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16, **options}
+    return getattr(transformers, f"{name}Model")(getattr(transformers, f"{name}Config")(**config)).eval()
+
+
+WAV2VEC2 = {"conv_dim": (8, 8), "conv_kernel": (10, 4), "conv_stride": (5, 2), "num_conv_pos_embeddings": 4}
+WAV2VEC2 |= {"num_conv_pos_embedding_groups": 2, "num_feat_extract_layers": 2, "feat_extract_norm": "layer"}
+BACKBONES = {
+    "text": lambda: (tiny("Bert", vocab_size=50), torch.randint(2, 50, (3, 9)), torch.tensor([9, 4, 0])),
+    "image": lambda: (
+        tiny("ViT", image_size=16, patch_size=8),
+        torch.rand(3, 3, 16, 16),
+        torch.tensor([1, 1, 0]),
+    ),
+    "audio": lambda: (
+        tiny("Wav2Vec2", **WAV2VEC2),
+        torch.randn(3, 400),
+        torch.tensor([400, 200, 0]),
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", BACKBONES)
+def test_backbone_of_transformers_is_an_encoder(kind):
+    model, values, lengths = BACKBONES[kind]()
+    out = HuggingFaceEncoder(model, kind)(values, lengths)
+    assert out.features.shape[::2] == (3, 16) and out.features.isfinite().all()
+    assert (out.lengths == 0).tolist() == (lengths == 0).tolist()
+    assert int(out.lengths.max()) <= out.features.shape[1]
+    if kind != "image":
+        assert out.lengths[1] < out.lengths[0]
+        changed = values.clone()
+        changed[1, int(lengths[1]) :] = 1
+        real = int(out.lengths[1])
+        again = HuggingFaceEncoder(model, kind)(changed, lengths)
+        torch.testing.assert_close(again.features[1, :real], out.features[1, :real])
+
+
+def test_frozen_backbone_stays_in_evaluation_mode_and_learns_nothing():
+    encoder = HuggingFaceEncoder(tiny("Bert", vocab_size=50), "text", frozen=True).train()
+    assert encoder.training and not encoder.model.training
+    assert not any(weight.requires_grad for weight in encoder.parameters())
+
+
+def test_module_with_the_interface_of_timm_is_an_encoder():
+    class Features(torch.nn.Module):
+        num_features = 6
+
+        def __init__(self):
+            super().__init__()
+            self.layer = torch.nn.Conv2d(3, 6, 4, 4)
+
+        def forward_features(self, pixels):
+            return self.layer(pixels)
+
+    out = TimmEncoder(Features())(torch.rand(2, 3, 8, 12), torch.tensor([1, 0]))
+    assert out.features.shape == (2, 6, 6) and out.lengths.tolist() == [6, 0]
+
+
+def test_encoder_is_built_by_name_with_its_options():
+    modality = Modality("audio", sample_rate=SAMPLE_RATE)
+    options = {"log_mel": {"hop": 80, "window": 200}, "augment": {"bands": 3}}
+    encoder, channels = build_encoder(modality, 16, "crnn", options)
+    assert (encoder.log_mel.hop, encoder.augment.bands, channels) == (80, 3, 16)
+    assert build_encoder(Modality("image", size=(3, 32, 32)), 16, "vgg16")[1] == 512
+
+
+def test_unknown_encoder_is_refused_with_the_known_ones():
+    with pytest.raises(ValueError, match="encoder of text must be one of lstm, gru, transformer, got 'bert'"):
+        build_encoder(Modality("text", vocabulary=9), 16, "bert")

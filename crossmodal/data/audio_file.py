@@ -1,6 +1,7 @@
 """Reading sound: any format that libsndfile knows, any rate, any number of channels, to one float32 waveform."""
 
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -52,8 +53,22 @@ def read_audio(path: Path, sample_rate: int, *, longest_seconds: float = LONGEST
         raise BrokenFileError(f"{path}: truncated, {len(frames)} of {promised} frames")
     if not np.isfinite(frames).all():
         raise BrokenFileError(f"{path}: holds NaN or Inf")
+    _check_whole(path)
     mono = frames.mean(axis=1)
     if rate != sample_rate:
         soxr = require("soxr", distribution="soxr", extra="train")
         mono = soxr.resample(mono, rate, sample_rate)
     return torch.from_numpy(np.ascontiguousarray(mono, dtype=np.float32))
+
+
+def _check_whole(path: Path) -> None:
+    """WAV and AIFF tell their size at their beginning; libsndfile reads what is left of a cut file without a word."""
+    with path.open("rb") as file:
+        head = file.read(8)
+    order: dict[bytes, Literal["little", "big"]] = {b"RIFF": "little", b"FORM": "big"}
+    if head[:4] not in order:
+        return
+    promised = int.from_bytes(head[4:8], order[head[:4]])
+    # Programs that write into a pipe cannot know the size, and say 0 or the largest number.
+    if promised not in (0, 0xFFFFFFFF) and path.stat().st_size < promised:
+        raise BrokenFileError(f"{path}: truncated, {path.stat().st_size} of {promised + 8} bytes")

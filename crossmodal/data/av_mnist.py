@@ -47,6 +47,7 @@ class AvMnist:
         recordings: those of this split.
         part: ``"train"``, ``"validation"`` or ``"test"``.
         hard: put the recording into noise.
+        snr_db: of the hard variant's speech.
         seed: of what changes from epoch to epoch.
     """
 
@@ -63,6 +64,7 @@ class AvMnist:
         *,
         hard: bool,
         seed: int,
+        snr_db: float = _SNR_DB,
     ) -> None:
         self.modalities = {
             "image": Modality("image", size=(1, 28, 28)),
@@ -70,7 +72,7 @@ class AvMnist:
         }
         self._pixels, self._labels = pixels, labels
         self._spoken = [[r.waveform for r in recordings if r.digit == digit] for digit in range(10)]
-        self._training = part == "train"
+        self._training, self._snr_db = part == "train", snr_db
         self._key = [seed if self._training else DATA_SEED, PARTS.index(part)]
         self._epoch = 0
         self._babble = None
@@ -96,13 +98,15 @@ class AvMnist:
 
     def _drown(self, waveform: Waveform, babble: Babble, rng: np.random.Generator) -> Waveform:
         onset = _ONSET + (int(rng.integers(-_JITTER, _JITTER + 1)) if self._training else 0)
-        noisy = babble.draw(_WINDOW, rng) * np.float32(10 ** (-_SNR_DB / 20))
+        noisy = babble.draw(_WINDOW, rng) * np.float32(10 ** (-self._snr_db / 20))
         word = waveform[: min(_LONGEST, _WINDOW - onset)]
         noisy[onset : onset + len(word)] += word
         return noisy
 
 
-def av_mnist(root: Path, variant: Variant = "clean", *, seed: int = 0, fold: int = 0) -> Splits:
+def av_mnist(
+    root: Path, variant: Variant = "clean", *, seed: int = 0, fold: int = 0, snr_db: float = _SNR_DB
+) -> Splits:
     """The three splits.
 
     Args:
@@ -110,6 +114,7 @@ def av_mnist(root: Path, variant: Variant = "clean", *, seed: int = 0, fold: int
         variant: see the top of this file.
         seed: of the pairs and the noise in training; another seed, the same test.
         fold: which speakers are held out, for the variant ``speaker``.
+        snr_db: of the speech in the variant ``hard``; another one than its own shows what a model does with it.
 
     Raises:
         MissingExtraError: when soundfile is not installed.
@@ -123,7 +128,8 @@ def av_mnist(root: Path, variant: Variant = "clean", *, seed: int = 0, fold: int
         pixels = project(pixels, _COMPONENTS)
     recordings = split_recordings(load_fsdd(root), fold if variant == "speaker" else None)
     train, validation, test = (
-        AvMnist(pixels[part], labels[part], recordings[part], part, hard=variant == "hard", seed=seed) for part in PARTS
+        AvMnist(pixels[part], labels[part], recordings[part], part, hard=variant == "hard", seed=seed, snr_db=snr_db)
+        for part in PARTS
     )
     return Splits(train, validation, test, {"reader": describe_reader(train.modalities)})
 

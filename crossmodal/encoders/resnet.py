@@ -45,8 +45,8 @@ class ResNetEncoder(nn.Module):
         widths: channels of the stages, multiples of 8; every stage but the first halves height and width.
         stem: stride of the first convolution.
         channels: of the features.
-        position: standard deviation of the learned position embedding at first. It must be seen beside features of
-            size 1 for attention to find places: with 0.1 a model that has to point stays at chance.
+        position: standard deviation of the learned position embedding at first, beside content normalised to 1: what
+            is there and where it is must both be seen for attention to point at it.
 
     Attributes:
         grid: rows and columns of the tokens.
@@ -77,6 +77,7 @@ class ResNetEncoder(nn.Module):
             )
         )
         self.project = nn.Conv2d(widths[-1], channels, 1)
+        self.norm = nn.LayerNorm(channels)
         rows, columns = (-(-edge // stem) for edge in size)
         for _ in widths[1:]:
             rows, columns = -(-rows // 2), -(-columns // 2)
@@ -89,5 +90,5 @@ class ResNetEncoder(nn.Module):
         Features are ``(B, rows * columns, channels)``, lengths 0 or their number.
         """
         blank = zero_padding(pixels.unsqueeze(1), lengths.clamp(max=1)).squeeze(1)
-        cells = self.project(self.stages(self.stem(blank))).flatten(2).transpose(1, 2) + self.position
+        cells = self.norm(self.project(self.stages(self.stem(blank))).flatten(2).transpose(1, 2)) + self.position
         return EncoderOutput(cells, lengths.clamp(max=1) * cells.shape[1])

@@ -78,6 +78,21 @@ def resume_run(out: Path, stream: TextIO | None = None) -> dict[str, Any]:
     return _Run(config, out, processes, stream).go()
 
 
+def _of_others(error: RuntimeError) -> str:
+    """What happened, where it was another process that failed: torch says so in words alone."""
+    text = str(error)
+    if "DataLoader worker" in text:
+        return "a process that makes batches died"
+    signs = ("gloo", "NCCL", "Connection closed by peer", "Connection reset by peer", "Broken pipe")
+    if isinstance(error, torch.distributed.DistError) or any(sign in text for sign in signs):
+        return "another process of the run died or cannot be reached"
+    return ""
+
+
+def _first_line(error: BaseException) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
 class _Run:
     def __init__(self, config: TrainConfig, out: Path, processes: Processes, stream: TextIO | None) -> None:
         torch.set_num_threads(config.threads)
@@ -111,8 +126,12 @@ class _Run:
         try:
             self.trainer.run(after_step=self._after_step, keep=self._keep, after_epoch=self._after_epoch)
             metrics = self._test()
-        finally:
-            self.processes.close()
+        except RuntimeError as error:
+            reason = _of_others(error)
+            if not reason:
+                raise
+            raise RunError(f"{reason}; go on with --resume {self.out} ({_first_line(error)})") from error
+        self.processes.close()
         return metrics
 
     def _after_step(self) -> None:

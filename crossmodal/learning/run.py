@@ -1,0 +1,84 @@
+"""The command that trains what the results file lacks."""
+
+import shutil
+import sys
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, TextIO
+
+from crossmodal.data.open import open_data
+from crossmodal.data.sample import Splits
+from crossmodal.learning.cases import SUM, TASKS, Case, config_of
+from crossmodal.learning.measures import extras, log_probability_sum
+from crossmodal.learning.results import add_row, is_there, read_results
+from crossmodal.train.run import CONFIG, METRICS, MODEL, STATE, resume_run, start_run
+
+
+def make_results(
+    cases: Iterable[Case],
+    root: Path,
+    file: Path,
+    runs: Path,
+    *,
+    changes: dict[str, Any] | None = None,
+    stream: TextIO | None = None,
+) -> None:
+    """Train, measure and write down every case that the file lacks.
+
+    Ended by anything, at any moment, and started again, it goes on where it stopped, inside a case too.
+
+    Args:
+        cases: see :func:`crossmodal.learning.cases.all_cases`.
+        root: the folder of the recorded data.
+        file: of the results.
+        runs: where the runs are kept; the states of finished ones are removed.
+        changes: of every case's settings, such as fewer epochs.
+        stream: where to print; None is standard output.
+
+    Raises:
+        FileNotFoundError, ValueError: when the data are not in ``root``, or the file is something else.
+    """
+    stream = stream or sys.stdout
+    for case in cases:
+        if is_there(read_results(file), case):
+            continue
+        print(f"\n{case.task}, {case.form}, seed {case.seed}", file=stream, flush=True)
+        start = time.perf_counter()
+        config = config_of(case, str(root))
+        splits = open_data(config.data, root, seed=config.seed)
+        values = _sum(case, runs, splits) if case.form == SUM else _trained(case, root, runs, splits, changes, stream)
+        values.setdefault("seconds", time.perf_counter() - start)
+        add_row(file, case, values, threads=config.threads)
+
+
+def _sum(case: Case, runs: Path, splits: Splits) -> dict[str, Any]:
+    """Of the single models of the same task and seed, which come before it."""
+    singles = [Case(case.task, form, case.seed) for form in TASKS[case.task][1] if form in ("image", "audio")]
+    for single in singles:
+        if not (runs / single.name / MODEL).exists():
+            raise ValueError(f"{case.form} needs the run {runs / single.name}: make the forms image and audio first")
+    return {"test": log_probability_sum([runs / single.name for single in singles], splits)}
+
+
+def _trained(
+    case: Case, root: Path, runs: Path, splits: Splits, changes: dict[str, Any] | None, stream: TextIO
+) -> dict[str, Any]:
+    out = runs / case.name
+    if (out / CONFIG).exists():
+        metrics = resume_run(out, stream)
+    else:
+        config = config_of(case, str(root))
+        metrics = start_run(type(config)(**{**vars(config), **(changes or {})}), out, stream)
+    found = {
+        "val": metrics["val"],
+        "test": {name: value for name, value in metrics["test"].items() if name not in ("classes", "confusion")},
+        "config": metrics["config"],
+        "seconds": sum(row["seconds"] for row in metrics["history"]),
+        "data_share": sum(row["data_share"] for row in metrics["history"]) / len(metrics["history"]),
+        **extras(out, splits, case.form, root),
+    }
+    (out / STATE).unlink()
+    (out / METRICS).unlink()
+    shutil.rmtree(out / "tensorboard", ignore_errors=True)
+    return found

@@ -1,0 +1,89 @@
+"""What a training step costs: the fused operators beside plain torch, and what the time goes to."""
+
+import random
+import statistics
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+from crossmodal.data.batch import Batch
+from crossmodal.data.collate import Collate
+from crossmodal.data.open import open_data
+from crossmodal.learning.cases import Case, config_of
+from crossmodal.models.fusion_classifier import FusionClassifier
+from crossmodal.blocks.operators import Implementation
+from crossmodal.train.learners import make_learner
+from crossmodal.train.model import build_model, describe_model, modalities_of
+
+_WARM_UP = 2
+_WAYS: tuple[Implementation, ...] = ("fused", "reference")
+
+
+def time_steps(case: Case, root: Path, *, rounds: int = 15) -> dict[str, Any]:
+    """Forward, backward and step of a case's model, on one batch and one thread, in turn on both implementations.
+
+    Args:
+        case: of a classifier.
+        root: the folder of the recorded data.
+        rounds: of one step on each implementation, in random order.
+
+    Returns:
+        ``milliseconds`` per step by implementation, the median; ``speedup``, the median of the ratios within a round;
+        ``attention_share`` and ``encoder_share`` of a fused step; ``data_milliseconds`` to make the batch.
+    """
+    torch.set_num_threads(1)
+    config = config_of(case, str(root))
+    splits = open_data(config.data, root, seed=case.seed)
+    description = describe_model(config, splits)
+    model = build_model(description, seed=case.seed)
+    assert isinstance(model, FusionClassifier)
+    learner, collate = make_learner(description, config), Collate(modalities_of(description))
+    start = time.perf_counter()
+    batch = collate([splits.train[index] for index in range(config.batch_size)])
+    making = time.perf_counter() - start
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
+
+    def step() -> None:
+        optimizer.zero_grad()
+        learner.step(model, batch).loss.backward()
+        optimizer.step()
+
+    samples: dict[str, list[float]] = {way: [] for way in _WAYS}
+    order = random.Random(0)
+    for number in range(_WARM_UP + rounds):
+        for way in order.sample(_WAYS, len(_WAYS)):
+            model.implementation = way
+            start = time.perf_counter()
+            step()
+            if number >= _WARM_UP:
+                samples[way].append(time.perf_counter() - start)
+    model.implementation = "fused"
+    ratios = [slow / fast for slow, fast in zip(samples["reference"], samples["fused"], strict=True)]
+    with profile(activities=[ProfilerActivity.CPU]) as profiler:
+        step()
+    events = profiler.key_averages()
+    whole = sum(event.self_cpu_time_total for event in events)
+    attention = sum(event.self_cpu_time_total for event in events if event.key.startswith("crossmodal::"))
+    return {
+        "milliseconds": {way: 1e3 * statistics.median(times) for way, times in samples.items()},
+        "speedup": statistics.median(ratios),
+        "attention_share": attention / max(whole, 1e-9),
+        "encoder_share": _encoder_share(model, batch, statistics.median(samples["fused"])),
+        "data_milliseconds": 1e3 * making,
+        "rounds": rounds,
+    }
+
+
+def _encoder_share(model: FusionClassifier, batch: Batch, step_seconds: float) -> float:
+    """Forward and backward of the encoders alone, over the time of a step."""
+    times = []
+    for _ in range(5):
+        start = time.perf_counter()
+        outputs = [model.encoders[name](batch.inputs[name], batch.lengths[name]).features for name in model.modalities]
+        torch.stack([output.square().mean() for output in outputs]).sum().backward()
+        times.append(time.perf_counter() - start)
+    model.zero_grad()
+    return statistics.median(times) / step_seconds

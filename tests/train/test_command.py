@@ -1,0 +1,162 @@
+"""The commands train, eval, predict and search, on a small manifest."""
+
+import json
+
+import pytest
+
+pytest.importorskip("accelerate", reason="needs the extra train")
+pytest.importorskip("tensorboard", reason="needs the extra train")
+pytest.importorskip("sklearn", reason="needs the extra train")
+pytest.importorskip("tokenizers", reason="needs the extra train")
+yaml = pytest.importorskip("yaml", reason="needs the extra train")
+
+from safetensors.torch import load_file  # noqa: E402
+
+from crossmodal import cli  # noqa: E402
+from tests.train.runs import make_manifest, write_settings  # noqa: E402
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("command")
+    make_manifest(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def trained(folder):
+    settings = write_settings(folder, learning_rate=0.01, epochs=12, dropout=0.0)
+    out = folder / "run"
+    assert cli.main(["train", "--data", str(folder / "m.jsonl"), "--config", str(settings), "--out", str(out)]) == 0
+    return out
+
+
+@pytest.fixture(scope="module")
+def towers(folder):
+    settings = write_settings(folder, learning_rate=0.01, epochs=12, dropout=0.0, fusion="two_tower")
+    out = folder / "towers"
+    arguments = ["train", "--data", str(folder / "m.jsonl"), "--config", str(settings), "--modalities", "image,text"]
+    assert cli.main([*arguments, "--out", str(out)]) == 0
+    return out
+
+
+def lines(capsys):
+    return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+
+
+def test_metrics_have_the_agreed_form(trained):
+    metrics = json.loads((trained / "metrics.json").read_text())
+    assert 0.9 <= metrics["val"]["accuracy"] <= 1 and 0.9 <= metrics["test"]["accuracy"] <= 1
+    assert set(metrics["test"]["missing"]) == {"image", "text"}
+    assert [row["epoch"] for row in metrics["history"]] == list(range(1, 13))
+    assert all(0 <= row["data_share"] <= 1 for row in metrics["history"])
+
+
+def test_weights_settings_and_logs_are_left(trained):
+    assert all(weight.isfinite().all() for weight in load_file(trained / "model.safetensors").values())
+    assert yaml.safe_load((trained / "config.yaml").read_text())["learning_rate"] == 0.01
+    assert len((trained / "log.csv").read_text().splitlines()) == 13
+    assert list((trained / "tensorboard").iterdir())
+
+
+def test_eval_finds_what_training_found(trained, capsys):
+    assert cli.main(["eval", str(trained), "--json"]) == 0
+    (found,) = lines(capsys)
+    wanted = json.loads((trained / "metrics.json").read_text())["test"]
+    assert {name: found[name] for name in wanted} == wanted
+    assert (trained / "confusion.png").read_bytes().startswith(b"\x89PNG")
+    assert (trained / "attention.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_eval_prints_every_class(trained, capsys):
+    assert cli.main(["eval", str(trained), "--split", "validation"]) == 0
+    printed = capsys.readouterr().out
+    assert "accuracy" in printed and "left" in printed and "right" in printed and "without image" in printed
+
+
+def test_prediction_of_files_has_scores_mass_and_links(trained, folder, capsys):
+    assert cli.main(["predict", str(trained), str(folder / "0.png")]) == 0
+    (row,) = lines(capsys)
+    assert row["answer"] in ("left", "right") and sum(row["scores"].values()) == pytest.approx(1)
+    assert row["mass"] == pytest.approx({"image": 1.0, "text": 0.0})
+    assert len(row["links"]) == 3 and {"row", "column"} <= row["links"][0].keys()
+
+
+def test_files_together_are_one_sample(trained, folder, capsys):
+    (folder / "words.txt").write_text("it is left 0")
+    assert cli.main(["predict", str(trained), "--together", str(folder / "0.png"), str(folder / "words.txt")]) == 0
+    (row,) = lines(capsys)
+    assert row["mass"]["text"] > 0 and row["mass"]["image"] > 0
+
+
+def test_prediction_of_a_manifest_is_right(trained, folder, capsys):
+    assert cli.main(["predict", str(trained), str(folder / "m.jsonl")]) == 0
+    rows = lines(capsys)
+    truth = [json.loads(line)["label"] for line in (folder / "m.jsonl").read_text().splitlines()]
+    assert sum(row["answer"] == label for row, label in zip(rows, truth, strict=True)) > 0.9 * len(truth)
+
+
+def test_broken_file_is_named_and_skipped_or_ends_it(trained, folder, capsys):
+    (folder / "broken.png").write_bytes(b"?")
+    files = [str(folder / "0.png"), str(folder / "broken.png")]
+    assert cli.main(["predict", str(trained), *files]) == 0
+    printed = capsys.readouterr()
+    assert len(printed.out.splitlines()) == 1 and "broken.png" in printed.err and "1 skipped" in printed.err
+    assert cli.main(["predict", str(trained), "--strict", *files]) == 1
+    assert "broken.png" in capsys.readouterr().err
+
+
+def test_search_ranks_images_by_text(towers, folder, capsys):
+    (folder / "left.txt").write_text("it is left 1")
+    among = str(folder / "m.jsonl")
+    arguments = ["search", str(towers), str(folder / "left.txt"), "--among", among, "--modality", "image"]
+    assert cli.main([*arguments, "--count", "8"]) == 0
+    (row,) = lines(capsys)
+    labels = [json.loads(line)["label"] for line in (folder / "m.jsonl").read_text().splitlines()]
+    found = [labels[int(one["name"].rsplit(" ", 1)[1]) - 1] for one in row["found"]]
+    assert row["by"] == "text" and found.count("left") >= 7
+    cosines = [one["cosine"] for one in row["found"]]
+    assert cosines == sorted(cosines, reverse=True)
+
+
+def test_search_needs_two_towers(trained, folder, capsys):
+    arguments = ["search", str(trained), str(folder / "0.png"), "--among", str(folder / "m.jsonl")]
+    assert cli.main([*arguments, "--modality", "text"]) == 1
+    assert "two_tower" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["train", "--data", "none.csv", "--out", "{out}"], "none.csv: no such manifest"),
+        (["train", "--data", "avmnist", "--out", "{out}"], "root must be the folder"),
+        (["train", "--data", "digits", "--out", "{out}", "--set", "widht=3"], "unknown setting widht"),
+        (["train", "--data", "digits", "--out", "{out}", "--set", "width=wide"], "width must be int, got 'wide'"),
+        (["train", "--data", "digits", "--out", "{out}", "--set", "ema=2"], r"ema must be in [0, 1), got 2"),
+        (["train", "--out", "{out}"], "data must name a data set"),
+        (["train", "--resume", "{out}"], "holds no run"),
+        (["eval", "{out}"], "holds no run"),
+        (["predict", "{out}", "x.png"], "holds no run"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_mistake_ends_with_one_line_and_status_1(tmp_path, capsys, arguments, message):
+    out = tmp_path / "run"
+    assert cli.main([one.format(out=out) for one in arguments]) == 1
+    errors = capsys.readouterr().err
+    assert message in errors and len(errors.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    "arguments", [["train", "--data", "digits"], ["train", "--resume", "x", "--epochs", "3"], ["search", "x", "y"]]
+)
+def test_wrong_usage_ends_with_status_2(arguments):
+    with pytest.raises(SystemExit) as ended:
+        cli.main(arguments)
+    assert ended.value.code == 2
+
+
+def test_unknown_modality_is_refused_with_the_known_ones(folder, tmp_path, capsys):
+    arguments = ["train", "--data", str(folder / "m.jsonl"), "--out", str(tmp_path), "--modalities", "image,smell"]
+    assert cli.main(arguments) == 1
+    assert "modalities must be among image, text, got smell" in capsys.readouterr().err

@@ -1,0 +1,158 @@
+"""A run that was killed, at any moment, ends as if it had not been."""
+
+import io
+import json
+import resource
+import signal
+import time
+
+import pytest
+import torch
+
+pytest.importorskip("accelerate", reason="needs the extra train")
+pytest.importorskip("tensorboard", reason="needs the extra train")
+pytest.importorskip("sklearn", reason="needs the extra train")
+
+from safetensors.torch import load_file
+
+from crossmodal.train.config import make_config
+from crossmodal.train.run import Trainer, resume_run, start_run
+from tests.train.runs import SETTINGS, finish, make_manifest, start, write_settings
+
+TIMES = ("seconds", "data_share")
+
+
+@pytest.fixture(scope="module")
+def manifest(tmp_path_factory):
+    return make_manifest(tmp_path_factory.mktemp("data"))
+
+
+def config_of(manifest, **more):
+    return make_config({**SETTINGS, "data": str(manifest), **more})
+
+
+def results(out):
+    """All that must not depend on whether a run was killed."""
+    metrics = json.loads((out / "metrics.json").read_text())
+    history = [{k: v for k, v in row.items() if k not in TIMES} for row in metrics["history"]]
+    return history, metrics["val"], metrics["test"], load_file(out / "model.safetensors")
+
+
+def assert_same(first, second):
+    assert first[:3] == second[:3]
+    assert first[3].keys() == second[3].keys()
+    assert all(torch.equal(first[3][name], second[3][name]) for name in first[3])
+
+
+@pytest.fixture(scope="module")
+def whole(manifest, tmp_path_factory):
+    out = tmp_path_factory.mktemp("whole")
+    start_run(config_of(manifest), out, io.StringIO())
+    return results(out)
+
+
+class Killed(BaseException):
+    """What nothing catches, as nothing catches SIGKILL."""
+
+
+@pytest.mark.parametrize("steps", [1, 4, 5, 6, 12])
+def test_run_killed_after_any_step_ends_the_same(manifest, whole, tmp_path, steps, monkeypatch):
+    """Four steps an epoch: in the middle, at its end, at the beginning of the next, before the last validation."""
+    taken = 0
+    step = Trainer._step
+
+    def counted(self, *arguments):
+        nonlocal taken
+        step(self, *arguments)
+        taken += 1
+        if taken == steps:
+            raise Killed
+
+    monkeypatch.setattr(Trainer, "_step", counted)
+    with pytest.raises(Killed):
+        start_run(config_of(manifest), tmp_path, io.StringIO())
+    monkeypatch.setattr(Trainer, "_step", step)
+    resume_run(tmp_path, io.StringIO())
+    assert_same(results(tmp_path), whole)
+
+
+@pytest.mark.parametrize("write", range(1, 12, 3))
+def test_run_killed_during_any_write_ends_the_same(manifest, whole, tmp_path, write, monkeypatch):
+    """The new file is half written, beside its place."""
+    import safetensors.torch
+
+    writes = 0
+    save = safetensors.torch.save_file
+
+    def torn(tensors, path, metadata):
+        nonlocal writes
+        writes += 1
+        if writes == write:
+            path.write_bytes(b"half of it")
+            raise Killed
+        save(tensors, path, metadata)
+
+    monkeypatch.setattr(safetensors.torch, "save_file", torn)
+    with pytest.raises(Killed):
+        start_run(config_of(manifest), tmp_path, io.StringIO())
+    monkeypatch.setattr(safetensors.torch, "save_file", save)
+    resume_run(tmp_path, io.StringIO())
+    assert_same(results(tmp_path), whole)
+
+
+@pytest.mark.slow
+def test_process_that_is_killed_for_real_ends_the_same(manifest, whole, tmp_path):
+    settings = write_settings(tmp_path)
+    out = tmp_path / "run"
+    process = start("train", "--data", manifest, "--config", settings, "--out", out)
+    try:
+        deadline = time.monotonic() + 60
+        while not (out / "state.safetensors").exists():
+            assert process.poll() is None and time.monotonic() < deadline, process.communicate()
+            time.sleep(0.005)
+        process.send_signal(signal.SIGKILL)
+    finally:
+        status, _, _ = finish(process)
+    assert status == -signal.SIGKILL and not (out / "metrics.json").exists()
+    status, printed, errors = finish(start("train", "--resume", out))
+    assert status == 0 and "Going on from epoch" in printed, errors
+    assert_same(results(out), whole)
+
+
+def test_finished_run_can_be_resumed_and_stays_the_same(manifest, whole, tmp_path):
+    start_run(config_of(manifest), tmp_path, io.StringIO())
+    resume_run(tmp_path, io.StringIO())
+    assert_same(results(tmp_path), whole)
+
+
+def test_accumulated_batches_resume_too(manifest, tmp_path, monkeypatch):
+    config = config_of(manifest, accumulate=2, batch_size=4)
+    start_run(config, tmp_path / "whole", io.StringIO())
+    step = Trainer._step
+    monkeypatch.setattr(Trainer, "_step", lambda self, b, n: step(self, b, n) if self.progress.epoch < 1 else _kill())
+    with pytest.raises(Killed):
+        start_run(config, tmp_path / "killed", io.StringIO())
+    monkeypatch.setattr(Trainer, "_step", step)
+    resume_run(tmp_path / "killed", io.StringIO())
+    assert_same(results(tmp_path / "killed"), results(tmp_path / "whole"))
+
+
+def _kill():
+    raise Killed
+
+
+@pytest.mark.slow
+def test_full_disk_ends_with_one_line_and_keeps_what_was_written(manifest, tmp_path):
+    """A limit on the size of files stands for the disk: a write beyond it fails as on a full one."""
+    settings = write_settings(tmp_path)
+    out = tmp_path / "run"
+
+    def limit():
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+
+    status, _, errors = finish(start("train", "--data", manifest, "--config", settings, "--out", out, preexec_fn=limit))
+    assert status == 1 and "could not be written" in errors and "Traceback" not in errors
+    assert not [path for path in out.iterdir() if path.name.endswith(".partial")]
+    status, _, errors = finish(start("train", "--resume", out))
+    assert status == 0, errors
