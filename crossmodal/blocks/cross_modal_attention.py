@@ -37,7 +37,7 @@ class CrossModalAttention(nn.Module):
         self.to_query = nn.Linear(width, width)
         self.to_key = nn.Linear(width, width)
         self.to_value = nn.Linear(width, width) if project_values else nn.Identity()
-        self.to_out = nn.Linear(width, width) if project_values else nn.Identity()
+        self.to_out = nn.Linear(width, width, bias=False) if project_values else nn.Identity()
         # Scores of deviation 1 at first (Glorot's rule); Linear's own start gives a third of it, which is so near to
         # attending to all alike that what is worth attending to is found late.
         nn.init.xavier_uniform_(self.to_query.weight)

@@ -10,7 +10,11 @@ from crossmodal.blocks.operators import Implementation, Tokens
 
 
 class CrossModalBlock(nn.Module):
-    """Pre-norm: ``x += gate * attention(norm(x), sources)``, then ``x += feed_forward(norm(x))``.
+    """``x += gate * norm(attention(norm(x), sources))``, then ``x += feed_forward(norm(x))``.
+
+    The mean over many tokens that attention begins with is small beside x; the norm behind it (as in NormFormer,
+    Shleifer et al., arXiv 2110.09456) lets differences between tokens be seen from the first step. It has no bias:
+    sources that are not there add nothing.
 
     Args:
         width: of all tokens; a multiple of ``num_heads``.
@@ -39,6 +43,7 @@ class CrossModalBlock(nn.Module):
         self.query_norm = nn.LayerNorm(width)
         self.source_norm = nn.LayerNorm(width)
         self.attention = CrossModalAttention(width, num_heads, implementation=implementation)
+        self.attended_norm = nn.LayerNorm(width, bias=False)
         self.gate = nn.Parameter(torch.full((width,), gate))
         self.feed_forward = nn.Sequential(
             nn.LayerNorm(width),
@@ -64,7 +69,7 @@ class CrossModalBlock(nn.Module):
         attended, mass = self.attention(
             self.query_norm(tokens), self._normed(sources), biases=biases, return_mass=return_mass
         )
-        tokens = tokens + self.dropout(self.gate * attended)
+        tokens = tokens + self.dropout(self.gate * self.attended_norm(attended))
         return tokens + self.feed_forward(tokens), mass
 
     def weights(

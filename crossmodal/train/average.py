@@ -42,6 +42,8 @@ class MovingAverage:
 
 
 def _floating(module: nn.Module) -> dict[str, Tensor]:
+    if isinstance(module, nn.parallel.DistributedDataParallel):  # the same names whoever trains
+        module = module.module
     named = {**dict(module.named_parameters()), **dict(module.named_buffers())}
     kept = module.state_dict().keys()
     return {name: value for name, value in named.items() if value.is_floating_point() and name in kept}

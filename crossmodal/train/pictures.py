@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from crossmodal.data.collate import Collate
@@ -27,7 +28,7 @@ def draw_confusion(confusion: Sequence[Sequence[int]], classes: Sequence[str], p
     edge = 3 + 0.35 * len(classes)
     picture = Picture(edge + 1, edge, "Confusion", "row: the true class, column: the answer, share of the row")
     axes = picture.axes(picture.figure.add_gridspec(1, 1, left=0.2, right=0.96, top=0.82, bottom=0.14)[0, 0])
-    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    axes.imshow(shares.numpy(), cmap="Blues", vmin=0, vmax=1)
     for row in range(len(classes)):
         for column in range(len(classes)):
             share = shares[row, column].item()
@@ -77,13 +78,16 @@ def _draw(axes: Any, name: str, encoder: Any, values: torch.Tensor, length: int,
     grid = getattr(encoder, "grid", None)
     if grid is not None and values.ndim == 3:
         height, width = values.shape[1:]
-        axes.imshow(values.mean(0), cmap="gray_r", extent=(0, width, height, 0))
-        axes.imshow(weights.view(grid), cmap="inferno", alpha=0.5, extent=(0, width, height, 0))
+        axes.imshow(values.mean(0).numpy(), cmap="gray_r", extent=(0, width, height, 0))
+        axes.imshow(weights.view(grid).numpy(), cmap="inferno", alpha=0.5, extent=(0, width, height, 0))
         axes.set(xticks=[], yticks=[])
         return
     if values.is_floating_point():
-        axes.plot(torch.linspace(0, 1, max(length, 1)), values[: max(length, 1)], color=INK, linewidth=0.4, alpha=0.6)
+        seen = values[: max(length, 1)].numpy()
+        axes.plot(np.linspace(0, 1, len(seen)), seen, color=INK, linewidth=0.4, alpha=0.6)
         axes.set(yticks=[], xticks=[])
         axes = axes.twinx()
-    axes.bar((torch.arange(len(weights)) + 0.5) / len(weights), weights, width=1 / len(weights), color=color, alpha=0.5)
+    axes.bar(
+        (np.arange(len(weights)) + 0.5) / len(weights), weights.numpy(), width=1 / len(weights), color=color, alpha=0.5
+    )
     axes.set(xlim=(0, 1), xticks=[])

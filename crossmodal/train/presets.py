@@ -26,9 +26,12 @@ PRESETS: dict[str, dict[str, Any]] = {
     "avfind": {
         "epochs": 8,
         "fusion": "cross",
+        "batch_size": 64,
+        "num_heads": 2,
+        "ema": 0.99,
         "sets": False,
         "encoders": {
-            "image": {"name": "resnet", "stem": 4, "widths": [32, 48]},
+            "image": {"name": "resnet", "stem": 4, "widths": [16, 32, 64]},
             "audio": _CRNN,
             "text": {"name": "gru"},
         },
