@@ -138,7 +138,7 @@ def _add_results(commands: Any) -> None:
     results.add_argument(
         "--json",
         type=Path,
-        default=Path("benchmarks/results/learning.json"),
+        default=Path("benchmarks/results/learning/results.json"),
         metavar="FILE",
         help="(default: %(default)s)",
     )

@@ -2,6 +2,7 @@
 
 docs/demo/metrics.json      by `crossmodal demo --out docs/demo`
 benchmarks/results/*.json   by `crossmodal bench --json FILE`; the newest, by the date that its name begins with
+benchmarks/results/learning/results.json   by `crossmodal results`
 """
 
 import json
@@ -17,10 +18,14 @@ from crossmodal.bench.case import SUBJECT  # noqa: E402
 from crossmodal.bench.command import draw  # noqa: E402
 from crossmodal.bench.results import Results, Row, read  # noqa: E402
 from crossmodal.bench.table import mean_speedups  # noqa: E402
+from crossmodal.learning.results import read_results  # noqa: E402
+from crossmodal.learning.table import speed_sentence, tables  # noqa: E402
 
 END = "<!-- end -->"
 DEMO = "<!-- from docs/demo/metrics.json by docs/update_readme.py -->"
 SPEED = "<!-- from benchmarks/results by docs/update_readme.py -->"
+LEARNING = "<!-- from benchmarks/results/learning/results.json by docs/update_readme.py -->"
+LEARNING_FILE = "benchmarks/results/learning/results.json"
 PICTURES = "docs/speed"
 MODALITIES = ("image", "text", "audio")
 ACCURACIES = {"one modality alone": "single", "fused, this one missing": "missing", "fused, this one noise": "noise"}
@@ -79,6 +84,12 @@ def speed_section(results: Results, file: str) -> str:
     return "\n".join(lines)
 
 
+def learning_section(rows: list[dict[str, Any]]) -> str:
+    """A table per task, and what a training step costs; empty without results."""
+    parts = [tables(rows), speed_sentence(rows)]
+    return "\n\n".join(part for part in parts if part)
+
+
 def _problems(rows: Iterable[Row]) -> list[tuple[str, str, tuple[int, ...]]]:
     """Those with a table line: single samples are in the results file, as is the time of an empty call."""
     shown = (row for row in rows if row.op != "overhead" and not row.is_single_sample)
@@ -105,6 +116,7 @@ def main() -> None:
     text = replace_section(
         readme.read_text(), DEMO, demo_section(json.loads((ROOT / "docs" / "demo" / "metrics.json").read_text()))
     )
+    text = replace_section(text, LEARNING, learning_section(read_results(ROOT / LEARNING_FILE)["rows"]))
     if file := newest_results():
         results = read(file)
         draw(results, ROOT / PICTURES)

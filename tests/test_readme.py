@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from crossmodal.bench.results import read
+from crossmodal.learning.results import read_results
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -24,6 +25,12 @@ def test_speed_section_is_what_the_newest_results_file_says():
     section = UPDATE["speed_section"](read(file), str(file.relative_to(ROOT))) if file else ""
     _, _, rest = README.partition(UPDATE["SPEED"])
     assert rest.partition(UPDATE["END"])[0].strip() == section
+
+
+def test_learning_section_is_what_the_results_file_says():
+    rows = read_results(ROOT / UPDATE["LEARNING_FILE"])["rows"]
+    _, _, rest = README.partition(UPDATE["LEARNING"])
+    assert rest.partition(UPDATE["END"])[0].strip() == UPDATE["learning_section"](rows)
 
 
 def test_replacing_a_section_leaves_the_rest():

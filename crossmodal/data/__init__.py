@@ -2,6 +2,31 @@
 
 from crossmodal.data.batch import Batch, pad
 from crossmodal.data.digit_trio import MODALITIES, NUM_CLASSES, Difficulty, DigitTrio
+from crossmodal.data.manifest import ManifestOptions, manifest_splits, read_manifest
+from crossmodal.data.open import open_data
+from crossmodal.data.sample import Dataset, Modality, Sample, Splits
+from crossmodal.data.shards import Shards, write_shards
+from crossmodal.data.tokenizer import Tokenizer, train_tokenizer
 from crossmodal.data.vocabulary import Vocabulary
 
-__all__ = ["MODALITIES", "NUM_CLASSES", "Batch", "Difficulty", "DigitTrio", "Vocabulary", "pad"]
+__all__ = [
+    "MODALITIES",
+    "NUM_CLASSES",
+    "Batch",
+    "Dataset",
+    "Difficulty",
+    "DigitTrio",
+    "ManifestOptions",
+    "Modality",
+    "Sample",
+    "Shards",
+    "Splits",
+    "Tokenizer",
+    "Vocabulary",
+    "manifest_splits",
+    "open_data",
+    "pad",
+    "read_manifest",
+    "train_tokenizer",
+    "write_shards",
+]

@@ -1,5 +1,6 @@
 """Reading sound: any format that libsndfile knows, any rate, any number of channels, to one float32 waveform."""
 
+import io
 from pathlib import Path
 from typing import Literal
 
@@ -16,7 +17,9 @@ class BrokenFileError(ValueError):
     """A file that cannot be used; the message is one line that begins with its path."""
 
 
-def read_audio(path: Path, sample_rate: int, *, longest_seconds: float = LONGEST_SECONDS) -> Tensor:
+def read_audio(
+    path: Path, sample_rate: int, *, longest_seconds: float = LONGEST_SECONDS, content: bytes | None = None
+) -> Tensor:
     """One channel of sound.
 
     Channels are averaged; another rate is resampled by soxr (high quality). Integer formats come in [-1, 1).
@@ -25,6 +28,7 @@ def read_audio(path: Path, sample_rate: int, *, longest_seconds: float = LONGEST
         path: a file.
         sample_rate: wanted, in Hz.
         longest_seconds: a longer file is refused before it is read.
+        content: of the file, where it is not on disk; ``path`` is then its name.
 
     Returns:
         ``(samples,)`` float32.
@@ -35,10 +39,10 @@ def read_audio(path: Path, sample_rate: int, *, longest_seconds: float = LONGEST
         BrokenFileError: when the file is empty, truncated, of an unknown format, too long, or holds NaN or Inf.
     """
     soundfile = require("soundfile", distribution="soundfile", extra="train")
-    if not path.exists():
+    if content is None and not path.exists():
         raise FileNotFoundError(f"{path}: no such file")
     try:
-        with soundfile.SoundFile(path) as file:
+        with soundfile.SoundFile(path if content is None else io.BytesIO(content)) as file:
             rate, promised = file.samplerate, file.frames
             if promised > longest_seconds * rate:
                 raise BrokenFileError(
@@ -53,7 +57,7 @@ def read_audio(path: Path, sample_rate: int, *, longest_seconds: float = LONGEST
         raise BrokenFileError(f"{path}: truncated, {len(frames)} of {promised} frames")
     if not np.isfinite(frames).all():
         raise BrokenFileError(f"{path}: holds NaN or Inf")
-    _check_whole(path)
+    _check_whole(path, content)
     mono = frames.mean(axis=1)
     if rate != sample_rate:
         soxr = require("soxr", distribution="soxr", extra="train")
@@ -61,14 +65,18 @@ def read_audio(path: Path, sample_rate: int, *, longest_seconds: float = LONGEST
     return torch.from_numpy(np.ascontiguousarray(mono, dtype=np.float32))
 
 
-def _check_whole(path: Path) -> None:
+def _check_whole(path: Path, content: bytes | None) -> None:
     """WAV and AIFF tell their size at their beginning; libsndfile reads what is left of a cut file without a word."""
-    with path.open("rb") as file:
-        head = file.read(8)
+    if content is None:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            head = file.read(8)
+    else:
+        size, head = len(content), content[:8]
     order: dict[bytes, Literal["little", "big"]] = {b"RIFF": "little", b"FORM": "big"}
     if head[:4] not in order:
         return
     promised = int.from_bytes(head[4:8], order[head[:4]])
     # Programs that write into a pipe cannot know the size, and say 0 or the largest number.
-    if promised not in (0, 0xFFFFFFFF) and path.stat().st_size < promised:
-        raise BrokenFileError(f"{path}: truncated, {path.stat().st_size} of {promised + 8} bytes")
+    if promised not in (0, 0xFFFFFFFF) and size < promised:
+        raise BrokenFileError(f"{path}: truncated, {size} of {promised + 8} bytes")

@@ -1,5 +1,6 @@
 """Reading images: any format and colour mode that Pillow knows, to a float32 tensor of one size."""
 
+import io
 import warnings
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,9 @@ from crossmodal.data.audio_file import BrokenFileError
 LARGEST_PIXELS = 100_000_000  # a few hundred megabytes once decoded; beyond it is a bomb or a mistake
 
 
-def read_image(path: Path, size: tuple[int, int, int], *, largest_pixels: int = LARGEST_PIXELS) -> Tensor:
+def read_image(
+    path: Path, size: tuple[int, int, int], *, largest_pixels: int = LARGEST_PIXELS, content: bytes | None = None
+) -> Tensor:
     """An image in [0, 1], scaled to ``size`` whatever its shape was.
 
     Palettes, CMYK, 16 bits and transparency become grey or red, green, blue; transparent pixels are white. The camera's
@@ -24,6 +27,7 @@ def read_image(path: Path, size: tuple[int, int, int], *, largest_pixels: int = 
         path: a file.
         size: channels (1 or 3), height, width.
         largest_pixels: an image of more is refused before it is decoded.
+        content: of the file, where it is not on disk; ``path`` is then its name.
 
     Returns:
         ``size`` float32.
@@ -35,13 +39,13 @@ def read_image(path: Path, size: tuple[int, int, int], *, largest_pixels: int = 
     """
     pillow = require("PIL.Image", distribution="pillow", extra="train")
     operations = require("PIL.ImageOps", distribution="pillow", extra="train")
-    if not path.exists():
+    if content is None and not path.exists():
         raise FileNotFoundError(f"{path}: no such file")
     channels, height, width = size
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", pillow.DecompressionBombWarning)  # our own bound speaks first
-            with pillow.open(path) as file:
+            with pillow.open(path if content is None else io.BytesIO(content)) as file:
                 if file.width * file.height > largest_pixels:
                     raise BrokenFileError(
                         f"{path}: {file.width} x {file.height} pixels, at most {largest_pixels:,} are read"

@@ -14,6 +14,7 @@ from crossmodal.data.audio_file import BrokenFileError
 from crossmodal.data.manifest_dataset import ManifestDataset
 from crossmodal.data.reader import Reader, ReaderOptions, make_reader
 from crossmodal.data.sample import Splits, Task
+from crossmodal.data.shards import Shards, find_shards
 
 COLUMNS = ("image", "audio", "text")
 LABEL, SPLIT = "label", "split"
@@ -31,11 +32,14 @@ class ManifestOptions(ReaderOptions):
             separated by ``;``.
         strict: a broken or missing file stops; otherwise its row is skipped, and named in the description.
         verify: decode every file once before anything is learnt from any.
+        shards: pattern of tar files, relative to the root, that training samples are streamed from instead of the rows
+            for training, which still say what words and labels there are; see :func:`crossmodal.data.write_shards`.
     """
 
     task: Task = "classification"
     strict: bool = False
     verify: bool = True
+    shards: str | None = None
 
 
 class Row(NamedTuple):
@@ -135,6 +139,16 @@ def manifest_splits(path: Path, root: Path | None, options: ManifestOptions, *, 
         )
         for name, part in parts.items()
     )
+    if options.shards:
+        streamed = Shards(
+            find_shards(options.shards, root),
+            reader,
+            lambda label: encode(Row(0, {}, label, "")),
+            task=options.task,
+            classes=classes,
+            seed=seed,
+        )
+        return Splits(streamed, validation, test, {"reader": reader.as_dict(), "skipped": skipped})
     return Splits(train, validation, test, {"reader": reader.as_dict(), "skipped": skipped})
 
 
@@ -212,16 +226,17 @@ def _labels(path: Path, rows: Sequence[Row], task: Task) -> tuple[tuple[str, ...
     if task == "multilabel":
         classes = sorted({name for row in rows for name in _parts(row.label)})
         return tuple(classes), lambda row: [float(name in _parts(row.label)) for name in classes]
-    values = {}
-    for row in rows:
+
+    def numbers(row: Row) -> list[float]:
         try:
-            values[row.number] = [float(part) for part in _parts(row.label)]
+            return [float(part) for part in _parts(row.label)]
         except ValueError:
             raise ManifestError(f"{path}: row {row.number} has the label {row.label!r}, which is no number") from None
-    counts = {len(numbers) for numbers in values.values()}
+
+    counts = {len(numbers(row)) for row in rows}
     if len(counts) != 1:
         raise ManifestError(f"{path}: labels must have the same number of values in all rows, got {sorted(counts)}")
-    return tuple(f"output {index}" for index in range(counts.pop())), lambda row: values[row.number]
+    return tuple(f"output {index}" for index in range(counts.pop())), numbers
 
 
 def _parts(label: str) -> list[str]:

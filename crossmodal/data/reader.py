@@ -79,17 +79,23 @@ class Reader:
                 texts, vocabulary=options.vocabulary, model=options.tokens, stop_words=options.stop_words
             )
 
-    def read(self, column: str, cell: str, root: Path) -> Tensor:
+    def read(self, column: str, cell: str, root: Path, content: bytes | None = None) -> Tensor:
         """The input that a cell stands for.
+
+        Args:
+            column: its modality.
+            cell: a path, or a text.
+            root: what the path is relative to.
+            content: of the file, where it is not on disk.
 
         Raises:
             FileNotFoundError: when there is no such file.
             BrokenFileError: when it cannot be used.
         """
         if column == "image":
-            return read_image(root / cell, self.modalities["image"].size or (3, 64, 64))
+            return read_image(root / cell, self.options.image_size, content=content)
         if column == "audio":
-            return read_audio(root / cell, self.options.sample_rate)
+            return read_audio(root / cell, self.options.sample_rate, content=content)
         if self.tokenizer is None:
             raise ValueError("text cannot be read before the tokenizer is learnt")
         return self.tokenizer.encode(cell)

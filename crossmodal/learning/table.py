@@ -51,6 +51,24 @@ def tables(rows: Sequence[dict[str, Any]]) -> str:
     return "\n\n".join(parts)
 
 
+def speed_sentence(rows: Sequence[dict[str, Any]]) -> str:
+    """What a training step of the hard task's model costs, in a sentence; empty where it was not measured."""
+    found = [row for row in rows if row["task"] == "speed"]
+    if not found:
+        return ""
+    row = found[-1]
+    times = row["milliseconds"]
+    making = row["data_milliseconds"] / (row["data_milliseconds"] + times["fused"])
+    machine = row["machine"]
+    return (
+        f"A training step of the hard task's model, {machine['cpu']}, {machine['threads']} thread: "
+        f"{times['fused']:.0f} ms; with plain torch in the place of the fused operators {times['reference']:.0f} ms "
+        f"({row['speedup']:.2f}x). Of the step {row['attention_share']:.0%} is attention and "
+        f"{row['encoder_share']:.0%} the encoders, attention in them included; making the batch, where no other process does it, takes "
+        f"{making:.0%} of the whole."
+    )
+
+
 def _table(task: str, rows: Sequence[dict[str, Any]]) -> str:
     columns = _COLUMNS.get(task, _COLUMNS["default"])
     forms = [form for form in TASKS[task][1] if any(row["form"] == form for row in rows)]

@@ -14,6 +14,7 @@ from crossmodal.data.batch import Batch
 from crossmodal.data.collate import Collate
 from crossmodal.data.loader import StepSampler, train_loader
 from crossmodal.data.sample import Dataset, Splits
+from crossmodal.data.shards import Shards
 from crossmodal.train.answers import answers_of
 from crossmodal.train.average import MovingAverage
 from crossmodal.train.config import TrainConfig
@@ -125,27 +126,39 @@ class Trainer:
             self._scaler.load_state_dict(state)
 
     def _epoch(self, after_step: Callable[[], None]) -> None:
-        config, progress = self.config, self.progress
-        dataset = self.splits.train
+        progress, dataset = self.progress, self.splits.train
         dataset.set_epoch(progress.epoch)
-        sampler = StepSampler(
-            len(dataset),
-            config.batch_size,
-            seed=config.seed,
-            epoch=progress.epoch,
-            first_step=progress.step * config.accumulate,
-            rank=self.processes.rank,
-            world_size=self.processes.count,
-            size_limit=self._epoch_size(),
-        )
-        batches = iter(
-            train_loader(dataset, self.collate, sampler, workers=config.workers, device=self.processes.device)
-        )
+        batches = self._batches(dataset)
         self.model.train()
         for step in range(progress.step, self.steps_per_epoch):
             self._step(batches, step)
             progress.step = step + 1
             after_step()
+
+    def _batches(self, dataset: Dataset) -> Iterator[Batch]:
+        config, processes = self.config, self.processes
+        first = self.progress.step * config.accumulate
+        if isinstance(dataset, Shards):
+            return dataset.batches(
+                self.collate,
+                config.batch_size,
+                steps=self.steps_per_epoch * config.accumulate,
+                first_step=first,
+                rank=processes.rank,
+                world_size=processes.count,
+                workers=config.workers,
+            )
+        sampler = StepSampler(
+            len(dataset),
+            config.batch_size,
+            seed=config.seed,
+            epoch=self.progress.epoch,
+            first_step=first,
+            rank=processes.rank,
+            world_size=processes.count,
+            size_limit=self._epoch_size(),
+        )
+        return iter(train_loader(dataset, self.collate, sampler, workers=config.workers, device=processes.device))
 
     def _step(self, batches: Iterator[Batch], step: int) -> None:
         config, progress = self.config, self.progress

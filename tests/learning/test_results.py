@@ -1,0 +1,161 @@
+"""Results: what the file has is not made again, tables are its means, measures are what they say."""
+
+import io
+import json
+
+import pytest
+import torch
+
+pytest.importorskip("accelerate", reason="needs the extra train")
+pytest.importorskip("soundfile", reason="needs the extra train")
+
+from crossmodal.data.av_find import CELL, GRID  # noqa: E402
+from crossmodal.data.av_mnist import av_mnist  # noqa: E402
+from crossmodal.learning import run  # noqa: E402
+from crossmodal.learning.cases import SUM, TASKS, Case, all_cases, config_of  # noqa: E402
+from crossmodal.learning.measures import cells_of_tokens, mass_by_snr, pointing  # noqa: E402
+from crossmodal.learning.results import add_row, is_there, read_results  # noqa: E402
+from crossmodal.learning.table import speed_sentence, tables  # noqa: E402
+from crossmodal.train.model import build_model, describe_model  # noqa: E402
+from tests.data.recorded import make_root  # noqa: E402
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    return make_root(tmp_path_factory.mktemp("recorded"))
+
+
+def test_every_case_has_settings_of_its_own():
+    cases = list(all_cases(2))
+    assert len(set(cases)) == len(cases) == 2 * sum(len(forms) for _, forms in TASKS.values())
+    assert len({case.name for case in cases}) == len(cases)
+    for case in cases:
+        config = config_of(case, "here")
+        assert config.seed == case.seed and config.data == TASKS[case.task][0]
+
+
+def test_single_models_come_before_their_sum():
+    for _, forms in TASKS.values():
+        names = list(forms)
+        assert SUM not in names or max(names.index("image"), names.index("audio")) < names.index(SUM)
+
+
+def test_what_the_file_has_is_not_made_again(root, tmp_path, monkeypatch):
+    made = []
+
+    def fake(case, *rest):
+        made.append(case)
+        if len(made) == 3:
+            raise KeyboardInterrupt
+        return {"test": {"accuracy": 0.5}, "seconds": 1.0}
+
+    monkeypatch.setattr(run, "_trained", fake)
+    cases = [case for case in all_cases(1, ["hard"]) if case.form != SUM]
+    arguments = (cases, root, tmp_path / "r.json", tmp_path / "runs")
+    with pytest.raises(KeyboardInterrupt):
+        run.make_results(*arguments, stream=io.StringIO())
+    assert len(read_results(tmp_path / "r.json")["rows"]) == 2
+    run.make_results(*arguments, stream=io.StringIO())
+    assert made == [*cases[:3], *cases[2:]]
+    assert all(is_there(read_results(tmp_path / "r.json"), case) for case in cases)
+
+
+def test_case_is_trained_measured_and_summed(root, tmp_path):
+    """One step each: everything runs, nothing is learnt."""
+    changes = {"epochs": 1, "samples": 64, "batch_size": 64}
+    cases = [case for case in all_cases(1, ["hard"]) if case.form in ("image", "audio", SUM)]
+    run.make_results(cases, root, tmp_path / "r.json", tmp_path / "runs", changes=changes, stream=io.StringIO())
+    rows = read_results(tmp_path / "r.json")["rows"]
+    assert [row["form"] for row in rows] == ["image", "audio", SUM]
+    assert all(0 <= row["test"]["accuracy"] <= 1 and row["machine"]["cpu"] for row in rows)
+    assert not list((tmp_path / "runs").rglob("state.safetensors"))
+
+
+def test_file_of_something_else_is_refused(tmp_path):
+    (tmp_path / "r.json").write_text(json.dumps({"format": "crossmodal bench 1"}))
+    with pytest.raises(ValueError, match="holds no results of `crossmodal results`"):
+        read_results(tmp_path / "r.json")
+
+
+def test_table_shows_means_and_half_ranges(tmp_path):
+    for seed, accuracy in enumerate((0.5, 0.6)):
+        values = {"test": {"accuracy": accuracy, "missing": {"image": 0.25}}}
+        add_row(tmp_path / "r.json", Case("hard", "queries", seed), values, threads=1)
+    text = tables(read_results(tmp_path / "r.json")["rows"])
+    assert "| queries | 0.5500 (0.0500) | 0.2500 (0.0000) |  | 2 |" in text
+    assert text.startswith("| AV-MNIST, hard | test accuracy |")
+
+
+def test_speed_is_a_sentence_where_it_was_measured():
+    assert speed_sentence([]) == ""
+    row = {
+        "task": "speed",
+        "milliseconds": {"fused": 100.0, "reference": 160.0},
+        "speedup": 1.6,
+        "attention_share": 0.1,
+        "encoder_share": 0.7,
+        "data_milliseconds": 25.0,
+        "machine": {"cpu": "X", "threads": 1},
+    }
+    text = speed_sentence([row])
+    assert "100 ms" in text and "(1.60x)" in text and "takes 20%" in text
+
+
+@pytest.mark.parametrize("grid", [(3, 3), (6, 6), (12, 12)])
+def test_every_cell_of_the_canvas_holds_its_share_of_the_tokens(grid):
+    cells = cells_of_tokens(grid).view(grid)
+    for row in range(grid[0]):
+        for column in range(grid[1]):
+            wanted = (row * GRID // grid[0]) * GRID + column * GRID // grid[1]
+            assert cells[row, column] == wanted
+    assert GRID * CELL == 96
+
+
+def test_pointing_counts_right_answers_alone():
+    """A model that always answers 4 and always looks at the token in the middle."""
+
+    class Encoder(torch.nn.Module):
+        grid = (3, 3)
+
+    class Model(torch.nn.Module):
+        modalities = ("image", "audio")
+
+        def __init__(self):
+            super().__init__()
+            self.encoders = {"image": Encoder()}
+
+        def forward(self, inputs, lengths):
+            from crossmodal.models import FusionOutput
+
+            return FusionOutput(torch.nn.functional.one_hot(torch.full((len(lengths["image"]),), 4), 9).float())
+
+        def attention(self, inputs, lengths):
+            weights = torch.full((len(lengths["image"]), 2, 9), 0.05)
+            weights[:, 1, 4] = 0.6
+            return {"image": weights}
+
+    class Canvases:
+        def __len__(self):
+            return 9
+
+        def __getitem__(self, index):
+            from crossmodal.data import Sample
+
+            return Sample({"image": torch.zeros(1, 96, 96), "audio": torch.zeros(4)}, torch.tensor(index))
+
+    description = {
+        "modalities": {
+            "image": {"kind": "image", "size": [1, 96, 96], "sample_rate": None, "vocabulary": None},
+            "audio": {"kind": "audio", "size": None, "sample_rate": 8000, "vocabulary": None},
+        }
+    }
+    found = pointing(Model(), description, Canvases())
+    assert found["strongest"] == 1.0
+    assert found["mass"] == pytest.approx((0.6 + 8 * 0.05) / 9)
+
+
+def test_mass_is_told_for_every_ratio(root):
+    config = config_of(Case("hard", "queries with quality", 0), str(root))
+    description = describe_model(config, av_mnist(root, "hard"))
+    shares = mass_by_snr(build_model(description).eval(), description, root)
+    assert len(shares) == 8 and all(0 < share < 1 for share in shares.values())

@@ -1,0 +1,111 @@
+"""What goes wrong in a run is told in one line."""
+
+import io
+
+import pytest
+import torch
+
+pytest.importorskip("accelerate", reason="needs the extra train")
+pytest.importorskip("tokenizers", reason="needs the extra train")
+
+from crossmodal.data import Batch
+from crossmodal.train.config import make_config, read_config
+from crossmodal.train.learner import ClassifierLearner, hide, spoil
+from crossmodal.train.run import RunError, start_run
+from crossmodal.train.schedule import cosine_with_warm_up
+from tests.train.runs import SETTINGS, make_manifest
+
+
+@pytest.fixture(scope="module")
+def manifest(tmp_path_factory):
+    return make_manifest(tmp_path_factory.mktemp("data"))
+
+
+def train(manifest, out, **more):
+    return start_run(make_config({**SETTINGS, "data": str(manifest), **more}), out, io.StringIO())
+
+
+def test_gradient_that_is_not_finite_is_named_with_its_step(manifest, tmp_path, monkeypatch):
+    step = ClassifierLearner.step
+
+    def broken(self, model, batch):
+        result = step(self, model, batch)
+        return result._replace(loss=result.loss * float("nan"))
+
+    monkeypatch.setattr(ClassifierLearner, "step", broken)
+    with pytest.raises(FloatingPointError, match="not finite in epoch 1, step 1"):
+        train(manifest, tmp_path)
+
+
+def test_process_of_batches_that_dies_is_named_and_the_run_can_go_on(manifest, tmp_path, monkeypatch):
+    def dead(self, model, batch):
+        raise RuntimeError("DataLoader worker (pid 1) exited unexpectedly")
+
+    monkeypatch.setattr(ClassifierLearner, "step", dead)
+    with pytest.raises(RunError, match="a process that makes batches died"):
+        train(manifest, tmp_path)
+
+
+def test_other_errors_stay_what_they_are(manifest, tmp_path, monkeypatch):
+    def wrong(self, model, batch):
+        raise RuntimeError("shapes do not fit")
+
+    monkeypatch.setattr(ClassifierLearner, "step", wrong)
+    with pytest.raises(RuntimeError, match=r"^shapes do not fit$"):
+        train(manifest, tmp_path)
+
+
+def test_training_stops_early_when_nothing_gets_better(manifest, tmp_path):
+    metrics = train(manifest, tmp_path, epochs=50, patience=2, learning_rate=1e-12, ema=0.0)
+    assert len(metrics["history"]) <= 4
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"fusion": "transcriber"}, "fusion must be none of transcriber, captioner for the task classification"),
+        ({"encoders": {"image": {"name": "crnn"}}}, "encoder of image must be one of"),
+        ({"batch_size": 500}, "at least one step"),
+        ({"quality": True, "fusion": "concat"}, "quality must be False"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_settings_that_do_not_fit_are_named(manifest, tmp_path, settings, message):
+    with pytest.raises(ValueError, match=message):
+        train(manifest, tmp_path, **settings)
+
+
+def test_settings_survive_their_file(tmp_path):
+    pytest.importorskip("yaml", reason="needs the extra train")
+    config = make_config({**SETTINGS, "data": "x.csv", "modalities": ["image"], "learning_rate": "1e-3"})
+    (tmp_path / "c.yaml").write_text(config.as_yaml())
+    assert make_config(read_config(tmp_path / "c.yaml")) == config
+    assert config.learning_rate == 1e-3
+
+
+def test_rate_rises_then_falls_to_nothing():
+    rates = [cosine_with_warm_up(step, 100, 0.2) for step in range(101)]
+    assert rates[0] == pytest.approx(0.05) and rates[19] == rates[20] == 1.0 and rates[100] == pytest.approx(0)
+    assert rates[20:] == sorted(rates[20:], reverse=True)
+
+
+def make_batch(size=2000):
+    ones = torch.ones(size, dtype=torch.int64)
+    inputs = {"a": torch.ones(size, 3), "b": torch.full((size, 2), 4)}
+    return Batch(inputs, {"a": ones, "b": ones}, ones)
+
+
+def test_hidden_modalities_never_leave_a_sample_empty():
+    lengths = hide(make_batch(), 0.7).lengths
+    assert ((lengths["a"] + lengths["b"]) > 0).all()
+    assert 0.35 < (lengths["a"] == 0).float().mean() < 0.55  # 0.7, less the half of 0.49 that lose neither
+
+
+def test_at_most_one_modality_is_spoilt_and_only_where_it_is_said():
+    batch = make_batch()
+    changed, spoiled = spoil(batch, 0.2)
+    assert not (spoiled["a"] & spoiled["b"]).any()
+    for name in ("a", "b"):
+        assert 0.15 < spoiled[name].float().mean() < 0.25
+        assert torch.equal(changed.inputs[name][~spoiled[name]], batch.inputs[name][~spoiled[name]])
+    assert (changed.inputs["b"][spoiled["b"]] != 4).any()
