@@ -9,15 +9,15 @@ import torch
 pytest.importorskip("accelerate", reason="needs the extra train")
 pytest.importorskip("soundfile", reason="needs the extra train")
 
-from crossmodal.data.av_find import CELL, GRID  # noqa: E402
-from crossmodal.data.av_mnist import av_mnist  # noqa: E402
-from crossmodal.learning import run  # noqa: E402
-from crossmodal.learning.cases import SUM, TASKS, Case, all_cases, config_of  # noqa: E402
-from crossmodal.learning.measures import cells_of_tokens, mass_by_snr, pointing  # noqa: E402
-from crossmodal.learning.results import add_row, is_there, read_results  # noqa: E402
-from crossmodal.learning.table import speed_sentence, tables  # noqa: E402
-from crossmodal.train.model import build_model, describe_model  # noqa: E402
-from tests.data.recorded import make_root  # noqa: E402
+from crossmodal.data.av_find import CELL, GRID
+from crossmodal.data.av_mnist import av_mnist
+from crossmodal.learning import run
+from crossmodal.learning.cases import SUM, TASKS, Case, all_cases, config_of
+from crossmodal.learning.measures import cells_of_tokens, mass_by_snr, pointing
+from crossmodal.learning.results import add_row, is_there, read_results
+from crossmodal.learning.table import speed_sentence, tables
+from crossmodal.train.model import build_model, describe_model
+from tests.data.recorded import make_root
 
 
 @pytest.fixture(scope="module")
