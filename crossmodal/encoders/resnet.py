@@ -1,6 +1,7 @@
 """Image to tokens: a small residual network (He et al., arXiv 1512.03385) whose last feature map is read as tokens."""
 
 from collections.abc import Sequence
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -8,6 +9,7 @@ from torch import Tensor, nn
 from crossmodal.encoders.output import EncoderOutput
 from crossmodal.encoders.padding import zero_padding
 
+Normalize = Literal["token", "image"]
 _GROUP = 8  # channels normalised together
 
 
@@ -45,11 +47,17 @@ class ResNetEncoder(nn.Module):
         widths: channels of the stages, multiples of 8; every stage but the first halves height and width.
         stem: stride of the first convolution.
         channels: of the features.
+        normalize: ``"token"``, each token over its channels; ``"image"``, each channel over the places of the image: what
+            all places share is taken out, and what differs between them, which is what a model that has to find
+            something needs, cannot be drowned by it.
         position: standard deviation of the learned position embedding at first, beside content normalised to 1: what
             is there and where it is must both be seen for attention to point at it.
 
     Attributes:
         grid: rows and columns of the tokens.
+
+    Raises:
+        ValueError: for an unknown ``normalize``.
     """
 
     def __init__(
@@ -60,6 +68,7 @@ class ResNetEncoder(nn.Module):
         widths: Sequence[int] = (24, 48),
         stem: int = 2,
         channels: int = 48,
+        normalize: Normalize = "token",
         position: float = 1.0,
     ) -> None:
         super().__init__()
@@ -77,7 +86,9 @@ class ResNetEncoder(nn.Module):
             )
         )
         self.project = nn.Conv2d(widths[-1], channels, 1)
-        self.norm = nn.LayerNorm(channels)
+        if normalize not in get_args(Normalize):
+            raise ValueError(f"normalize must be one of {', '.join(get_args(Normalize))}, got {normalize!r}")
+        self.norm = nn.LayerNorm(channels) if normalize == "token" else nn.GroupNorm(channels, channels)
         rows, columns = (-(-edge // stem) for edge in size)
         for _ in widths[1:]:
             rows, columns = -(-rows // 2), -(-columns // 2)
@@ -90,5 +101,9 @@ class ResNetEncoder(nn.Module):
         Features are ``(B, rows * columns, channels)``, lengths 0 or their number.
         """
         blank = zero_padding(pixels.unsqueeze(1), lengths.clamp(max=1)).squeeze(1)
-        cells = self.norm(self.project(self.stages(self.stem(blank))).flatten(2).transpose(1, 2)) + self.position
+        cells = self.project(self.stages(self.stem(blank))).flatten(2)
+        if isinstance(self.norm, nn.LayerNorm):
+            cells = self.norm(cells.transpose(1, 2)) + self.position
+        else:
+            cells = self.norm(cells).transpose(1, 2) + self.position
         return EncoderOutput(cells, lengths.clamp(max=1) * cells.shape[1])

@@ -64,8 +64,8 @@ def speed_sentence(rows: Sequence[dict[str, Any]]) -> str:
         f"A training step of the hard task's model, {machine['cpu']}, {machine['threads']} thread: "
         f"{times['fused']:.0f} ms; with plain torch in the place of the fused operators {times['reference']:.0f} ms "
         f"({row['speedup']:.2f}x). Of the step {row['attention_share']:.0%} is attention and "
-        f"{row['encoder_share']:.0%} the encoders, attention in them included; making the batch, where no other process does it, takes "
-        f"{making:.0%} of the whole."
+        f"{row['encoder_share']:.0%} the encoders, attention in them included; making the batch, where no other "
+        f"process does it, takes {making:.0%} of the whole."
     )
 
 

@@ -31,7 +31,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "ema": 0.99,
         "sets": False,
         "encoders": {
-            "image": {"name": "resnet", "stem": 4, "widths": [16, 32, 64]},
+            "image": {"name": "resnet", "stem": 4, "widths": [16, 48], "normalize": "image"},
             "audio": _CRNN,
             "text": {"name": "gru"},
         },
