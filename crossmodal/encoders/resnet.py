@@ -47,8 +47,8 @@ class ResNetEncoder(nn.Module):
         widths: channels of the stages, multiples of 8; every stage but the first halves height and width.
         stem: stride of the first convolution.
         channels: of the features.
-        normalize: ``"token"``, each token over its channels; ``"image"``, each channel over the places of the image: what
-            all places share is taken out, and what differs between them, which is what a model that has to find
+        normalize: ``"token"``, each token over its channels; ``"image"``, each channel over the places of the image:
+            what all places share is taken out, and what differs between them, which is what a model that has to find
             something needs, cannot be drowned by it.
         position: standard deviation of the learned position embedding at first, beside content normalised to 1: what
             is there and where it is must both be seen for attention to point at it.

@@ -106,6 +106,8 @@ class _Run:
             options=config.options,
         )
         self.description = describe_model(config, self.splits)
+        if config.parallel == "fsdp" and processes.count > 1 and self.description["kind"] == "captioner":
+            raise ValueError("parallel must be ddp for a captioner: it is asked symbol by symbol, past FSDP's hooks")
         model = build_model(self.description, seed=config.seed)
         self.trainer = Trainer(
             model,
