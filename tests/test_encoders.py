@@ -102,6 +102,16 @@ def test_grid_counts_the_tokens(name, stem, size):
     assert out.features.shape[1] == encoder.grid[0] * encoder.grid[1]
 
 
+def test_what_all_places_share_is_taken_out_where_places_matter():
+    encoder = ResNetEncoder((28, 28), normalize="image", position=0.0)
+    out = encoder(torch.rand(2, 1, 28, 28), torch.tensor([1, 0]))
+    torch.testing.assert_close(out.features.mean(1), torch.zeros(2, 48), rtol=0, atol=1e-4)
+    torch.testing.assert_close(out.features[0].std(0, correction=0), torch.ones(48), rtol=0, atol=0.05)
+    assert out.features.isfinite().all()
+    with pytest.raises(ValueError, match="normalize must be one of token, image, got 'batch'"):
+        ResNetEncoder((28, 28), normalize="batch")
+
+
 def test_log_mel_is_that_of_librosa():
     librosa = pytest.importorskip("librosa", reason="needs the extra test")
     window, hop, bands, lowest = 320, 160, 40, 60.0

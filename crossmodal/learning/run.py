@@ -1,6 +1,5 @@
 """The command that trains what the results file lacks."""
 
-import shutil
 import sys
 import time
 from collections.abc import Iterable
@@ -12,7 +11,7 @@ from crossmodal.data.sample import Splits
 from crossmodal.learning.cases import SUM, TASKS, Case, config_of
 from crossmodal.learning.measures import extras, log_probability_sum
 from crossmodal.learning.results import add_row, is_there, read_results
-from crossmodal.train.run import CONFIG, METRICS, MODEL, STATE, resume_run, start_run
+from crossmodal.train.run import CONFIG, MODEL, STATE, resume_run, start_run
 
 
 def make_results(
@@ -50,6 +49,8 @@ def make_results(
         values = _sum(case, runs, splits) if case.form == SUM else _trained(case, root, runs, splits, changes, stream)
         values.setdefault("seconds", time.perf_counter() - start)
         add_row(file, case, values, threads=config.threads)
+        # The model stays, for the sums; what a finished run could go on from is as large again, three times.
+        (runs / case.name / STATE).unlink(missing_ok=True)
 
 
 def _sum(case: Case, runs: Path, splits: Splits) -> dict[str, Any]:
@@ -70,7 +71,7 @@ def _trained(
     else:
         config = config_of(case, str(root))
         metrics = start_run(type(config)(**{**vars(config), **(changes or {})}), out, stream)
-    found = {
+    return {
         "val": metrics["val"],
         "test": {name: value for name, value in metrics["test"].items() if name not in ("classes", "confusion")},
         "config": metrics["config"],
@@ -78,7 +79,3 @@ def _trained(
         "data_share": sum(row["data_share"] for row in metrics["history"]) / len(metrics["history"]),
         **extras(out, splits, case.form, root),
     }
-    (out / STATE).unlink()
-    (out / METRICS).unlink()
-    shutil.rmtree(out / "tensorboard", ignore_errors=True)
-    return found
