@@ -5,10 +5,10 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from crossmodal.blocks.cross_modal_block import CrossModalBlock
 from crossmodal.encoders.bidirectional import Bidirectional
 from crossmodal.encoders.output import EncoderOutput
 from crossmodal.encoders.padding import is_real
-from crossmodal.blocks.cross_modal_block import CrossModalBlock
 
 
 class TextEncoder(nn.Module):

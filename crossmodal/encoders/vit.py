@@ -3,9 +3,9 @@
 import torch
 from torch import Tensor, nn
 
+from crossmodal.blocks.cross_modal_block import CrossModalBlock
 from crossmodal.encoders.output import EncoderOutput
 from crossmodal.encoders.padding import zero_padding
-from crossmodal.blocks.cross_modal_block import CrossModalBlock
 
 
 class ViTEncoder(nn.Module):

@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from torch.profiler import ProfilerActivity, profile
 
+from crossmodal.blocks.operators import Implementation
 from crossmodal.data.batch import Batch
 from crossmodal.data.collate import Collate
 from crossmodal.data.open import open_data
 from crossmodal.learning.cases import Case, config_of
 from crossmodal.models.fusion_classifier import FusionClassifier
-from crossmodal.blocks.operators import Implementation
 from crossmodal.train.learners import make_learner
 from crossmodal.train.model import build_model, describe_model, modalities_of
 

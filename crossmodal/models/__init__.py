@@ -1,5 +1,6 @@
 """Models: encoders, common space, fusion and a task head, ready to train."""
 
+from crossmodal.blocks.operators import Implementation
 from crossmodal.models.adversary import critic_loss, discriminator_loss, gradient_penalty
 from crossmodal.models.alignment import discriminator_accuracy, modality_gap, recall_at
 from crossmodal.models.captioner import Captioner
@@ -10,7 +11,6 @@ from crossmodal.models.fusion_classifier import FusionClassifier, FusionOutput
 from crossmodal.models.modality_dropout import modality_sets
 from crossmodal.models.transcriber import Transcriber
 from crossmodal.models.two_tower import Embeddings, TwoTower
-from crossmodal.blocks.operators import Implementation
 
 __all__ = [
     "FUSIONS",

@@ -6,10 +6,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from crossmodal.encoders.output import EncoderOutput
-from crossmodal.models.transcriber import encode_all
 from crossmodal.blocks.cross_modal_block import CrossModalBlock
 from crossmodal.blocks.operators import Implementation, merge_heads, operators_of, split_heads
+from crossmodal.encoders.output import EncoderOutput
+from crossmodal.models.transcriber import encode_all
 
 END = 0  # begins and ends every text; symbols are numbered from 1
 

@@ -5,9 +5,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from crossmodal.encoders.output import EncoderOutput
 from crossmodal.blocks.attention_pool import AttentionPool
 from crossmodal.blocks.operators import Implementation
+from crossmodal.encoders.output import EncoderOutput
 
 
 class Expert(nn.Module):

@@ -7,10 +7,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
+from crossmodal.blocks.operators import Implementation
 from crossmodal.encoders.output import EncoderOutput
 from crossmodal.models.experts import Expert, Quality, product_of_experts
 from crossmodal.models.fusion import Form, build_fusion
-from crossmodal.blocks.operators import Implementation
 
 Experts = Literal["none", "auxiliary", "product"]
 

@@ -6,11 +6,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from crossmodal.blocks.cross_modal_block import CrossModalBlock
+from crossmodal.blocks.operators import Implementation
 from crossmodal.encoders.output import EncoderOutput
 from crossmodal.encoders.padding import zero_padding
 from crossmodal.models.ctc import ctc_loss, greedy_decode
-from crossmodal.blocks.cross_modal_block import CrossModalBlock
-from crossmodal.blocks.operators import Implementation
 
 
 class TranscriberOutput(NamedTuple):

@@ -5,12 +5,12 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
+from crossmodal.blocks.modality_discriminator import ModalityDiscriminator
 from crossmodal.data.batch import Batch
 from crossmodal.models.adversary import critic_loss, discriminator_loss
 from crossmodal.models.alignment import modality_gap, recall_at
 from crossmodal.models.contrastive import info_nce, sigmoid_loss
 from crossmodal.models.two_tower import TwoTower
-from crossmodal.blocks.modality_discriminator import ModalityDiscriminator
 from crossmodal.train.learner import Answers, Step
 
 

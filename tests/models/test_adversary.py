@@ -3,8 +3,8 @@
 import torch
 from torch import nn
 
-from crossmodal.models import critic_loss, discriminator_loss, gradient_penalty
 from crossmodal.blocks import AttentionPool, ModalityDiscriminator
+from crossmodal.models import critic_loss, discriminator_loss, gradient_penalty
 
 
 def test_discriminator_learns_and_embeddings_unlearn():

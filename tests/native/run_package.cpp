@@ -2,8 +2,8 @@
 //
 //     run_package libcrossmodal.so model.pt2 inputs.pt outputs.pt
 //
-// inputs.pt: a TorchScript module whose attributes "0", "1", ... are the inputs; outputs.pt gets the same kind of archive
-// of raw tensors, written by torch::pickle_save.
+// inputs.pt: a TorchScript module whose attributes "0", "1", ... are the inputs; outputs.pt gets
+// the same kind of archive of raw tensors, written by torch::pickle_save.
 #include <dlfcn.h>
 
 #include <cstdio>
@@ -22,22 +22,26 @@ std::vector<char> read(const char* path) {
   return {std::istreambuf_iterator<char>(file), std::istreambuf_iterator<char>()};
 }
 
-int run(const char* library, const char* package, const char* inputs_path, const char* outputs_path) {
+int run(const char* library, const char* package, const char* inputs_path,
+        const char* outputs_path) {
   // Registers the operators; the package looks them up by name.
   if (dlopen(library, RTLD_NOW | RTLD_GLOBAL) == nullptr) {
     std::fprintf(stderr, "%s\n", dlerror());
     return 1;
   }
   std::vector<at::Tensor> inputs;
-  for (const c10::IValue& value : torch::jit::pickle_load(read(inputs_path)).toTupleRef().elements()) {
+  for (const c10::IValue& value :
+       torch::jit::pickle_load(read(inputs_path)).toTupleRef().elements()) {
     inputs.push_back(value.toTensor());
   }
   torch::inductor::AOTIModelPackageLoader loader(package);
   const std::vector<at::Tensor> outputs = loader.run(inputs);
 
   std::vector<c10::IValue> values(outputs.begin(), outputs.end());
-  const std::vector<char> bytes = torch::jit::pickle_save(c10::ivalue::Tuple::create(std::move(values)));
-  std::ofstream(outputs_path, std::ios::binary).write(bytes.data(), static_cast<std::streamsize>(bytes.size()));
+  const std::vector<char> bytes =
+      torch::jit::pickle_save(c10::ivalue::Tuple::create(std::move(values)));
+  std::ofstream(outputs_path, std::ios::binary)
+      .write(bytes.data(), static_cast<std::streamsize>(bytes.size()));
   std::printf("%zu outputs\n", outputs.size());
   return 0;
 }

@@ -6,8 +6,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from crossmodal.encoders.output import EncoderOutput
 from crossmodal.blocks.operators import Implementation
+from crossmodal.encoders.output import EncoderOutput
 
 Biases = Sequence[Tensor | None]
 

@@ -5,11 +5,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from crossmodal.blocks.attention_pool import AttentionPool
+from crossmodal.blocks.cross_modal_block import CrossModalBlock
 from crossmodal.encoders.output import EncoderOutput
 from crossmodal.encoders.padding import zero_padding
 from crossmodal.models.fusion.base import Biases, Form, Fused, Fusion, first_batch, mean_over_real
-from crossmodal.blocks.attention_pool import AttentionPool
-from crossmodal.blocks.cross_modal_block import CrossModalBlock
 
 
 class CrossFusion(Fusion):

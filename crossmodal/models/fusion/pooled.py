@@ -5,9 +5,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from crossmodal.blocks.attention_pool import AttentionPool
 from crossmodal.encoders.output import EncoderOutput
 from crossmodal.models.fusion.base import Biases, Form, Fused, Fusion, first_batch
-from crossmodal.blocks.attention_pool import AttentionPool
 
 
 class PooledFusion(Fusion):

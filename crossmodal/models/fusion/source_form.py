@@ -5,10 +5,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from crossmodal.blocks.cross_modal_attention import CrossModalAttention
 from crossmodal.encoders.output import EncoderOutput
 from crossmodal.encoders.padding import zero_padding
 from crossmodal.models.fusion.base import Biases, Form, Fused, Fusion, first_batch, mean_over_real
-from crossmodal.blocks.cross_modal_attention import CrossModalAttention
 
 
 class SourceFusion(Fusion):
