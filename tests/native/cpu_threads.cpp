@@ -66,6 +66,7 @@ Outcomes attention(const cpu::Threads& threads) {
   const Floats dout = randoms(kRows * kWidthV, 2), sink = randoms(kHeads, 3);
   const Floats bias = randoms(kHeads * kQueries * kKeys[0], 4), dmass = randoms(kRows * 2, 5);
   const int32_t lengths[kBatch] = {300, 0, 117};
+  const int64_t seed = 7;
   Floats out = unwritten(kRows * kWidthV), lse = unwritten(kRows), top = unwritten(kRows),
          sum = unwritten(kRows), mass = unwritten(kRows * 2), dq = unwritten(kRows * kWidth);
   std::vector<Floats> k, v, dk, dv;
@@ -113,7 +114,7 @@ Outcomes attention(const cpu::Threads& threads) {
   p.window_left = p.window_right = -1;
   p.sink = sink.data();
   p.dropout_p = 0.1;
-  p.dropout_seed = 7;
+  p.dropout_seed = &seed;
   p.dtype = DType::kFloat32;
   p.out = out.data();
   contiguous(kHeads, kQueries, kWidthV, p.out_stride);
