@@ -88,6 +88,14 @@ def test_reader_of_a_description_reads_the_same(folder):
     assert len(splits.train[0].inputs["text"]) == 2
 
 
+@pytest.mark.parametrize("text", ["", "   ", "a A"])
+def test_text_without_a_word_that_counts_is_a_missing_modality(folder, text):
+    rows = [{**ROWS[0], "text": text}, *ROWS[1:]]
+    options = ManifestOptions(image_size=(3, 8, 8), stop_words=("a",))
+    sample = manifest_splits(write_csv(folder / "m.csv", rows), None, options).train[0]
+    assert set(sample.inputs) == {"image", "audio"}
+
+
 @pytest.mark.parametrize("task", ["multilabel", "regression"])
 def test_labels_of_other_tasks_are_numbers(folder, task):
     labels = {"multilabel": ["red; big", "big", "", "red"], "regression": ["1;2", "0.5;-1", "3;4", "0;0"]}[task]
