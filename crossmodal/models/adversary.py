@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from crossmodal.blocks.gradient_reversal import gradient_reversal
+from crossmodal.nn import gradient_reversal
 
 
 def discriminator_loss(

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from crossmodal.blocks import AttentionPool, CrossModalAttention, CrossModalBlock, gradient_reversal
+from crossmodal.blocks import AttentionPool, CrossModalAttention, CrossModalBlock
+from crossmodal.nn import gradient_reversal
 
 WIDTH, HEADS = 16, 4
 
