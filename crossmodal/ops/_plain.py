@@ -10,7 +10,7 @@ from torch import Tensor
 
 from crossmodal import _library  # noqa: F401  registers torch.ops.crossmodal
 from crossmodal._validate import FLOAT_DTYPES, MOST_KEYS
-from crossmodal.dispatch import HAS_CUDA_KERNELS, MOST_CUDA_HEAD_DIM
+from crossmodal.dispatch import HAS_CUDA_KERNELS, most_cuda_head_dim
 from crossmodal.ops._fakes import order_of
 
 _operator = torch.ops.crossmodal.attention_plain.default
@@ -35,7 +35,8 @@ def plain_attention(query: Tensor, key: Tensor, value: Tensor, scale: float | No
         or not dtype == key.dtype == value.dtype
         or not query.device == key.device == value.device
         or not (
-            query.is_cpu or (query.is_cuda and HAS_CUDA_KERNELS and max(head_dim, value.shape[3]) <= MOST_CUDA_HEAD_DIM)
+            query.is_cpu
+            or (query.is_cuda and HAS_CUDA_KERNELS and max(head_dim, value.shape[3]) <= most_cuda_head_dim(dtype))
         )
     ):
         return None

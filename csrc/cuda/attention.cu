@@ -11,7 +11,9 @@
 namespace crossmodal::cuda {
 namespace {
 
-constexpr int64_t kMostHeadDim = 256;
+// What the pass over keys can hold in 99 KB of shared memory, the least that a device since sm_80
+// has, with rows of 16 keys and queries.
+constexpr int64_t most_head_dim(DType dtype) { return dtype == DType::kFloat64 ? 192 : 256; }
 
 // Calls fn(engine, width) with the smallest width that holds a row, or the largest there is.
 template <class Engine, int kFirst, int... kRest, class Fn>
@@ -63,6 +65,15 @@ void with_backward_kernel(DType dtype, int64_t columns, Fn fn) {
   }
 }
 
+// Those of short problems' backward, attention_bwd_short/*.cu. Elsewhere it is the arithmetic that
+// takes the time, or rows are too wide for both passes in the registers of one kernel.
+constexpr int kMostShortWidth = 64;
+template <class Fn>
+void with_short_kernel(DType dtype, int64_t columns, Fn fn) {
+  if (dtype == DType::kBFloat16) return with_width<MmaEngine<BFloat16>, 32, 64>(columns, fn);
+  with_width<MmaEngine<Float16>, 32, 64>(columns, fn);
+}
+
 // Those of associate: associate/*.cu. Nothing is summed along features, so that one width will do.
 template <class Fn>
 void with_associate_kernel(DType dtype, Fn fn) {
@@ -109,7 +120,8 @@ Tiling forward_tiling(const AttentionProblem& p, int width) {
                  [&](const Tiling& tiling) { return forward_shared_bytes(p, tiling); });
 }
 
-BackwardTiling backward_tiling(const AttentionProblem& p, int width) {
+// together: as many warps in the first two passes, that one kernel may run both.
+BackwardTiling backward_tiling(const AttentionProblem& p, int width, bool together) {
   const size_t size = size_of(p.dtype), block = backward_block(size), row = width * size;
   Tiling t{};
   t.width = width;
@@ -119,15 +131,17 @@ BackwardTiling backward_tiling(const AttentionProblem& p, int width) {
 
   BackwardTiling tiling{t, t, t};
   tiling.queries.chunks = static_cast<int>(features);
-  tiling.queries = fitting(tiling.queries, fewest_warps(p.seqlen_q), [&](const Tiling& q) {
-    return (features + q.panels_v) * (q.block_m + q.stages * block) * row + q.stages * block;
-  });
   int64_t longest = 1;
   for (int s = 0; s < p.num_sources; ++s) longest = std::max(longest, p.sources[s].seqlen_k);
+  const int for_queries = fewest_warps(p.seqlen_q), for_keys = fewest_warps(longest);
+  const int for_both = std::max(for_queries, for_keys);
+  tiling.queries = fitting(tiling.queries, together ? for_both : for_queries, [&](const Tiling& q) {
+    return (features + q.panels_v) * (q.block_m + q.stages * block) * row + q.stages * block;
+  });
   tiling.keys.chunks = static_cast<int>(std::max(features, values));
   const size_t state = 4 * (p.dtype == DType::kFloat64 ? sizeof(double) : sizeof(float));
   const size_t block_q = key_pass_block(size, width);
-  tiling.keys = fitting(tiling.keys, fewest_warps(longest), [&](const Tiling& k) {
+  tiling.keys = fitting(tiling.keys, together ? for_both : for_keys, [&](const Tiling& k) {
     return (features + values) * k.block_m * row +
            k.stages * block_q * ((k.panels + k.panels_v) * row + state) + k.block_m;
   });
@@ -136,6 +150,18 @@ BackwardTiling backward_tiling(const AttentionProblem& p, int width) {
     return (m.panels + m.panels_v) * (m.block_m + block) * row + block;
   });
   return tiling;
+}
+
+// One block to a (batch, head) pays where those fill the device and what a block reads stays in the
+// second-level cache until it is read again.
+bool is_short(const AttentionProblem& p, const BackwardTiling& tiling) {
+  constexpr int64_t kMostQueries = 256, kMostKeys = 512, kPairsToFill = 4;
+  bool shared_heads = false;
+  for (int s = 0; s < p.num_sources; ++s) shared_heads |= p.sources[s].num_heads_k != p.num_heads;
+  return size_of(p.dtype) == 2 && std::max(p.head_dim, p.head_dim_v) <= kMostShortWidth &&
+         p.seqlen_q <= kMostQueries && p.total_keys <= kMostKeys && !shared_heads &&
+         tiling.queries.warps == tiling.keys.warps &&
+         p.batch * p.num_heads >= kPairsToFill * multiprocessors();
 }
 
 Tiling associate_tiling(const AttentionProblem& p, int width) {
@@ -158,8 +184,9 @@ std::string attention_refusal(const AttentionProblem& p) {
   const auto more = [](const char* what, int64_t came, int64_t most) {
     return std::string(what) + " " + std::to_string(came) + " is more than " + std::to_string(most);
   };
-  if (p.head_dim > kMostHeadDim) return more("head_dim", p.head_dim, kMostHeadDim);
-  if (p.head_dim_v > kMostHeadDim) return more("head_dim of values", p.head_dim_v, kMostHeadDim);
+  const int64_t most = most_head_dim(p.dtype);
+  if (p.head_dim > most) return more("head_dim", p.head_dim, most);
+  if (p.head_dim_v > most) return more("head_dim of values", p.head_dim_v, most);
   if (p.num_sources > kMostSources)
     return more("a number of sources of", p.num_sources, kMostSources);
   if (p.seqlen_q > kMostRows) return more("a number of queries of", p.seqlen_q, kMostRows);
@@ -191,8 +218,18 @@ void attention_bwd(const AttentionProblem& p, const AttentionBackward& g,
   if (p.batch * p.num_heads == 0) return;
   const int64_t columns = std::max(p.head_dim, p.head_dim_v);
   with_backward_kernel(p.dtype, columns, [&](auto engine, auto width) {
-    launch_attention_bwd<decltype(engine), width()>(p, g, workspace, backward_tiling(p, width()),
-                                                    stream);
+    using Engine = decltype(engine);
+    const BackwardTiling together = backward_tiling(p, width(), true);
+    const BackwardTiling apart = backward_tiling(p, width(), false);
+    if (is_short(p, together)) {
+      with_short_kernel(p.dtype, columns, [&](auto short_engine, auto short_width) {
+        launch_attention_bwd_short<decltype(short_engine), short_width()>(p, g, workspace, together,
+                                                                          stream);
+      });
+    } else {
+      launch_attention_bwd<Engine, width()>(p, g, workspace, apart, stream);
+    }
+    launch_attention_bwd_terms<Engine, width()>(p, g, workspace, apart.terms, stream);
   });
 }
 

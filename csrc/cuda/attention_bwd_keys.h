@@ -330,27 +330,32 @@ class KeyPass {
   Acc dk_[kWidth / 8][4] = {}, dv_[kWidth / 8][4] = {};
 };
 
+template <class E>
+__device__ void clear_rows_of_no_key(const BackwardProblem& p, const KeySource& source, int b,
+                                     int head) {
+  using T = typename E::Element;
+  if (!source.cu_seqlens) return;
+  const Rows rows = key_rows_of(source, b);
+  for (const Gap gap :
+       {gap_before(rows, b), gap_after(source.cu_seqlens, rows, b, p.batch, source.total_k)}) {
+    if (source.dk)
+      clear_unowned_rows(static_cast<T*>(source.dk), source.dk_stride, head, p.head_dim, gap);
+    if (source.dv)
+      clear_unowned_rows(static_cast<T*>(source.dv), source.dv_stride, head, p.head_dim_v, gap);
+  }
+}
+
 template <class E, int kWidth, bool kPlain>
 __global__ void __launch_bounds__(kMostWarps * 32, 2)
     attention_bwd_keys_kernel(const __grid_constant__ BackwardProblem p,
                               const __grid_constant__ Tiling tiling,
                               const __grid_constant__ Alignment aligned, int64_t tiles) {
-  using T = typename E::Element;
   for (int64_t tile = blockIdx.x; tile < tiles; tile += gridDim.x) {
     const KeyTile at = key_tile_at(p, tiling, tile);
     if (tile != blockIdx.x) __syncthreads();  // the tile before has been read
     KeyPass<E, kWidth, kPlain>(p, tiling, aligned, at).run();
-    const KeySource& source = p.source[at.keys.source];
-    if (!source.cu_seqlens || at.keys.begin > 0 || at.chunk > 0) continue;
-    const Rows rows = key_rows_of(source, at.b);
-    for (const Gap gap : {gap_before(rows, at.b),
-                          gap_after(source.cu_seqlens, rows, at.b, p.batch, source.total_k)}) {
-      if (source.dk)
-        clear_unowned_rows(static_cast<T*>(source.dk), source.dk_stride, at.head, p.head_dim, gap);
-      if (source.dv)
-        clear_unowned_rows(static_cast<T*>(source.dv), source.dv_stride, at.head, p.head_dim_v,
-                           gap);
-    }
+    if (at.keys.begin <= 0 && at.chunk == 0)
+      clear_rows_of_no_key<E>(p, p.source[at.keys.source], at.b, at.head);
   }
 }
 

@@ -25,16 +25,13 @@ void launch_attention_bwd(const AttentionProblem& p, const AttentionBackward& g,
          query_tiles, queries.warps * kWarp, queries.shared_bytes, stream, problem, queries,
          aligned);
 
-  const Tiling &keys = tiling.keys, &terms = tiling.terms;
-  int64_t key_blocks = 0, term_blocks = 0;
+  const Tiling& keys = tiling.keys;
+  int64_t key_blocks = 0;
   int offset = 0;
   for (int s = 0; s < p.num_sources; ++s) {
     const KeySource& source = p.sources[s];
     key_blocks += key_tiles(p, source, offset, keys.block_m) * source.num_heads_k * p.batch;
     offset += static_cast<int>(source.seqlen_k);
-    for (int t = 0; t < source.num_terms; ++t)
-      term_blocks +=
-          term_tiles(p, source, source.terms[t], terms.block_m, backward_block(size_of(p.dtype)));
   }
   key_blocks *= keys.chunks;
   launch("attention_bwd_keys_kernel",
@@ -42,8 +39,20 @@ void launch_attention_bwd(const AttentionProblem& p, const AttentionBackward& g,
                : attention_bwd_keys_kernel<E, kWidth, false>,
          key_blocks, keys.warps * kWarp, keys.shared_bytes, stream, problem, keys, aligned,
          key_blocks);
-  launch("attention_bwd_terms_kernel", attention_bwd_terms_kernel<E, kWidth>, term_blocks,
-         terms.warps * kWarp, terms.shared_bytes, stream, problem, terms, aligned, term_blocks);
+}
+
+template <class E, int kWidth>
+void launch_attention_bwd_terms(const AttentionProblem& p, const AttentionBackward& g,
+                                const BackwardWorkspace& workspace, const Tiling& tiling,
+                                void* stream) {
+  const int block_n = backward_block(size_of(p.dtype));
+  int64_t blocks = 0;
+  for (int s = 0; s < p.num_sources; ++s)
+    for (int t = 0; t < p.sources[s].num_terms; ++t)
+      blocks += term_tiles(p, p.sources[s], p.sources[s].terms[t], tiling.block_m, block_n);
+  launch("attention_bwd_terms_kernel", attention_bwd_terms_kernel<E, kWidth>, blocks,
+         tiling.warps * kWarp, tiling.shared_bytes, stream, as_parameter(p, g, workspace), tiling,
+         Alignment(p, g), blocks);
 }
 
 }  // namespace crossmodal::cuda

@@ -352,12 +352,22 @@ __device__ void clear_unowned_rows(T* base, const int64_t (&stride)[3], int64_t 
       row_at<T>(base, stride, 0, h, row)[d] = T{};
 }
 
+template <class E>
+__device__ void clear_rows_of_no_query(const BackwardProblem& p, int b, int h) {
+  using T = typename E::Element;
+  if (!p.cu_seqlens_q || !p.gradient.dq) return;
+  const Rows rows = query_rows(p, b);
+  T* dq = static_cast<T*>(p.gradient.dq);
+  clear_unowned_rows(dq, p.gradient.dq_stride, h, p.head_dim, gap_before(rows, b));
+  clear_unowned_rows(dq, p.gradient.dq_stride, h, p.head_dim,
+                     gap_after(p.cu_seqlens_q, rows, b, p.batch, p.total_q));
+}
+
 template <class E, int kWidth, bool kPlain>
 __global__ void __launch_bounds__(kMostWarps * 32, 2)
     attention_bwd_queries_kernel(const __grid_constant__ BackwardProblem p,
                                  const __grid_constant__ Tiling tiling,
                                  const __grid_constant__ Alignment aligned) {
-  using T = typename E::Element;
   const int64_t tiles_m = ceil_div(p.seqlen_q, tiling.block_m);
   const int64_t tiles = p.batch * p.num_heads * tiles_m * tiling.chunks;
   for (int64_t tile = blockIdx.x; tile < tiles; tile += gridDim.x) {
@@ -367,12 +377,7 @@ __global__ void __launch_bounds__(kMostWarps * 32, 2)
     const int b = static_cast<int>(pair / p.num_heads), h = static_cast<int>(pair % p.num_heads);
     if (tile != blockIdx.x) __syncthreads();  // the tile before has been read
     QueryPass<E, kWidth, kPlain>(p, tiling, aligned, b, h, m_begin, chunk).run();
-    if (!p.cu_seqlens_q || !p.gradient.dq || m_begin > 0 || chunk > 0) continue;
-    const Rows rows = query_rows(p, b);
-    T* dq = static_cast<T*>(p.gradient.dq);
-    clear_unowned_rows(dq, p.gradient.dq_stride, h, p.head_dim, gap_before(rows, b));
-    clear_unowned_rows(dq, p.gradient.dq_stride, h, p.head_dim,
-                       gap_after(p.cu_seqlens_q, rows, b, p.batch, p.total_q));
+    if (m_begin == 0 && chunk == 0) clear_rows_of_no_query<E>(p, b, h);
   }
 }
 

@@ -13,11 +13,21 @@ template <class E, int kWidth>
 void launch_attention_fwd(const AttentionProblem& p, bool plain, const Tiling& tiling,
                           void* stream);
 
-// The passes of backward, in their order: queries, keys, terms.
+// The passes of backward over queries, then keys; and the third, over terms, where one needs it.
 template <class E, int kWidth>
 void launch_attention_bwd(const AttentionProblem& p, const AttentionBackward& g,
                           const BackwardWorkspace& workspace, const BackwardTiling& tiling,
                           void* stream);
+
+// The first two in one kernel, for problems that is_short takes.
+template <class E, int kWidth>
+void launch_attention_bwd_short(const AttentionProblem& p, const AttentionBackward& g,
+                                const BackwardWorkspace& workspace, const BackwardTiling& tiling,
+                                void* stream);
+template <class E, int kWidth>
+void launch_attention_bwd_terms(const AttentionProblem& p, const AttentionBackward& g,
+                                const BackwardWorkspace& workspace, const Tiling& tiling,
+                                void* stream);
 
 template <class E, int kWidth>
 void launch_associate(const AttentionProblem& p, const AssociateProblem& request,

@@ -26,14 +26,17 @@ constexpr int64_t kMaxGridX = 2147483647;
 // What a block may have without asking for more.
 constexpr size_t kSharedBytesUnasked = 48 << 10;
 
-// Dynamic shared memory that a block of the current device may ask for.
-inline size_t most_shared_bytes() {
-  int device = 0, bytes = 0;
+// Of the current device.
+inline int device_attribute(cudaDeviceAttr attribute) {
+  int device = 0, value = 0;
   check(cudaGetDevice(&device), "cudaGetDevice");
-  check(cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device),
-        "cudaDeviceGetAttribute");
-  return static_cast<size_t>(bytes);
+  check(cudaDeviceGetAttribute(&value, attribute, device), "cudaDeviceGetAttribute");
+  return value;
 }
+inline size_t most_shared_bytes() {
+  return static_cast<size_t>(device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin));
+}
+inline int multiprocessors() { return device_attribute(cudaDevAttrMultiProcessorCount); }
 
 // Enqueues `tiles` blocks at most. Errors of a kernel that is still running surface at a later
 // call, as they do in torch: waiting for them here would stall the stream.

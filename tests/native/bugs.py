@@ -258,8 +258,8 @@ BACKWARD = (
     Bug(
         "keys of no sample keep their gradients",
         "attention_bwd_keys.h",
-        "if (!source.cu_seqlens || at.keys.begin > 0 || at.chunk > 0) continue;",
-        "continue;",
+        "if (at.keys.begin <= 0 && at.chunk == 0)",
+        "if (false)",
     ),
     Bug(
         "shared biases of the first sample only",
@@ -273,4 +273,21 @@ BACKWARD = (
         "wait_for_copies<0>();\n    __syncthreads();",
         "wait_for_copies<0>();",
     ),
+)
+
+SHORT = (
+    Bug(
+        "no barrier between the passes",
+        "attention_bwd_short.h",
+        "__syncthreads();  // the tile has been read, and its delta is there",
+        "",
+    ),
+    Bug(
+        "no barrier between tiles of keys",
+        "attention_bwd_short.h",
+        "{s, begin, keys.block_m}}).run();\n __syncthreads();",
+        "{s, begin, keys.block_m}}).run();",
+    ),
+    Bug("the first block of queries only", "attention_bwd_short.h", "m_begin += queries.block_m", "m_begin += 1 << 20"),
+    Bug("keys of the first source only", "attention_bwd_short.h", "s < p.num_sources; ++s", "s < 1; ++s"),
 )

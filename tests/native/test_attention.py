@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import crossmodal
+from crossmodal.dispatch import most_cuda_head_dim
 from tests.accuracy import check
 from tests.native.emulated import MODES
 from tests.native.problems import PROBLEMS, masked_keys_may_be_nan
@@ -14,6 +15,11 @@ from tests.native.problems import PROBLEMS, masked_keys_may_be_nan
 @pytest.mark.parametrize("name", PROBLEMS)
 def test_outputs_and_gradients_are_as_accurate_as_torch(emulated, name, dtype):
     check(replace(PROBLEMS[name], dtype=dtype))
+
+
+def test_widest_heads_fit_the_smallest_gpu(emulated_once, dtype):
+    width = most_cuda_head_dim(dtype)
+    check(replace(PROBLEMS["PLAIN"], dtype=dtype, seqlen_q=20, head_dim=width, head_dim_v=width))
 
 
 def test_masked_keys_may_be_nan(emulated, dtype):

@@ -17,10 +17,11 @@ from tests.native.emulated import MODES
 from tests.native.problems import PROBLEMS, forward_only, masked_keys_may_be_nan
 
 # head_dim above 128 takes several panels and chunks: an instance of its own.
-NARROW = [name for name in PROBLEMS if name != "WIDE"]
+NARROW = [name for name in PROBLEMS if name not in ("WIDE", "SHORT")]
 FORWARD = ("cuda/attention_fwd/f16_64.cu", NARROW)
 FORWARD_WIDE = ("cuda/attention_fwd/f16_128.cu", ["WIDE"])
 BACKWARD = ("cuda/attention_bwd/f16_64.cu", NARROW)
+SHORT = ("cuda/attention_bwd_short/f16_64.cu", ["SHORT"])
 
 
 def checks_of(names, *, backward):
@@ -98,10 +99,16 @@ def test_backward_bug_is_noticed(emulator, emulated_once, bug, tmp_path):
     assert is_noticed(emulator, bug, tmp_path, source, checks_of(names, backward=True))
 
 
+@pytest.mark.parametrize("bug", bugs.SHORT, ids=lambda bug: bug.name)
+def test_bug_of_short_backward_is_noticed(emulator, emulated_once, bug, tmp_path):
+    source, names = SHORT
+    assert is_noticed(emulator, bug, tmp_path, source, checks_of(names, backward=True))
+
+
 @pytest.mark.parametrize(
     ("sources", "backward"),
-    [(FORWARD, False), (FORWARD_WIDE, False), (BACKWARD, True)],
-    ids=["forward", "wide", "backward"],
+    [(FORWARD, False), (FORWARD_WIDE, False), (BACKWARD, True), (SHORT, True)],
+    ids=["forward", "wide", "backward", "short"],
 )
 def test_without_a_bug_nothing_is_noticed(emulator, emulated_once, sources, backward, tmp_path):
     source, names = sources

@@ -6,5 +6,9 @@ template void launch_attention_bwd<MmaEngine<BFloat16>, 128>(const AttentionProb
                                                              const AttentionBackward&,
                                                              const BackwardWorkspace&,
                                                              const BackwardTiling&, void*);
+template void launch_attention_bwd_terms<MmaEngine<BFloat16>, 128>(const AttentionProblem&,
+                                                                   const AttentionBackward&,
+                                                                   const BackwardWorkspace&,
+                                                                   const Tiling&, void*);
 
 }  // namespace crossmodal::cuda

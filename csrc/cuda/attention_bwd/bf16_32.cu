@@ -6,5 +6,9 @@ template void launch_attention_bwd<MmaEngine<BFloat16>, 32>(const AttentionProbl
                                                             const AttentionBackward&,
                                                             const BackwardWorkspace&,
                                                             const BackwardTiling&, void*);
+template void launch_attention_bwd_terms<MmaEngine<BFloat16>, 32>(const AttentionProblem&,
+                                                                  const AttentionBackward&,
+                                                                  const BackwardWorkspace&,
+                                                                  const Tiling&, void*);
 
 }  // namespace crossmodal::cuda

@@ -6,5 +6,9 @@ template void launch_attention_bwd<MmaEngine<Float16>, 64>(const AttentionProble
                                                            const AttentionBackward&,
                                                            const BackwardWorkspace&,
                                                            const BackwardTiling&, void*);
+template void launch_attention_bwd_terms<MmaEngine<Float16>, 64>(const AttentionProblem&,
+                                                                 const AttentionBackward&,
+                                                                 const BackwardWorkspace&,
+                                                                 const Tiling&, void*);
 
 }  // namespace crossmodal::cuda

@@ -6,5 +6,9 @@ template void launch_attention_bwd<FmaEngine<float>, 32>(const AttentionProblem&
                                                          const AttentionBackward&,
                                                          const BackwardWorkspace&,
                                                          const BackwardTiling&, void*);
+template void launch_attention_bwd_terms<FmaEngine<float>, 32>(const AttentionProblem&,
+                                                               const AttentionBackward&,
+                                                               const BackwardWorkspace&,
+                                                               const Tiling&, void*);
 
 }  // namespace crossmodal::cuda

@@ -6,5 +6,9 @@ template void launch_attention_bwd<FmaEngine<double>, 16>(const AttentionProblem
                                                           const AttentionBackward&,
                                                           const BackwardWorkspace&,
                                                           const BackwardTiling&, void*);
+template void launch_attention_bwd_terms<FmaEngine<double>, 16>(const AttentionProblem&,
+                                                                const AttentionBackward&,
+                                                                const BackwardWorkspace&,
+                                                                const Tiling&, void*);
 
 }  // namespace crossmodal::cuda

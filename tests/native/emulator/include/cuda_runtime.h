@@ -91,7 +91,8 @@ inline cudaError_t cudaGetDevice(int* device) {
   *device = 0;
   return cudaSuccess;
 }
-// Those of the smallest GPU that has the kernels' instructions (8.6, 8.9).
+// Shared memory of the smallest GPU that has the kernels' instructions (8.6, 8.9), and so few
+// multiprocessors that problems of 16 heads fill them.
 inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
   *value = attribute == cudaDevAttrMultiProcessorCount ? 4 : 99 << 10;
   return cudaSuccess;
