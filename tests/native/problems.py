@@ -42,7 +42,7 @@ DROPOUT = replace(TRIO, dropout_p=0.4, dropout_seed=2**40 + 5)
 PACKED = Varlen(
     (33, 0, 70, 5), (80, 7, 0, 150), beyond_q=3, beyond_k=2, heads=2, head_dim=64, head_dim_v=64, poisoned=True
 )
-WIDE = replace(PLAIN, seqlen_q=18, head_dim=200, head_dim_v=136)
+WIDE = replace(PLAIN, seqlen_q=18, head_dim=184, head_dim_v=136)
 EMPTY = replace(TRIO, modalities=(Modality(0), Modality(5, mask=Term(torch.bool, hides=1.0))))
 
 # Gradients of biases in every form: by query, by key, by both, of samples and heads summed or not.
