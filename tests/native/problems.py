@@ -56,7 +56,15 @@ BIASES = replace(
     ),
 )
 # Enough heads for one block each: backward in one kernel.
-SHORT = replace(TRIO, batch=4, heads=4, modalities=(*TRIO.modalities[:3], Modality(70, torch.int32)), dropout_p=0.3)
+SHORT = replace(
+    TRIO,
+    batch=4,
+    heads=4,
+    seqlen_q=70,
+    modalities=(Modality(33, torch.int64), Modality(9, bias=DENSE_BIAS), Modality(70, torch.int32)),
+    dropout_p=0.3,
+)
+
 
 PROBLEMS = {name: problem for name, problem in globals().items() if isinstance(problem, Fusion | Varlen)}
 
