@@ -154,13 +154,13 @@ BackwardTiling backward_tiling(const AttentionProblem& p, int width, bool togeth
 
 // One block to a (batch, head) pays where those fill the device and what a block reads stays in the
 // second-level cache until it is read again.
-bool is_short(const AttentionProblem& p, const BackwardTiling& tiling) {
+bool is_short(const AttentionProblem& p, const AttentionBackward& g, const BackwardTiling& tiling) {
   constexpr int64_t kMostQueries = 256, kMostKeys = 512, kPairsToFill = 4;
   bool shared_heads = false;
   for (int s = 0; s < p.num_sources; ++s) shared_heads |= p.sources[s].num_heads_k != p.num_heads;
-  return size_of(p.dtype) == 2 && std::max(p.head_dim, p.head_dim_v) <= kMostShortWidth &&
-         p.seqlen_q <= kMostQueries && p.total_keys <= kMostKeys && !shared_heads &&
-         tiling.queries.warps == tiling.keys.warps &&
+  return scores_are_plain(p) && !g.associate && size_of(p.dtype) == 2 &&
+         std::max(p.head_dim, p.head_dim_v) <= kMostShortWidth && p.seqlen_q <= kMostQueries &&
+         p.total_keys <= kMostKeys && !shared_heads && tiling.queries.warps == tiling.keys.warps &&
          p.batch * p.num_heads >= kPairsToFill * multiprocessors();
 }
 
@@ -221,7 +221,7 @@ void attention_bwd(const AttentionProblem& p, const AttentionBackward& g,
     using Engine = decltype(engine);
     const BackwardTiling together = backward_tiling(p, width(), true);
     const BackwardTiling apart = backward_tiling(p, width(), false);
-    if (is_short(p, together)) {
+    if (is_short(p, g, together)) {
       with_short_kernel(p.dtype, columns, [&](auto short_engine, auto short_width) {
         launch_attention_bwd_short<decltype(short_engine), short_width()>(p, g, workspace, together,
                                                                           stream);

@@ -8,9 +8,9 @@
 
 namespace crossmodal::cuda {
 
-// No key head serves several query heads, and both passes hold whole rows: what
-// launch_attention_bwd takes as chunks is one.
-template <class E, int kWidth, bool kPlain>
+// Of plain scores: with masks, biases and dropout the two passes together need more registers than
+// there are. No key head serves several query heads, and both passes hold whole rows.
+template <class E, int kWidth>
 __global__ void __launch_bounds__(kMostWarps * 32, 2)
     attention_bwd_short_kernel(const __grid_constant__ BackwardProblem p,
                                const __grid_constant__ BackwardTiling tiling,
@@ -20,18 +20,15 @@ __global__ void __launch_bounds__(kMostWarps * 32, 2)
   for (int64_t pair = blockIdx.x; pair < pairs; pair += gridDim.x) {
     const int b = static_cast<int>(pair / p.num_heads), h = static_cast<int>(pair % p.num_heads);
     for (int m_begin = 0; m_begin < p.seqlen_q; m_begin += queries.block_m) {
-      QueryPass<E, kWidth, kPlain>(p, queries, aligned, b, h, m_begin, 0).run();
+      QueryPass<E, kWidth, true>(p, queries, aligned, b, h, m_begin, 0).run();
       __syncthreads();  // the tile has been read, and its delta is there
     }
     clear_rows_of_no_query<E>(p, b, h);
-    int offset = 0;
     for (int s = 0; s < p.num_sources; ++s) {
       const KeySource& source = p.source[s];
-      const int before = keys_before_source(p, offset);
-      offset += static_cast<int>(source.seqlen_k);
       if (!has_key_gradients(source)) continue;
-      for (int begin = -before; begin < source.seqlen_k; begin += keys.block_m) {
-        KeyPass<E, kWidth, kPlain>(p, keys, aligned, {b, h, 0, {s, begin, keys.block_m}}).run();
+      for (int begin = 0; begin < source.seqlen_k; begin += keys.block_m) {
+        KeyPass<E, kWidth, true>(p, keys, aligned, {b, h, 0, {s, begin, keys.block_m}}).run();
         __syncthreads();  // the tile has been read
       }
       clear_rows_of_no_key<E>(p, source, b, h);
@@ -43,11 +40,8 @@ template <class E, int kWidth>
 void launch_attention_bwd_short(const AttentionProblem& p, const AttentionBackward& g,
                                 const BackwardWorkspace& workspace, const BackwardTiling& tiling,
                                 void* stream) {
-  const bool plain = scores_are_plain(p) && g.associate == nullptr;
-  launch("attention_bwd_short_kernel",
-         plain ? attention_bwd_short_kernel<E, kWidth, true>
-               : attention_bwd_short_kernel<E, kWidth, false>,
-         p.batch * p.num_heads, tiling.queries.warps * kWarp,
+  launch("attention_bwd_short_kernel", attention_bwd_short_kernel<E, kWidth>, p.batch * p.num_heads,
+         tiling.queries.warps * kWarp,
          std::max(tiling.queries.shared_bytes, tiling.keys.shared_bytes), stream,
          as_parameter(p, g, workspace), tiling, Alignment(p, g));
 }

@@ -61,8 +61,7 @@ SHORT = replace(
     batch=4,
     heads=4,
     seqlen_q=70,
-    modalities=(Modality(33, torch.int64), Modality(9, bias=DENSE_BIAS), Modality(70, torch.int32)),
-    dropout_p=0.3,
+    modalities=(Modality(33, torch.int64), Modality(9), Modality(70, torch.int32)),
 )
 
 
