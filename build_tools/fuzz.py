@@ -2,9 +2,9 @@
 
 Each call draws shapes, masks, options, dtype and memory layout, runs forward and backward here and in torch, and
 compares both with torch in float64. What counts as a difference is the two-reference rule of tests/tolerance.py: our
-error may be twice torch's, plus 8 eps of the largest number (64 eps in float64, where torch is compared with itself).
-A difference that a rule of docs/contract.md explains is counted under that rule; any other is printed with the seed
-that draws it again, and makes the exit status 1.
+error may be twice torch's, the larger of two evaluations, plus 8 eps of the largest number (64 eps in float64, where
+torch is compared with itself). A difference that a rule of docs/contract.md explains is counted under that rule; any
+other is printed with the seed that draws it again, and makes the exit status 1.
 """
 
 import argparse
@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import crossmodal
 
@@ -217,6 +218,11 @@ def verdict(call: Call) -> str:
         # Of float64, torch's own result is all there is to compare with, as inexact as ours.
         units = 64 if call.dtype == torch.float64 else 8
         allowed = 2 * reference + units * eps * max(1.0, float(e.abs().max()))
+        if not error <= allowed:  # perhaps torch was lucky: what it gets wrong when it adds in another order counts too
+            with sdpa_kernel(SDPBackend.MATH):
+                again = results(call.torchs, call.leaves, call.dtype)
+            if not isinstance(again, str):
+                allowed = max(allowed, allowed + 2 * (float((again[i] - e).abs().max()) - reference))
         if not error <= allowed:
             return f"unexplained: error {error:.3g} of result {i}, allowed {allowed:.3g}"
     return "agrees"
