@@ -1,6 +1,7 @@
 """Models of transformers at their real sizes, with random weights: ``python -m benchmarks.models --json FILE``.
 
-Eager attention, "sdpa" and "crossmodal" of the same weights and inputs, forward and greedy generation. One thread.
+Eager attention, "sdpa" and "crossmodal" of the same weights and inputs, and the last once more with its linear layers
+converted; forward and greedy generation. One thread.
 """
 
 import argparse
@@ -15,7 +16,7 @@ import transformers as hf
 import crossmodal
 from benchmarks.paired import machine, paired_times, summary
 
-WAYS = ("eager", "sdpa", "crossmodal")
+WAYS = ("eager", "sdpa", "crossmodal", "crossmodal, linear layers too")
 
 
 def clip() -> tuple[Any, dict[str, Any], dict[str, Any] | None]:
@@ -65,9 +66,10 @@ def main() -> None:
     rows = []
     for name, (make, config) in CONFIGS.items():
         cls, inputs, for_generation = make()
-        models = {way: cls._from_config(config(), attn_implementation=way).eval() for way in WAYS}
+        models = {way: cls._from_config(config(), attn_implementation=way.partition(",")[0]).eval() for way in WAYS}
         for model in models.values():
             model.load_state_dict(models["eager"].state_dict())
+        crossmodal.convert(models[WAYS[-1]], linear=True)
         kinds = {"forward": inputs} if for_generation is None else {"forward": inputs, "generate": for_generation}
         for kind, given in kinds.items():
             options = {"do_sample": False, "min_new_tokens": 32, "max_new_tokens": 32} if kind == "generate" else {}

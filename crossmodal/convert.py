@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import nn
 
-from crossmodal.nn import MultiheadAttention
+from crossmodal.nn import Linear, MultiheadAttention
 
 
 @dataclass(frozen=True)
@@ -13,7 +13,7 @@ class Conversion:
     """What :func:`convert` or :func:`restore` did; ``str(conversion)`` is a block of a few lines.
 
     Attributes:
-        changed: names of the modules whose attention is now another, "" for the model itself.
+        changed: names of the modules whose class is now another, "" for the model itself.
         left: (name, reason) of each module that looks like attention and stayed what it was.
     """
 
@@ -27,7 +27,7 @@ class Conversion:
         return "\n".join(lines)
 
 
-def convert(model: nn.Module) -> Conversion:
+def convert(model: nn.Module, *, linear: bool = False) -> Conversion:
     """Makes every :class:`torch.nn.MultiheadAttention` in ``model`` a :class:`crossmodal.nn.MultiheadAttention`.
 
     Those inside :class:`torch.nn.TransformerEncoderLayer`, ``TransformerDecoderLayer``, ``Transformer`` and any other
@@ -37,6 +37,8 @@ def convert(model: nn.Module) -> Conversion:
 
     Args:
         model: any module; changed in place.
+        linear: also make every :class:`torch.nn.Linear` a :class:`crossmodal.nn.Linear`, whose float32 products go
+            through oneDNN where that is faster.
 
     Returns:
         :class:`Conversion`, to be printed: what changed, and what looks like attention and stayed, with the reason.
@@ -59,13 +61,16 @@ def convert(model: nn.Module) -> Conversion:
             module.__class__ = MultiheadAttention
             module._qkv_same_embed_dim = False  # see MultiheadAttention._reset_parameters
             done.changed.append(name)
+        elif linear and type(module) is nn.Linear:
+            module.__class__ = Linear
+            done.changed.append(name)
         elif reason := _reason_to_leave(module):
             done.left.append((name, reason))
     return done
 
 
 def restore(model: nn.Module) -> Conversion:
-    """Undoes :func:`convert`: every :class:`crossmodal.nn.MultiheadAttention` in ``model`` becomes torch's.
+    """Undoes :func:`convert`: every :class:`crossmodal.nn.MultiheadAttention` and ``Linear`` becomes torch's.
 
     Args:
         model: any module; changed in place.
@@ -82,6 +87,9 @@ def restore(model: nn.Module) -> Conversion:
         if type(module) is MultiheadAttention:
             module.__class__ = nn.MultiheadAttention  # type: ignore[assignment]
             module._qkv_same_embed_dim = module.in_proj_weight is not None
+            done.changed.append(name)
+        elif type(module) is Linear:
+            module.__class__ = nn.Linear  # type: ignore[assignment]
             done.changed.append(name)
         elif isinstance(module, MultiheadAttention):
             done.left.append((name, f"its class {_name(module)} is a subclass of ours"))

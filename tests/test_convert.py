@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 import crossmodal
+from crossmodal.nn import _products
 from tests.tolerance import assert_as_accurate, eps_of
 
 WIDTH, HEADS, BATCH, SOURCE, TARGET = 16, 2, 3, 7, 5
@@ -169,6 +170,30 @@ def test_report_names_what_was_left_and_why():
     assert text.startswith("changed 0, left 2")
     assert "own: its class tests.test_convert.Own is a subclass of torch.nn.MultiheadAttention" in text
     assert "window: its class tests.test_convert.WindowAttention is no torch.nn.MultiheadAttention" in text
+
+
+@pytest.mark.parametrize("training", [False, True], ids=["answering", "training"])
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.filterwarnings("ignore:enable_nested_tensor")
+def test_linear_layers_are_converted_when_asked_for(name, training, monkeypatch):
+    monkeypatch.setenv("CROSSMODAL_LINEAR", "onednn")
+    monkeypatch.setattr(_products, "WORTHWHILE", 0)
+    model = MODELS[name]()
+    exact, reference = (results(model, dtype, training) for dtype in (torch.float64, torch.float32))
+    classes, plain = [type(m) for m in model.modules()], [m for m in model.modules() if type(m) is nn.Linear]
+    report = crossmodal.convert(model, linear=True)
+    assert all(type(m) is crossmodal.nn.Linear for m in plain)
+    assert len(report.changed) == len(plain) + sum(type(m) is crossmodal.nn.MultiheadAttention for m in model.modules())
+    got = results(model, torch.float32, training)
+    for leaf in got:
+        assert_as_accurate(leaf, got[leaf], [reference[leaf]], exact[leaf].numpy(), eps_of(torch.float32))
+    assert crossmodal.restore(model).changed == report.changed
+    assert [type(m) for m in model.modules()] == classes
+
+
+def test_linear_layers_stay_unless_asked_for():
+    model = nn.Sequential(nn.Linear(2, 2))
+    assert crossmodal.convert(model) == crossmodal.Conversion()
 
 
 def test_converting_twice_changes_nothing_more():

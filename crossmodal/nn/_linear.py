@@ -43,7 +43,7 @@ def refusal(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> str | 
         return "torch sends all but float32 to oneDNN itself"
     if not (input.is_cpu and weight.is_cpu) or (bias is not None and not bias.is_cpu):
         return "not on the CPU"
-    if input.layout is not torch.strided or weight.layout is not torch.strided:
+    if input.is_nested or input.layout is not torch.strided or weight.layout is not torch.strided:
         return "not dense"
     if input.dim() == 0 or input.shape[-1] != weight.shape[-1]:
         return "shapes do not fit"  # torch says so better

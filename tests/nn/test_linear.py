@@ -70,6 +70,7 @@ def test_frozen_weight_gets_no_gradient(onednn):
 
 
 REFUSED = {
+    "nested": lambda: refusal(torch.nested.nested_tensor([torch.randn(2, 4)]), torch.randn(3, 4)),
     "dtype": lambda: refusal(torch.randn(2, 4).double(), torch.randn(3, 4).double()),
     "class": lambda: refusal(torch.nn.Buffer(torch.randn(2, 4)).as_subclass(Tagged), torch.randn(3, 4)),
     "small": lambda: refusal(torch.randn(2, 4), torch.randn(3, 4)),
@@ -77,6 +78,7 @@ REFUSED = {
     "device": lambda: refusal(torch.randn(2, 4, device="meta"), torch.randn(3, 4, device="meta")),
 }
 REASONS = {
+    "nested": "not dense",
     "dtype": "float32", "class": "another class", "small": "too small", "shapes": "do not fit", "device": "CPU",
 }  # fmt: skip
 
