@@ -2,8 +2,8 @@
 //
 //     run_package libcrossmodal.so model.pt2 inputs.pt outputs.pt
 //
-// inputs.pt: a TorchScript module whose attributes "0", "1", ... are the inputs; outputs.pt gets
-// the same kind of archive of raw tensors, written by torch::pickle_save.
+// inputs.pt is a tuple of tensors, written by torch.save; outputs.pt becomes one that torch.load
+// reads.
 #include <dlfcn.h>
 
 #include <cstdio>
@@ -29,9 +29,9 @@ int run(const char* library, const char* package, const char* inputs_path,
     std::fprintf(stderr, "%s\n", dlerror());
     return 1;
   }
+  const c10::IValue loaded = torch::jit::pickle_load(read(inputs_path));
   std::vector<at::Tensor> inputs;
-  for (const c10::IValue& value :
-       torch::jit::pickle_load(read(inputs_path)).toTupleRef().elements()) {
+  for (const c10::IValue& value : loaded.toTupleRef().elements()) {
     inputs.push_back(value.toTensor());
   }
   torch::inductor::AOTIModelPackageLoader loader(package);
