@@ -73,12 +73,14 @@ class ExactFusion:
         self.mass = np.stack(shares, axis=3) if shares else np.zeros((*self.lse.shape, 0), precision)
         products = abs(self.scale) * np.abs(self.q) @ np.abs(self.k).swapaxes(2, 3)
         products = (self.weights * products).sum(axis=3)
+        deep = self.depth * self.weights
+        deep_shares = [deep[..., a:b].sum(axis=3) for a, b in sections]
         self.results = {
-            "out": Exact(self.out, self.depth * (dropped @ np.abs(self.v))),
+            "out": Exact(self.out, (self.depth * dropped) @ np.abs(self.v)),
             # A relative error of the sum within is an absolute one of lse, and so is one of a score, whose products
             # may cancel.
             "lse": Exact(self.lse, 1 + np.abs(np.where(np.isneginf(self.lse), 0, self.lse)) + products),
-            "mass": Exact(self.mass, self.depth * self.mass),
+            "mass": Exact(self.mass, np.stack(deep_shares, axis=3) if shares else self.mass),
         }
 
     def _joined(self, parts: list[tuple[Tensor, Tensor | None]], width: int) -> Array:
@@ -112,7 +114,11 @@ class ExactFusion:
         # of the row have it, and beside keys far above the sink, the sink's share has.
         here, above = keys_top > -np.inf, self.sink > -np.inf
         gap = np.where(here & above, np.where(above, self.sink, 0) - np.where(here, keys_top, 0), 0)
-        self.depth, self.sink_depth = 1 + np.maximum(gap, 0), 1 + np.maximum(-gap, 0)
+        # Nor can a weight be nearer than one rounding of its score: half an eps of it, where the rule has four. Beside
+        # finfo.min the reference says what is left.
+        ordinary = np.abs(score) < 1000
+        rounding = np.abs(np.where(ordinary, score, 0)) / 8
+        self.depth, self.sink_depth = 1 + np.maximum(gap, 0) + rounding, 1 + np.maximum(-gap, 0)
 
     def backward(
         self,

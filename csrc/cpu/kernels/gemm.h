@@ -82,6 +82,8 @@ struct Pieces {
   int64_t start(int64_t i) const { return i * base + min_of(i, extra); }
 };
 
+constexpr int64_t kNarrowChain = min_of(16, kMaxChain);
+
 // Columns of B, counted in vectors, by what a tile takes.
 inline Pieces strips_of(int64_t vectors) { return {vectors, kMaxTileVectors}; }
 
@@ -175,7 +177,10 @@ void gemm(int64_t rows, int64_t vectors, int64_t words, OperandA<E> a, OperandB<
           typename E::Acc* c, int64_t c_row, Range columns = {0, INT64_MAX},
           Prefetcher* prefetcher = nullptr) {
   constexpr int kLanes = E::Vec::kLanes;
-  const Pieces strips = strips_of(vectors), chains(max_of(words, 1), kMaxChain);
+  // A column or a few, summed over keys or queries: torch forms them as dot products, whose chains
+  // are short.
+  const int64_t longest = b.panels || vectors > 1 ? kMaxChain : kNarrowChain;
+  const Pieces strips = strips_of(vectors), chains(max_of(words, 1), longest);
   for (int64_t s = 0; s < strips.count; ++s) {
     const int width = static_cast<int>(strips.size(s));
     const int64_t first = strips.start(s) * kLanes;
