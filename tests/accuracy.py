@@ -22,13 +22,10 @@ from tests.exact import (
     wider_than,
 )
 from tests.problems import Association, FeatureOrder, Fusion, Varlen, WeightedSum
-from tests.tolerance import allowed_error, assert_as_accurate, eps_of
+from tests.tolerance import allowed_error, assert_as_accurate, eps_of, judge_by_orders
 
 Problem = Fusion | Varlen | WeightedSum | Association
 OUTPUTS = ("out", "lse", "mass", "associated")
-# Two orders of summation tell how far plain torch is off, but for problems in which both were lucky: a gradient of two
-# keys, say, whose error is that of two scores. Those are judged by more.
-ORDERS, MORE_ORDERS = 1, 7
 
 
 def check(problem: Problem) -> None:
@@ -56,11 +53,7 @@ def check(problem: Problem) -> None:
         order = FeatureOrder(number)
         return order.undo(call(reference, problem, tensors.reordered(order)))
 
-    references = [call(reference, problem, tensors), *map(in_order, range(ORDERS))]
-    try:
-        judge(references)
-    except AssertionError:
-        judge(references + [in_order(number) for number in range(ORDERS, ORDERS + MORE_ORDERS)])
+    judge_by_orders(judge, call(reference, problem, tensors), in_order)
 
 
 def check_reference(problem: Problem) -> None:

@@ -11,7 +11,8 @@ from torch import nn
 
 import crossmodal
 from crossmodal.nn import _padding, _products, multihead_attention
-from tests.tolerance import assert_as_accurate, eps_of
+from tests.problems import FeatureOrder
+from tests.tolerance import assert_as_accurate, eps_of, judge_by_orders
 
 EMBED, HEADS, BATCH, SEQLEN_Q, SEQLEN_K = 24, 4, 3, 5, 7
 
@@ -32,7 +33,7 @@ def pair(dtype=torch.float32, **constructor):
     """torch's module in float64 and in ``dtype``, and ours, of the same weights."""
     exact = nn.MultiheadAttention(EMBED, HEADS, dtype=torch.float64, **constructor)
     for parameter in exact.parameters():  # biases too: torch starts them at zero
-        nn.init.normal_(parameter, std=0.3)
+        nn.init.normal_(parameter, std=EMBED**-0.5)  # projected features are about as large as features
     theirs = nn.MultiheadAttention(EMBED, HEADS, dtype=dtype, **constructor)
     theirs.load_state_dict(exact.state_dict())
     exact.load_state_dict(theirs.state_dict())  # rounded as the others are
@@ -104,24 +105,30 @@ def results(module, inputs, masks, dtype, **options):
     return {**{n: t.detach() for n, t in found.items()}, **dict(zip(names, gradients, strict=True))}
 
 
-def flipped_results(module, inputs, masks, dtype, **options):
-    """The same by a module that adds up the features in the other order."""
+def reordered_results(order, module, inputs, masks, dtype, **options):
+    """The same by a module that adds up the features in another order."""
     columns = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")
     other = copy.deepcopy(module)
-    other.load_state_dict({n: t.flip(-1) if n in columns else t for n, t in module.state_dict().items()})
-    found = results(other, [t.flip(-1) for t in inputs], masks, dtype, **options)
-    return {n: t.flip(-1) if n in columns or n.startswith("input") else t for n, t in found.items()}
+    other.load_state_dict({n: order.apply(t) if n in columns else t for n, t in module.state_dict().items()})
+    found = results(other, [order.apply(t) for t in inputs], masks, dtype, **options)
+    return {n: order.undo_one(t) if n in columns or n.startswith("input") else t for n, t in found.items()}
 
 
 def assert_stands_in(modules, inputs, masks, dtype=torch.float32, **options):
     exact, theirs, ours = modules
     wide = [t.to(dtype).double() for t in inputs]
     wanted = results(exact, wide, cast(cast(masks, dtype), torch.float64), torch.float64, **options)
-    references = [run(theirs, inputs, masks, dtype, **options) for run in (results, flipped_results)]
     got = results(ours, inputs, masks, dtype, **options)
     assert got.keys() == wanted.keys()
-    for name, tensor in got.items():
-        assert_as_accurate(name, tensor, [r[name] for r in references], wanted[name].numpy(), eps_of(dtype))
+
+    def judge(references):
+        for name, tensor in got.items():
+            assert_as_accurate(name, tensor, [r[name] for r in references], wanted[name].numpy(), eps_of(dtype))
+
+    def in_order(number):
+        return reordered_results(FeatureOrder(number), theirs, inputs, masks, dtype, **options)
+
+    judge_by_orders(judge, results(theirs, inputs, masks, dtype, **options), in_order)
 
 
 CASES = [

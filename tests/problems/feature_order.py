@@ -23,9 +23,9 @@ class FeatureOrder:
         return {name: self.apply(c) if name in FEATURES else c for name, c in given.items()}
 
     def undo(self, results: dict[str, Tensor]) -> dict[str, Tensor]:
-        return {n: self._undo(t) if n.rpartition(".")[2] in FEATURES else t for n, t in results.items()}
+        return {n: self.undo_one(t) if n.rpartition(".")[2] in FEATURES else t for n, t in results.items()}
 
-    def _undo(self, tensor: Tensor) -> Tensor:
+    def undo_one(self, tensor: Tensor) -> Tensor:
         return tensor[..., self._order(tensor.shape[-1]).argsort()]
 
     def _order(self, width: int) -> Tensor:
