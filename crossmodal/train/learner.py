@@ -90,14 +90,17 @@ class ClassifierLearner:
         batch = hide(batch, self.modality_dropout)
         output = model(batch.inputs, batch.lengths, sets=self.sets.to(batch.labels.device))
         present = {name: (batch.lengths[name] > 0) & ~spoiled[name] for name in self.modalities}
-        objective = loss_over_sets(output.logits, batch.labels, self.sets, present, self.task, self.smoothing)
+        # Every mean is over the batch, present or not: two processes with half of it each minimise the same.
+        objective = loss_over_sets(
+            output.logits, batch.labels, self.sets, present, self.task, self.smoothing, over_batch=True
+        )
         loss = objective.total
         for name, logits in output.experts.items():
             each = loss_per_sample(logits, batch.labels, self.task, self.smoothing)
-            loss = loss + self.expert_weight * _mean_where(each, present[name])
+            loss = loss + self.expert_weight * (each * present[name]).mean()
         for name, logits in output.auxiliary.items():
             each = loss_per_sample(logits, batch.auxiliary[name], "classification", self.smoothing)
-            loss = loss + self.auxiliary_weight * _mean_where(each, present[name])
+            loss = loss + self.auxiliary_weight * (each * present[name]).mean()
         samples = len(batch.labels)
         shown = {"loss": objective.full.detach() * samples}
         if self.task == "classification":
@@ -158,7 +161,3 @@ def replace_by_noise(values: Tensor, rows: Tensor) -> Tensor:
     else:
         noise = torch.randint_like(values, 1, max(2, int(values.max()) + 1))
     return noise.where(where, values)
-
-
-def _mean_where(values: Tensor, rows: Tensor) -> Tensor:
-    return (values * rows).sum() / rows.sum().clamp(min=1)

@@ -52,6 +52,8 @@ def loss_over_sets(
     lengths: Mapping[str, Tensor],
     task: Task = "classification",
     smoothing: float = 0.0,
+    *,
+    over_batch: bool = False,
 ) -> Objective:
     """The loss of the answers from every set of modalities, summed over the sets.
 
@@ -63,11 +65,14 @@ def loss_over_sets(
         sets: ``(sets, modalities)`` bool; row 0 holds every modality.
         lengths: by modality, in the order of the columns of ``sets``, ``(B,)``; 0 = missing.
         task, smoothing: see :func:`loss_per_sample`.
+        over_batch: divide by the size of the batch in place of the number of answerable samples: the mean over the
+            batches of several processes is then that of one batch.
     """
     present = torch.stack([row > 0 for row in lengths.values()])  # (modalities, B)
     answerable = (sets.to(present.device).unsqueeze(2) & present).any(1)  # (sets, B)
     loss = loss_per_sample(logits, labels.expand(len(sets), *labels.shape), task, smoothing)
-    means = (loss * answerable).sum(1) / answerable.sum(1).clamp(min=1)
+    sums = (loss * answerable).sum(1)
+    means = sums / (labels.shape[0] if over_batch else answerable.sum(1).clamp(min=1))
     return Objective(means.sum(), means[0])
 
 
