@@ -220,3 +220,19 @@ def test_calls_under_no_grad_and_with_gradients_give_the_same_bits(isa, dtype):
     with torch.no_grad():
         out = crossmodal.attention(q, k, v)
     assert torch.equal(crossmodal.attention(q, k, v), out) and not out.requires_grad
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"is_causal": True}, {"window_size": (2, 1)}, {"query_lengths": torch.tensor([9, 4])}],
+    ids=["all", "causal", "window", "query_lengths"],
+)
+def test_gradient_of_a_mask_without_features_is_that_of_the_reference(options):
+    query, key = torch.empty(2, 3, 9, 0), torch.empty(2, 3, 11, 0)
+    value, mask = torch.randn(2, 3, 11, 5), torch.randn(2, 3, 9, 11, requires_grad=True)
+    dout = torch.randn(2, 3, 9, 5)
+    found, wanted = (
+        torch.autograd.grad(attention(query, key, value, mask, **options), mask, dout)[0]
+        for attention in (crossmodal.attention, crossmodal.reference.attention)
+    )
+    torch.testing.assert_close(found, wanted)
