@@ -297,8 +297,8 @@ __device__ void write_unowned_rows(const Problem& p, int64_t h, const Gap& gap) 
 // Blocks to a multiprocessor that registers have to leave room for.
 template <class E, int kWidth, bool kPlain>
 constexpr int forward_blocks() {
-  if (sizeof(typename E::Element) > 2 || kWidth > 96 || !kPlain) return 2;
-  return kWidth > 32 ? 3 : 4;
+  // A fourth block of width 32, or a third of width 96, would spill.
+  return sizeof(typename E::Element) > 2 || kWidth > 64 || !kPlain ? 2 : 3;
 }
 
 template <class E, int kWidth, bool kPlain>
