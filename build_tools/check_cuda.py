@@ -62,12 +62,16 @@ class KernelReport:
         return re.sub(r"\((bool|int)\)", "", name).split("(")[0]
 
     @property
+    def known_local_memory(self) -> int:
+        place = f"{self.name} sm_{self.arch}"
+        return next((most for pattern, most in KNOWN_LOCAL_MEMORY if re.search(pattern, place)), 0)
+
+    @property
     def faults(self) -> list[str]:
         name = self.name
         cap = next(cap for pattern, cap in REGISTER_CAPS if re.search(pattern, name))
         place = f"{name} sm_{self.arch}"
-        known = next((most for pattern, most in KNOWN_LOCAL_MEMORY if re.search(pattern, place)), 0)
-        beyond = self.stack_bytes + self.spilled_bytes > known
+        beyond = self.stack_bytes + self.spilled_bytes > self.known_local_memory
         found = {
             "spills registers": beyond and self.spilled_bytes > 0,
             "has a stack frame": beyond and self.stack_bytes > 0,
@@ -111,12 +115,10 @@ def find_disassembler(cuda: CudaToolkit) -> str | None:
     return next((tool for tool in found if tool), None)
 
 
-def code_faults(source: Path, arch: str, code: str) -> list[str]:
-    """What is wrong with the machine code of one source."""
+def code_faults(source: Path, arch: str, code: str, known: bool = False) -> list[str]:
+    """What is wrong with the machine code of one source; ``known``: one of its kernels may have local memory."""
     name = f"{source.parent.name}/{source.name} sm_{arch}"
-    faults = []  # ptxas' report knows which kernel has local memory; here is what it does not say
-    if LOCAL_MEMORY.search(code) and not any(arch in pattern for pattern, _ in KNOWN_LOCAL_MEMORY):
-        faults.append(f"{name}: local memory in machine code")
+    faults = [f"{name}: local memory in machine code"] if LOCAL_MEMORY.search(code) and not known else []
     if MADE_OF_MATRIX_INSTRUCTIONS.search(source.name) and MATRIX_INSTRUCTION not in code:
         faults.append(f"{name}: no {MATRIX_INSTRUCTION} in machine code")
     return faults
@@ -137,7 +139,7 @@ def compile_one(cuda: CudaToolkit, disassembler: str | None, source: Path, arch:
     faults = [fault for report in reports for fault in report.faults]
     faults += [f"{name}: ptxas {code}" for code in SERIALIZED if code in result.stderr]
     if code is not None and reports:
-        faults += code_faults(source, arch, code)
+        faults += code_faults(source, arch, code, known=any(report.known_local_memory for report in reports))
     return "\n".join(map(str, reports)), faults
 
 
