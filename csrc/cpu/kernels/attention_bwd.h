@@ -16,6 +16,7 @@
 #include <type_traits>
 
 #include "cpu/kernels/attention_fwd.h"
+#include "cpu/kernels/backward_prefetch.h"
 #include "cpu/kernels/key_gradients.h"
 #include "cpu/kernels/plain_gradient.h"
 #include "cpu/kernels/weight_gradient.h"
@@ -168,7 +169,9 @@ class AttentionBackwardTask {
         const int64_t i_begin = blocks.begin(m), i_end = blocks.end(m);
         const Range reached = reach(band, keys, i_begin, i_end - 1, begin, end);
         prefetcher_.clear();
-        if (prefetches_) prefetch(keys, i_end, {end, chunks.end(c + 1)});
+        if (prefetches_)
+          BackwardPrefetch<T>(p_, g_, block_, &prefetcher_)
+              .after(b_, h_, keys, i_end, {end, chunks.end(c + 1)}, last_of_run_);
         if (reached.empty()) {
           for (int64_t x = 0; x < (i_end - i_begin) * width_; ++x) dq_[x] = 0;
         } else {
@@ -217,54 +220,6 @@ class AttentionBackwardTask {
       return {reinterpret_cast<const Word*>(rows[0]), stride[2] / E::kPerWord, 1};
     pack_along_row<E>(rows, n, width, packed, ld);
     return {packed, ld, 1};
-  }
-
-  void prefetch_rows(const void* base, const int64_t* stride, int64_t b, int64_t h, int64_t first,
-                     int64_t rows, int64_t width) {
-    if (base)
-      prefetcher_.add_rows(row_at<const T>(base, stride, b, h, first),
-                           stride[2] * int64_t{sizeof(T)}, rows, width * int64_t{sizeof(T)});
-  }
-
-  // What the block of queries from `first` on reads and writes.
-  void prefetch_queries(int64_t b, int64_t h, int64_t first) {
-    const Rows queries = query_rows(p_, b);
-    const int64_t n = min_of(queries.count - first, block_), row = queries.first + first;
-    prefetch_rows(p_.q, p_.q_stride, b, h, row, n, p_.head_dim);
-    if (!g_.associate) prefetch_rows(g_.dout, g_.dout_stride, b, h, row, n, p_.head_dim_v);
-    prefetch_rows(g_.dq, g_.dq_stride, b, h, row, n, p_.head_dim);
-  }
-
-  // Rows of one source, as backward reads and writes them.
-  void prefetch_keys(const KeySource& source, int64_t b, int64_t h, int64_t first, int64_t rows) {
-    const int64_t head = key_head(p_, source, h);
-    prefetch_rows(source.k, source.k_stride, b, head, first, rows, p_.head_dim);
-    if (!g_.associate)
-      prefetch_rows(source.v, source.v_stride, b, head, first, rows, p_.head_dim_v);
-    prefetch_rows(source.dk, source.dk_stride, b, head, first, rows, p_.head_dim);
-    prefetch_rows(source.dv, source.dv_stride, b, head, first, rows, p_.head_dim_v);
-  }
-
-  // What comes after the block that ends with query i_end: the next block, the next chunk of keys,
-  // or the next head of this run.
-  void prefetch(const VisibleKeys& keys, int64_t i_end, Range next_chunk) {
-    if (i_end < queries_.count) return prefetch_queries(b_, h_, i_end);
-    if (!next_chunk.empty()) {
-      for_each_stretch(p_, keys, next_chunk.begin, next_chunk.end,
-                       [&](int s, int64_t from, int64_t to, bool) {
-                         const int64_t first = key_rows_of(p_.sources[s], b_).first;
-                         prefetch_keys(p_.sources[s], b_, h_, first + keys.rows[from],
-                                       keys.rows[to - 1] - keys.rows[from] + 1);
-                       });
-      return;
-    }
-    if (last_of_run_) return;
-    const int64_t h = h_ + 1 == p_.num_heads ? 0 : h_ + 1, b = h == 0 ? b_ + 1 : b_;
-    for (int s = 0; s < p_.num_sources; ++s) {
-      const Rows rows = key_rows_of(p_.sources[s], b);
-      prefetch_keys(p_.sources[s], b, h, rows.first, min_of(rows.count, kBackwardBlockN));
-    }
-    prefetch_queries(b, h, 0);
   }
 
   int64_t row_of(int64_t i) const { return row_index(p_, b_, h_, i); }
@@ -410,19 +365,13 @@ class AttentionBackwardTask {
                             int64_t n) {
     // In words of two elements it is of the element type by now.
     using S = std::conditional_t<E::kPerWord == 2, T, Acc>;
-    for (int64_t i = 0; i < rows; ++i) {
-      const S* ds = reinterpret_cast<const S*>(ds_ij_ + i * score_row_);
-      T* row = given_gradient() + (i_begin + i) * p_.sources[0].seqlen_k;
-      if (keys.segments[0].contiguous) {
-        store_row<V>(ds, n, row + keys.rows[k_begin]);
-      } else {
-        for (int64_t x = 0; x < n; ++x) store_row<V>(ds + x, 1, row + keys.rows[k_begin + x]);
-      }
-    }
+    for (int64_t i = 0; i < rows; ++i)
+      write_dscores<V>(reinterpret_cast<const S*>(ds_ij_ + i * score_row_), keys, k_begin, n,
+                       given_gradient() + (i_begin + i) * p_.total_keys);
   }
   T* given_gradient() const {
     return static_cast<T*>(given_->dscores) +
-           (b_ * p_.num_heads + h_) * p_.seqlen_q * p_.sources[0].seqlen_k;
+           (b_ * p_.num_heads + h_) * p_.seqlen_q * p_.total_keys;
   }
 
   void add_products(int64_t rows, int64_t vectors, int64_t words, OperandA<E> a, OperandB<E> b,
@@ -447,7 +396,7 @@ class AttentionBackwardTask {
       scores(i_begin + i, s, seen, bias);
       rebuild_weights(i_begin + i, s, seen);
       weight_gradient_.fill(b_, h_, i_begin + i, keys, k_begin, seen, s, ds);
-      delta_[i_begin + i] += weighted_gradient_sum(s, ds, nullptr, seen);
+      delta_[i_begin + i] += weighted_gradient_sum<V>(s, ds, nullptr, seen);
     }
   }
 
@@ -489,7 +438,7 @@ class AttentionBackwardTask {
     const Acc* dmass = g_.dmass ? dmass_of_keys(i, seen, keys, k_begin) : nullptr;
     Acc delta_i = delta_[i];
     if (one_chunk_ || g_.dsink) {
-      const Acc weighted = weighted_gradient_sum(s, ds, dmass, seen);
+      const Acc weighted = weighted_gradient_sum<V>(s, ds, dmass, seen);
       if (one_chunk_) delta_i += weighted;
       if (g_.dsink) weighted_[i] += weighted;
     }
@@ -553,24 +502,6 @@ class AttentionBackwardTask {
       // What is hidden stays 0 even in a row whose sum is NaN.
       select_equal(e, zero, zero, e * inverse).store(s + x);
     }
-  }
-
-  // sum_j P (dP + dmass): delta but for lse.
-  Acc weighted_gradient_sum(const Acc* weights, const Acc* dp, const Acc* dmass, Range seen) {
-    const V zero = V::zero();
-    V total = zero;
-    int64_t x = round_down(seen.begin, V::kLanes);
-    while (x < seen.end) {
-      const int64_t end = min_of(seen.end, x + kSumChain * V::kLanes);
-      V sum = zero;
-      for (; x < end; x += V::kLanes) {
-        const V weight = V::load(weights + x);
-        const V gradient = dmass ? V::load(dp + x) + V::load(dmass + x) : V::load(dp + x);
-        sum = sum + select_equal(weight, zero, zero, weight * gradient);
-      }
-      total = total + sum;
-    }
-    return reduce_add(total);
   }
 
   void add_term_gradients(int64_t i, const VisibleKeys& keys, int64_t k_begin, Range seen) {

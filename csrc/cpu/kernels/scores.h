@@ -92,6 +92,13 @@ void copy_scores(const ScoreTerm& given, int64_t b, int64_t h, int64_t i, const 
   store_row<V>(scores + keys.rows[begin], n, row);
 }
 
+// The way back: row[key] = ds[x] for the keys [begin, begin + n) of the list.
+template <class V, class S, class T>
+void write_dscores(const S* ds, const VisibleKeys& keys, int64_t begin, int64_t n, T* row) {
+  if (keys.segments[0].contiguous) return store_row<V>(ds, n, row + keys.rows[begin]);
+  for (int64_t x = 0; x < n; ++x) store_row<V>(ds + x, 1, row + keys.rows[begin + x]);
+}
+
 constexpr int64_t round_down(int64_t a, int64_t b) { return a / b * b; }
 
 // s[x] -> c * tanh(scale * s[x] / c) for the keys seen; slope[x], if wanted, is its derivative by
@@ -142,6 +149,27 @@ V products_to_scores(const AttentionProblem& p, typename V::Scalar* s, Range see
   if (p.softcap <= 0) return finish_scores<V>(s, seen, scale, bias);
   cap_scores<V>(s, seen, scale, static_cast<Acc>(p.softcap), slope);
   return finish_scores<V>(s, seen, Acc(1), bias);
+}
+
+// sum_j P (dP + dmass): delta but for lse.
+template <class V>
+typename V::Scalar weighted_gradient_sum(const typename V::Scalar* weights,
+                                         const typename V::Scalar* dp,
+                                         const typename V::Scalar* dmass, Range seen) {
+  const V zero = V::zero();
+  V total = zero;
+  int64_t x = round_down(seen.begin, V::kLanes);
+  while (x < seen.end) {
+    const int64_t end = min_of(seen.end, x + kSumChain * V::kLanes);
+    V sum = zero;
+    for (; x < end; x += V::kLanes) {
+      const V weight = V::load(weights + x);
+      const V gradient = dmass ? V::load(dp + x) + V::load(dmass + x) : V::load(dp + x);
+      sum = sum + select_equal(weight, zero, zero, weight * gradient);
+    }
+    total = total + sum;
+  }
+  return reduce_add(total);
 }
 
 }  // namespace
