@@ -66,3 +66,21 @@ def test_sink_far_above_every_key_leaves_nothing(isa, reduce):
     lowest = torch.full((5, 70), torch.finfo(torch.float32).min)
     for m in (crossmodal, reference):
         assert (m.associate(Q, K, attn_mask=lowest, sink=torch.zeros(2), reduce=reduce) == 0).all()
+
+
+@pytest.mark.parametrize("queries", [9, 80])
+def test_query_of_minus_infinity_sees_nothing_and_sends_nothing_back(isa, queries):
+    q, k, v = torch.randn(1, 2, queries, 8), torch.rand(1, 2, 7, 8) + 0.1, torch.randn(1, 2, 7, 8)
+    dout, others = torch.randn(1, 2, queries, 8), [i for i in range(queries) if i != 2]
+
+    def run(q, dout):
+        inputs = [x.clone().requires_grad_() for x in (q, k, v)]
+        out = crossmodal.attention(*inputs)
+        return out, *torch.autograd.grad(out, inputs, dout)
+
+    wanted, dq, dk, dv = run(q[:, :, others], dout[:, :, others])
+    q[:, :, 2], dout[:, :, 2] = -torch.inf, torch.nan
+    out, *gradients = run(q, dout)
+    assert not out[:, :, 2].any() and not gradients[0][:, :, 2].any()
+    for got, expected in zip((out[:, :, others], gradients[0][:, :, others], *gradients[1:]), (wanted, dq, dk, dv)):
+        torch.testing.assert_close(got, expected)

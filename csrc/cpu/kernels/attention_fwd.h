@@ -20,6 +20,7 @@
 #include "cpu/kernels/packing.h"
 #include "cpu/kernels/row_total.h"
 #include "cpu/kernels/rows.h"
+#include "cpu/kernels/short_problem.h"
 #include "cpu/kernels/softmax.h"
 #include "cpu/kernels/tiling.h"
 
@@ -53,18 +54,6 @@ template <class V>
 void drop(typename V::Scalar* row, Range seen, const typename V::Scalar* factors) {
   for (int64_t x = seen.begin; x < seen.end; ++x)
     row[x] = factors[x] == 0 ? typename V::Scalar(0) : row[x] * factors[x];
-}
-
-// Whether the micro-kernel can read rows where they stand: their elements are its words.
-template <class E>
-bool rows_are_words_of(const void* base, const int64_t* stride, int64_t width) {
-  if constexpr (E::kPerWord == 1) {
-    return sizeof(typename E::Element) == sizeof(typename E::Word);
-  } else {
-    const bool even = stride[0] % 2 == 0 && stride[1] % 2 == 0 && stride[2] % 2 == 0;
-    return even && width % 2 == 0 &&
-           reinterpret_cast<uintptr_t>(base) % sizeof(typename E::Word) == 0;
-  }
 }
 
 // What fits the second-level cache is there already.

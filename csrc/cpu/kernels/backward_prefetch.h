@@ -25,12 +25,12 @@ class BackwardPrefetch {
              bool last_of_run) const {
     if (i_end < query_rows(p_, b).count) return queries(b, h, i_end);
     if (!next_chunk.empty()) {
-      for_each_stretch(p_, keys, next_chunk.begin, next_chunk.end,
-                       [&](int s, int64_t from, int64_t to, bool) {
-                         const int64_t first = key_rows_of(p_.sources[s], b).first;
-                         keys_of(p_.sources[s], b, h, first + keys.rows[from],
-                                 keys.rows[to - 1] - keys.rows[from] + 1);
-                       });
+      for_each_stretch(
+          p_, keys, next_chunk.begin, next_chunk.end, [&](int s, int64_t from, int64_t to, bool) {
+            const int64_t first = key_rows_of(p_.sources[s], b).first;
+            keys_of(p_.sources[s], b, h,
+                    {first + keys.rows[from], keys.rows[to - 1] - keys.rows[from] + 1});
+          });
       return;
     }
     if (last_of_run) return;
@@ -38,35 +38,28 @@ class BackwardPrefetch {
     b = h == 0 ? b + 1 : b;
     for (int s = 0; s < p_.num_sources; ++s) {
       const Rows rows = key_rows_of(p_.sources[s], b);
-      keys_of(p_.sources[s], b, h, rows.first, min_of(rows.count, kBackwardBlockN));
+      keys_of(p_.sources[s], b, h, {rows.first, min_of(rows.count, kBackwardBlockN)});
     }
     queries(b, h, 0);
   }
 
  private:
-  void add_rows(const void* base, const int64_t* stride, int64_t b, int64_t h, int64_t first,
-                int64_t rows, int64_t width) const {
-    if (base)
-      lines_->add_rows(row_at<const T>(base, stride, b, h, first), stride[2] * int64_t{sizeof(T)},
-                       rows, width * int64_t{sizeof(T)});
-  }
-
   // What the block of queries from `first` on reads and writes.
   void queries(int64_t b, int64_t h, int64_t first) const {
     const Rows queries = query_rows(p_, b);
-    const int64_t n = min_of(queries.count - first, most_), row = queries.first + first;
-    add_rows(p_.q, p_.q_stride, b, h, row, n, p_.head_dim);
-    if (!g_.associate) add_rows(g_.dout, g_.dout_stride, b, h, row, n, p_.head_dim_v);
-    add_rows(g_.dq, g_.dq_stride, b, h, row, n, p_.head_dim);
+    const Rows rows = {queries.first + first, min_of(queries.count - first, most_)};
+    lines_->add_head<T>(p_.q, p_.q_stride, b, h, rows, p_.head_dim);
+    if (!g_.associate) lines_->add_head<T>(g_.dout, g_.dout_stride, b, h, rows, p_.head_dim_v);
+    lines_->add_head<T>(g_.dq, g_.dq_stride, b, h, rows, p_.head_dim);
   }
 
   // Rows of one source, as backward reads and writes them.
-  void keys_of(const KeySource& source, int64_t b, int64_t h, int64_t first, int64_t rows) const {
+  void keys_of(const KeySource& source, int64_t b, int64_t h, Rows rows) const {
     const int64_t head = key_head(p_, source, h);
-    add_rows(source.k, source.k_stride, b, head, first, rows, p_.head_dim);
-    if (!g_.associate) add_rows(source.v, source.v_stride, b, head, first, rows, p_.head_dim_v);
-    add_rows(source.dk, source.dk_stride, b, head, first, rows, p_.head_dim);
-    add_rows(source.dv, source.dv_stride, b, head, first, rows, p_.head_dim_v);
+    lines_->add_head<T>(source.k, source.k_stride, b, head, rows, p_.head_dim);
+    if (!g_.associate) lines_->add_head<T>(source.v, source.v_stride, b, head, rows, p_.head_dim_v);
+    lines_->add_head<T>(source.dk, source.dk_stride, b, head, rows, p_.head_dim);
+    lines_->add_head<T>(source.dv, source.dv_stride, b, head, rows, p_.head_dim_v);
   }
 
   const AttentionProblem& p_;

@@ -74,10 +74,12 @@ constexpr int64_t words_within(int64_t width) {
 struct Pieces {
   int64_t count, base, extra;
 
-  Pieces(int64_t total, int64_t most)
-      : count(ceil_div(total, most)),
-        base(count ? total / count : 0),
-        extra(count ? total % count : 0) {}
+  Pieces(int64_t total, int64_t most) : count(total > 0), base(total), extra(0) {
+    if (total <= most) return;  // without a division
+    count = ceil_div(total, most);
+    base = total / count;
+    extra = total % count;
+  }
   int64_t size(int64_t i) const { return base + (i < extra); }
   int64_t start(int64_t i) const { return i * base + min_of(i, extra); }
 };

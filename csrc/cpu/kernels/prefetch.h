@@ -5,6 +5,7 @@
 #include <cstdint>
 
 #include "cpu/kernels/engine.h"
+#include "cpu/kernels/sample.h"
 
 namespace crossmodal::cpu::CROSSMODAL_ISA {
 namespace {
@@ -28,6 +29,15 @@ class Prefetcher {
       return;
     }
     for (int64_t x = 0; x < bytes; x += kLine) add({at + x, stride, rows});
+  }
+
+  // Rows of one (batch, head) of a tensor; a null one has none.
+  template <class T>
+  void add_head(const void* base, const int64_t* stride, int64_t b, int64_t h, Rows rows,
+                int64_t width) {
+    if (base)
+      add_rows(row_at<const T>(base, stride, b, h, rows.first), stride[2] * int64_t{sizeof(T)},
+               rows.count, width * int64_t{sizeof(T)});
   }
 
   // At most `most` lines that lie in a row, taken off the queue.

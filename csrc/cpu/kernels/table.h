@@ -6,6 +6,8 @@
 #include "cpu/kernels/attention_bwd.h"
 #include "cpu/kernels/attention_fwd.h"
 #include "cpu/kernels/peak.h"
+#include "cpu/kernels/short_backward.h"
+#include "cpu/kernels/short_forward.h"
 #include "cpu/kernels/weighted_sum.h"
 
 namespace crossmodal::cpu::CROSSMODAL_ISA {
@@ -13,18 +15,28 @@ namespace {
 
 template <class E>
 struct Kernels {
+  // The products' factor is p.scale where there are no given scores, which no short problem has.
+  static bool is_plain(const AttentionProblem& p) {
+    return scores_are_plain(p, TermKinds(p), p.scale);
+  }
   static size_t attention_fwd_scratch(const AttentionProblem& p, int64_t panel_rows) {
+    if (is_short(p, is_plain(p))) return ShortForward<E>(p, nullptr).scratch_bytes();
     return AttentionForward<E>(p, panel_rows, nullptr).scratch_bytes();
   }
   static void attention_fwd(const AttentionProblem& p, int64_t panel_rows, int64_t begin,
                             int64_t end, char* scratch) {
+    if (is_short(p, is_plain(p))) return ShortForward<E>(p, scratch).run(begin, end);
     AttentionForward<E>(p, panel_rows, scratch).run(begin, end);
   }
   static size_t attention_bwd_scratch(const AttentionProblem& p, const AttentionBackward& g) {
+    if (is_short_backward(p, g, is_plain(p)))
+      return ShortBackward<E>(p, g, nullptr).scratch_bytes();
     return AttentionBackwardTask<E>(p, g, nullptr).scratch_bytes();
   }
   static void attention_bwd(const AttentionProblem& p, const AttentionBackward& g, int64_t partial,
                             int64_t begin, int64_t end, char* scratch) {
+    if (is_short_backward(p, g, is_plain(p)))
+      return ShortBackward<E>(p, g, scratch).run(begin, end);
     AttentionBackwardTask<E>(p, g, scratch).run(partial, begin, end);
   }
   static size_t associate_scratch(const AttentionProblem& p, const AssociateProblem& a) {

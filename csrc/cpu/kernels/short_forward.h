@@ -1,0 +1,165 @@
+// Forward of a short problem (short_problem.h):
+//
+//   S^T = K Q^T;  P^T = exp(S^T - m) / l, m and l along keys;  out = P V
+#pragma once
+
+#include <cstdint>
+
+#include "cpu/kernels/exp.h"
+#include "cpu/kernels/row_total.h"
+#include "cpu/kernels/rows.h"
+#include "cpu/kernels/short_problem.h"
+
+namespace crossmodal::cpu::CROSSMODAL_ISA {
+namespace {
+
+template <class E>
+class ShortForward {
+  using T = typename E::Element;
+  using V = typename E::Vec;
+  using Acc = typename E::Acc;
+  using Word = typename E::Word;
+  using Operands = ShortOperands<E>;
+
+ public:
+  ShortForward(const AttentionProblem& p, char* memory)
+      : p_(p),
+        source_(p.sources[0]),
+        keys_in_place_(rows_are_words_of<E>(source_.k, source_.k_stride, p.head_dim)),
+        arena_(memory),
+        operands_(&arena_) {
+    const int64_t queries = round_up(p.seqlen_q, V::kLanes), keys = p.total_keys;
+    q_packed_ = arena_.take<Word>(Operands::words_transposed(p.seqlen_q, p.head_dim));
+    k_packed_ = arena_.take<Word>(keys_in_place_ ? 0 : Operands::words_along(keys, p.head_dim));
+    v_packed_ = arena_.take<Word>(Operands::words_across(keys, p.head_dim_v));
+    scores_ = arena_.take<Acc>(keys * queries);
+    weights_ = arena_.take<Word>(E::kPerWord == 1 ? 0 : words_for<E>(keys) * queries);
+    out_ = arena_.take<Acc>(p.seqlen_q * round_up(p.head_dim_v, V::kLanes));
+    top_ = arena_.take<Acc>(queries);
+    sum_ = arena_.take<Acc>(queries);
+  }
+  size_t scratch_bytes() const { return arena_.used(); }
+
+  // Pairs (batch, head) [begin, end).
+  void run(int64_t begin, int64_t end) {
+    for (int64_t pair = begin; pair < end; ++pair) {
+      const int64_t b = pair / p_.num_heads, h = pair % p_.num_heads;
+      const int64_t queries = query_rows(p_, b).count, keys = key_rows_of(source_, b).count;
+      const int64_t alive = keys == 0 ? 0 : queries;
+      write_blind_rows(b, h, alive, p_.cu_seqlens_q ? queries : p_.seqlen_q);
+      if (alive == 0) continue;
+      prefetcher_.clear();
+      prefetcher_.add_head<T>(p_.out, p_.out_stride, b, h, {query_rows(p_, b).first, queries},
+                              p_.head_dim_v);
+      if (pair + 1 < end) prefetch((pair + 1) / p_.num_heads, (pair + 1) % p_.num_heads);
+      run_head(b, h, queries, keys);
+    }
+  }
+
+ private:
+  void run_head(int64_t b, int64_t h, int64_t queries, int64_t keys) {
+    const int64_t vectors = ceil_div(queries, V::kLanes), ld = vectors * V::kLanes;
+    const int64_t first_query = query_rows(p_, b).first;
+    const int64_t first_key = key_rows_of(source_, b).first, hk = key_head(p_, source_, h);
+    const RowsOf<const T> q = {row_at<const T>(p_.q, p_.q_stride, b, h, first_query),
+                               p_.q_stride[2], queries, p_.head_dim};
+    const RowsOf<const T> k = {row_at<const T>(source_.k, source_.k_stride, b, hk, first_key),
+                               source_.k_stride[2], keys, p_.head_dim};
+    const RowsOf<const T> v = {row_at<const T>(source_.v, source_.v_stride, b, hk, first_key),
+                               source_.v_stride[2], keys, p_.head_dim_v};
+    const RowsOf<T> out = {row_at<T>(p_.out, p_.out_stride, b, h, first_query), p_.out_stride[2],
+                           queries, p_.head_dim_v};
+    gemm<E, Into::kStore>(
+        keys, vectors, words_for<E>(p_.head_dim), operands_.along(k, keys_in_place_, k_packed_),
+        operands_.transposed(q, q_packed_), scores_, ld, {0, INT64_MAX}, &prefetcher_);
+    for (int64_t x = 0; x < ld; x += V::kLanes) softmax(x, keys, ld);
+    const Word* weights = E::kPerWord == 1 ? reinterpret_cast<const Word*>(scores_) : weights_;
+    product_to_rows<E>(words_for<E>(keys), {weights, 1, ld}, operands_.across(v, v_packed_), out,
+                       out_, &prefetcher_);
+    finish(row_index(p_, b, h, 0), out);
+  }
+
+  void prefetch(int64_t b, int64_t h) {
+    const Rows queries = query_rows(p_, b), keys = key_rows_of(source_, b);
+    const int64_t hk = key_head(p_, source_, h);
+    prefetcher_.add_head<T>(source_.k, source_.k_stride, b, hk, keys, p_.head_dim);
+    prefetcher_.add_head<T>(p_.q, p_.q_stride, b, h, queries, p_.head_dim);
+    prefetcher_.add_head<T>(source_.v, source_.v_stride, b, hk, keys, p_.head_dim_v);
+  }
+
+  // Queries [x, x + lanes).
+  void softmax(int64_t x, int64_t keys, int64_t ld) {
+    const V hidden = V::set1(minus_infinity<Acc>()), zero = V::zero();
+    const Exponential<V> exponential(kLog2E * p_.scale);
+    Acc* s = scores_ + x;
+    V even = hidden, odd = hidden;
+    int64_t j = 0;
+    for (; j + 1 < keys; j += 2) {
+      even = max(even, V::load(s + j * ld));
+      odd = max(odd, V::load(s + (j + 1) * ld));
+    }
+    if (j < keys) even = max(even, V::load(s + j * ld));
+    const V top = max(even, odd);
+    // Exponents of -inf - 0 are exact zeros, where -inf - (-inf) would be NaN.
+    const V shift = select_equal(top, hidden, zero, top);
+    V sum = zero;
+    for (j = 0; j < keys;) {
+      const int64_t end = min_of(keys, j + kSumChain);
+      V chain = zero;
+      for (; j < end; ++j) {
+        const V e = exponential(V::load(s + j * ld) - shift);
+        e.store(s + j * ld);
+        chain = chain + e;
+      }
+      sum = sum + chain;
+    }
+    top.store(top_ + x);
+    sum.store(sum_ + x);
+    const V inverse = select_equal(sum, zero, zero, V::set1(1) / sum);
+    for (j = 0; j < keys; j += E::kPerWord) {
+      Acc* row = s + j * ld;
+      if constexpr (E::kPerWord == 1) {
+        (V::load(row) * inverse).store(row);
+      } else {
+        const V second = j + 1 < keys ? V::load(row + ld) * inverse : zero;
+        store_pairs(V::load(row) * inverse, second, weights_ + j / 2 * ld + x);
+      }
+    }
+  }
+
+  void finish(int64_t first_row, RowsOf<T> out) {
+    for (int64_t i = 0; i < out.count; ++i) {
+      // A value row may have been NaN.
+      if (sum_[i] == 0) zero_row(out[i], out.width);
+      write_statistics(first_row + i, plain_total<V>(p_, p_.scale, top_[i], sum_[i]));
+    }
+  }
+
+  // Queries that see no key, or stand beyond the sample's length.
+  void write_blind_rows(int64_t b, int64_t h, int64_t begin, int64_t end) {
+    T* out = row_at<T>(p_.out, p_.out_stride, b, h, query_rows(p_, b).first);
+    for (int64_t i = begin; i < end; ++i) {
+      zero_row(out + i * p_.out_stride[2], p_.head_dim_v);
+      write_statistics(row_index(p_, b, h, i), RowTotal<Acc>::none());
+    }
+  }
+
+  void write_statistics(int64_t row, const RowTotal<Acc>& total) {
+    if (p_.lse) static_cast<Acc*>(p_.lse)[row] = total.lse;
+    if (!p_.row_top) return;
+    static_cast<Acc*>(p_.row_top)[row] = total.top;
+    static_cast<Acc*>(p_.row_sum)[row] = total.sum;
+  }
+
+  const AttentionProblem& p_;
+  const KeySource& source_;
+  bool keys_in_place_;
+  Prefetcher prefetcher_;
+  Arena arena_;
+  Operands operands_;
+  Word *q_packed_, *k_packed_, *v_packed_, *weights_;
+  Acc *scores_, *out_, *top_, *sum_;
+};
+
+}  // namespace
+}  // namespace crossmodal::cpu::CROSSMODAL_ISA

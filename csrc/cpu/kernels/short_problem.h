@@ -1,0 +1,126 @@
+// Problems whose queries and keys are so few that what is done once per (batch, head) counts: one
+// source, every query sees every key of its sample, and scores are plain.
+//
+// Queries lie in the lanes of vectors, that is, S^T = K Q^T is formed: maxima and sums over keys
+// need no transpose and no reduction, and of all operands only Q (in backward also dout) is packed;
+// float keys and values are read, and their gradients written, where they stand.
+#pragma once
+
+#include <cstdint>
+
+#include "core/attention_problem.h"
+#include "cpu/kernels/arena.h"
+#include "cpu/kernels/few_queries.h"
+#include "cpu/kernels/gemm.h"
+#include "cpu/kernels/packing.h"
+#include "cpu/kernels/sample.h"
+
+namespace crossmodal::cpu::CROSSMODAL_ISA {
+namespace {
+
+// Beyond, packing keys once for many queries is the better way.
+constexpr int64_t kShortQueries = 64;
+constexpr int64_t kShortKeys = 64;
+
+// `plain` as scores_are_plain() says.
+inline bool is_short(const AttentionProblem& p, bool plain) {
+  return plain && p.num_sources == 1 && p.sources[0].num_terms == 0 && p.window_left < 0 &&
+         p.window_right < 0 && p.dropout_p == 0 && !p.mass && p.head_dim > 0 && p.head_dim_v > 0 &&
+         p.seqlen_q > kFewQueries && p.seqlen_q <= kShortQueries && p.total_keys <= kShortKeys;
+}
+
+// Neighbouring rows of a tensor.
+template <class T>
+struct RowsOf {
+  T* first;
+  int64_t stride, count, width;
+
+  T* operator[](int64_t i) const { return first + i * stride; }
+};
+
+// Whether the micro-kernel can read rows where they stand: their elements are its words.
+template <class E>
+bool rows_are_words_of(const void* base, const int64_t* stride, int64_t width) {
+  if constexpr (E::kPerWord == 1) {
+    return sizeof(typename E::Element) == sizeof(typename E::Word);
+  } else {
+    const bool even = stride[0] % 2 == 0 && stride[1] % 2 == 0 && stride[2] % 2 == 0;
+    return even && width % 2 == 0 &&
+           reinterpret_cast<uintptr_t>(base) % sizeof(typename E::Word) == 0;
+  }
+}
+
+// Whether rows can be read, or sums formed, where they stand, in whole vectors.
+template <class E>
+constexpr bool stands_in_vectors(int64_t width) {
+  return E::kPerWord == 1 && sizeof(typename E::Element) == sizeof(typename E::Acc) &&
+         width % E::Vec::kLanes == 0;
+}
+
+// Rows as the micro-kernel reads them, packed only if it must be.
+template <class E>
+class ShortOperands {
+  using T = typename E::Element;
+  using V = typename E::Vec;
+  using Word = typename E::Word;
+
+ public:
+  explicit ShortOperands(Arena* arena) : list_(arena->take<const T*>(kMost)) {}
+
+  static int64_t words_along(int64_t rows, int64_t width) { return rows * words_for<E>(width); }
+  static int64_t words_across(int64_t rows, int64_t width) {
+    return words_for<E>(rows) * round_up(width, V::kLanes);
+  }
+  static int64_t words_transposed(int64_t rows, int64_t width) {
+    return words_for<E>(width) * round_up(rows, V::kLanes);
+  }
+
+  // Summed over the width; `in_place` as rows_are_words_of() says.
+  OperandA<E> along(RowsOf<const T> rows, bool in_place, Word* packed) const {
+    if (in_place) return {reinterpret_cast<const Word*>(rows.first), rows.stride / E::kPerWord, 1};
+    const int64_t words = words_for<E>(rows.width);
+    pack_along_row<E>(list(rows), rows.count, rows.width, packed, words);
+    return {packed, words, 1};
+  }
+  OperandB<E> transposed(RowsOf<const T> rows, Word* packed) const {
+    pack_transposed<E>(list(rows), rows.count, rows.width, packed);
+    return {packed, true, 0};
+  }
+  // Summed over the rows.
+  OperandB<E> across(RowsOf<const T> rows, Word* packed) const {
+    if (stands_in_vectors<E>(rows.width))
+      return {reinterpret_cast<const Word*>(rows.first), false, rows.stride};
+    const int64_t ld = round_up(rows.width, V::kLanes);
+    pack_across_rows<E>(list(rows), rows.count, rows.width, packed, ld);
+    return {packed, false, ld};
+  }
+
+ private:
+  static constexpr int64_t kMost = max_of(kShortQueries, kShortKeys);
+
+  const T* const* list(RowsOf<const T> rows) const {
+    for (int64_t i = 0; i < rows.count; ++i) list_[i] = rows[i];
+    return list_;
+  }
+
+  const T** list_;
+};
+
+// C = A B into rows of a tensor, in place if they are whole vectors of the accumulator's type.
+template <class E>
+void product_to_rows(int64_t words, OperandA<E> a, OperandB<E> b, RowsOf<typename E::Element> to,
+                     typename E::Acc* sums, Prefetcher* prefetcher) {
+  using V = typename E::Vec;
+  const int64_t vectors = ceil_div(to.width, V::kLanes);
+  if constexpr (sizeof(typename E::Element) == sizeof(typename E::Acc)) {
+    if (stands_in_vectors<E>(to.width))
+      return gemm<E, Into::kStore>(to.count, vectors, words, a, b, to.first, to.stride,
+                                   {0, INT64_MAX}, prefetcher);
+  }
+  const int64_t ld = vectors * V::kLanes;
+  gemm<E, Into::kStore>(to.count, vectors, words, a, b, sums, ld, {0, INT64_MAX}, prefetcher);
+  for (int64_t i = 0; i < to.count; ++i) store_row<V>(sums + i * ld, to.width, to[i]);
+}
+
+}  // namespace
+}  // namespace crossmodal::cpu::CROSSMODAL_ISA
