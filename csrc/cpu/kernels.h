@@ -36,8 +36,9 @@ struct DTypeKernels {
                            int64_t end, char* scratch);
 
   size_t (*weighted_sum_bwd_scratch)(const WeightedSumProblem&, const WeightedSumBackward&);
-  void (*weighted_sum_bwd)(const WeightedSumProblem&, const WeightedSumBackward&, int64_t b,
-                           int64_t h, char* scratch);
+  // Pairs (batch, head) [begin, end).
+  void (*weighted_sum_bwd)(const WeightedSumProblem&, const WeightedSumBackward&, int64_t begin,
+                           int64_t end, char* scratch);
 
   // Multiply-adds and nothing else, for the machine's peak; returns the number of operations.
   double (*multiply_in_registers)(int64_t rounds);

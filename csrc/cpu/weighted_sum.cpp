@@ -33,9 +33,10 @@ void weighted_sum_bwd(const WeightedSumProblem& w, const WeightedSumBackward& g,
   const DTypeKernels& kernels = kernels_for(active_isa(), w.dtype);
   const int64_t pairs = w.batch * w.num_heads;
   const size_t scratch_bytes = kernels.weighted_sum_bwd_scratch(w, g);
-  run_tasks(threads, pairs, 4.0 * multiply_count(w), scratch_bytes,
-            [&](int64_t pair, char* scratch) {
-              kernels.weighted_sum_bwd(w, g, pair / w.num_heads, pair % w.num_heads, scratch);
+  const Runs runs = Runs::for_threads(pairs, threads.count);
+  run_tasks(threads, runs.count, 4.0 * multiply_count(w), scratch_bytes,
+            [&](int64_t run, char* scratch) {
+              kernels.weighted_sum_bwd(w, g, runs.begin(run), runs.end(run), scratch);
             });
 }
 

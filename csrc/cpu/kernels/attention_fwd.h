@@ -102,7 +102,9 @@ class AttentionForward {
     out_ = arena_.take<Acc>(panel_rows * width_v_);
     top_ = arena_.take<Acc>(panel_rows);
     sum_ = arena_.take<Acc>(panel_rows);
+    inverse_ = arena_.take<Acc>(panel_rows);
     mass_ = arena_.take<Acc>(panel_rows * p.num_sources);
+    finished_ = arena_.take<bool>(ceil_div(panel_rows, kForwardBlockM));
     key_bias_ = arena_.take<Acc>(chunk_);
     row_bias_ = arena_.take<Acc>(chunk_);
     kept_ = arena_.take<Acc>(dropout_.active() ? chunk_ : 0);
@@ -140,6 +142,7 @@ class AttentionForward {
     started_ = few_queries_ || keys.count == 0 || !band.open;
     if (started_)
       for (int64_t i = 0; i < panel * width_v_; ++i) out_[i] = 0;
+    for (int64_t m = 0; m < blocks.count; ++m) finished_[m] = false;
     for (int64_t c = 0; c < chunks.count; ++c) {
       const int64_t begin = chunks.begin(c), end = chunks.end(c);
       if (reach(band, keys, q_begin, q_end - 1, begin, end).empty()) continue;
@@ -156,15 +159,16 @@ class AttentionForward {
         const int64_t i_begin = q_begin + blocks.begin(m), i_end = q_begin + blocks.end(m);
         if (prefetches_ && c + 1 == chunks.count)
           prefetch_rows(out_row(b, h, i_begin), p_.out_stride[2], i_end - i_begin, p_.head_dim_v);
-        const bool last_block = m + 1 == blocks.count;
+        const bool last_block = m + 1 == blocks.count, last_chunk = c + 1 == chunks.count;
         const Range next_chunk =
             last_block ? Range{end, min_of(keys.count, chunks.end(c + 1))} : Range{0, 0};
-        step(b, h, i_begin, i_end, q_begin, keys, band, begin, end, values, bias, last_block,
-             next_chunk);
+        finished_[m] = step(b, h, i_begin, i_end, q_begin, keys, band, begin, end, values, bias,
+                            last_block, next_chunk, last_chunk);
       }
       started_ = true;
     }
-    finish(b, h, q_begin, panel);
+    for (int64_t m = 0; m < blocks.count; ++m)
+      if (!finished_[m]) finish(b, h, q_begin, blocks.begin(m), blocks.end(m));
   }
 
   // K^T as panels; V as the micro-kernel reads it, where it stands if it can.
@@ -195,12 +199,13 @@ class AttentionForward {
     return {q_packed_, words_, 1};
   }
 
-  // One block of queries against one chunk of keys.
-  void step(int64_t b, int64_t h, int64_t i_begin, int64_t i_end, int64_t q_begin,
+  // One block of queries against one chunk of keys; whether its output is finished.
+  bool step(int64_t b, int64_t h, int64_t i_begin, int64_t i_end, int64_t q_begin,
             const VisibleKeys& keys, const Band& band, int64_t k_begin, int64_t k_end,
-            OperandB<E> values, ChunkBias<Acc>& bias, bool last_block, Range next_chunk) {
+            OperandB<E> values, ChunkBias<Acc>& bias, bool last_block, Range next_chunk,
+            bool last_chunk) {
     const Range reached = reach(band, keys, i_begin, i_end - 1, k_begin, k_end);
-    if (reached.empty()) return;
+    if (reached.empty()) return false;
     const int64_t rows = i_end - i_begin;
     if (given_) {
       for (int64_t i = 0; i < rows; ++i)
@@ -231,14 +236,22 @@ class AttentionForward {
     const OperandA<E> weights = {reinterpret_cast<const Word*>(scores_) + from / E::kPerWord,
                                  score_row_, 1};
     const OperandB<E> rows_of_v = {values.data + from / E::kPerWord * values.ld, false, values.ld};
-    Acc* out = out_ + (i_begin - q_begin) * width_v_;
-    if (started_) {
+    const int64_t r = i_begin - q_begin;
+    Acc* out = out_ + r * width_v_;
+    if (last_chunk) {
+      for (int64_t x = r; x < r + rows; ++x) finish_statistics(b, h, q_begin, x);
+      gemm_to_rows<E>(rows, words_for<E>(to - from), weights, rows_of_v,
+                      {out_row(b, h, i_begin), p_.out_stride[2], p_.head_dim_v, inverse_ + r}, out,
+                      width_v_, started_, &prefetcher_);
+      zero_blind_rows(b, h, q_begin, r, r + rows);
+    } else if (started_) {
       gemm<E, Into::kAdd>(rows, width_v_ / V::kLanes, words_for<E>(to - from), weights, rows_of_v,
                           out, width_v_, {0, INT64_MAX}, &prefetcher_);
     } else {
       gemm<E, Into::kStore>(rows, width_v_ / V::kLanes, words_for<E>(to - from), weights, rows_of_v,
                             out, width_v_, {0, INT64_MAX}, &prefetcher_);
     }
+    return last_chunk;
   }
 
   void few_queries_step(int64_t b, int64_t h, int64_t i_begin, int64_t i_end,
@@ -371,26 +384,39 @@ class AttentionForward {
     }
   }
 
-  void finish(int64_t b, int64_t h, int64_t q_begin, int64_t panel) {
-    const int64_t first_row = row_index(p_, b, h, q_begin);
+  // Rows [begin, end) of the panel, whose sums are in out_.
+  void finish(int64_t b, int64_t h, int64_t q_begin, int64_t begin, int64_t end) {
     T* out = out_row(b, h, q_begin);
-    for (int64_t r = 0; r < panel; ++r) {
-      const bool nothing = sum_[r] == 0;  // false for NaN, which has to be seen
-      const RowTotal total = plain_ ? plain_total<V>(p_, scale_, top_[r], sum_[r])
-                                    : with_sink<V>(p_, b, h, top_[r], sum_[r]);
-      if (nothing) {
-        zero_row(out + r * p_.out_stride[2], p_.head_dim_v);  // a value row may have been NaN
-      } else {
-        store_scaled_row<V>(out_ + r * width_v_, p_.head_dim_v, total.inverse,
-                            out + r * p_.out_stride[2]);
-      }
-      write_statistics(first_row + r, total);
-      if (p_.mass) {
-        Acc* mass = static_cast<Acc*>(p_.mass) + (first_row + r) * p_.num_sources;
-        for (int s = 0; s < p_.num_sources; ++s)
-          mass[s] = nothing ? Acc(0) : mass_[r * p_.num_sources + s] * total.inverse;
-      }
+    for (int64_t r = begin; r < end; ++r) {
+      finish_statistics(b, h, q_begin, r);
+      store_scaled_row<V>(out_ + r * width_v_, p_.head_dim_v, inverse_[r],
+                          out + r * p_.out_stride[2]);
     }
+    zero_blind_rows(b, h, q_begin, begin, end);
+  }
+
+  // What the sums of row r of the panel are to be multiplied with; lse, statistics and mass leave.
+  void finish_statistics(int64_t b, int64_t h, int64_t q_begin, int64_t r) {
+    const int64_t row = row_index(p_, b, h, q_begin) + r;
+    const RowTotal total = plain_ ? plain_total<V>(p_, scale_, top_[r], sum_[r])
+                                  : with_sink<V>(p_, b, h, top_[r], sum_[r]);
+    inverse_[r] = total.inverse;
+    write_statistics(row, total);
+    if (p_.mass) {
+      Acc* mass = static_cast<Acc*>(p_.mass) + row * p_.num_sources;
+      for (int s = 0; s < p_.num_sources; ++s)
+        mass[s] = sees_nothing(r) ? Acc(0) : mass_[r * p_.num_sources + s] * total.inverse;
+    }
+  }
+
+  // False for a sum of NaN, which has to be seen.
+  bool sees_nothing(int64_t r) const { return sum_[r] == 0; }
+
+  // 0 times a value row is not enough: that may have been NaN.
+  void zero_blind_rows(int64_t b, int64_t h, int64_t q_begin, int64_t begin, int64_t end) {
+    T* out = out_row(b, h, q_begin);
+    for (int64_t r = begin; r < end; ++r)
+      if (sees_nothing(r)) zero_row(out + r * p_.out_stride[2], p_.head_dim_v);
   }
 
   // Queries at or beyond the sample's length: they see nothing, not even a sink.
@@ -470,8 +496,9 @@ class AttentionForward {
   int32_t* rows_;
   Segment* segments_;
   const T **k_rows_, **v_rows_, **q_rows_;
+  bool* finished_;  // [blocks of the panel]
   Word *k_packed_, *v_packed_, *q_packed_;
-  Acc *scores_, *out_, *top_, *sum_, *mass_, *key_bias_, *row_bias_, *kept_;
+  Acc *scores_, *out_, *top_, *sum_, *inverse_, *mass_, *key_bias_, *row_bias_, *kept_;
 };
 
 }  // namespace

@@ -1,5 +1,5 @@
-// C (+)= A * B over register tiles: A is broadcast word by word, B is read in vectors, C stays in
-// registers.
+// A * B over register tiles: A is broadcast word by word, B is read in vectors, sums stay in
+// registers until they leave for an array of accumulators or for the rows of a tensor.
 #pragma once
 
 #include <cstdint>
@@ -89,13 +89,63 @@ constexpr int64_t kNarrowChain = min_of(16, kMaxChain);
 // Columns of B, counted in vectors, by what a tile takes.
 inline Pieces strips_of(int64_t vectors) { return {vectors, kMaxTileVectors}; }
 
-template <class E>
-using TileFn = void (*)(int64_t words, OperandA<E> a, const typename E::Word* b, int64_t b_row,
-                        typename E::Acc* c, int64_t c_row, Prefetcher::Lines lines);
+// What becomes of a tile's sums: they are stored, or added to what is there.
+template <class E, Into kInto>
+struct ToSums {
+  using Acc = typename E::Acc;
+  using V = typename E::Vec;
 
-template <class E, int kRows, int kVectors, Into kInto>
-void tile(int64_t words, OperandA<E> a, const typename E::Word* b, int64_t b_row,
-          typename E::Acc* c, int64_t c_row, Prefetcher::Lines lines) {
+  Acc* sums;  // rows `ld` apart, with room for whole vectors
+  int64_t ld;
+
+  ToSums at(int64_t i, int64_t column) const { return {sums + i * ld + column, ld}; }
+  // Vector v of row i.
+  void put(int i, int v, V sum) const {
+    Acc* p = sums + i * ld + v * V::kLanes;
+    (kInto == Into::kAdd ? V::load(p) + sum : sum).store(p);
+  }
+};
+
+// Or they are finished: what earlier products left is added, each row has its factor, and the rows
+// of a tensor are written, no further than they reach.
+template <class E>
+struct ToRows {
+  using Acc = typename E::Acc;
+  using V = typename E::Vec;
+
+  typename E::Element* rows;
+  int64_t stride, width;
+  const Acc* factors = nullptr;  // [rows], or null
+  const Acc* earlier = nullptr;  // rows `ld` apart, or null
+  int64_t ld = 0;
+
+  ToRows at(int64_t i, int64_t column) const {
+    return {rows + i * stride + column,
+            stride,
+            width - column,
+            factors ? factors + i : nullptr,
+            earlier ? earlier + i * ld + column : nullptr,
+            ld};
+  }
+  void put(int i, int v, V sum) const {
+    const int64_t x = int64_t{v} * V::kLanes, rest = width - x;
+    if (earlier) sum = V::load(earlier + i * ld + x) + sum;
+    if (factors) sum = sum * V::set1(factors[i]);
+    if (rest >= V::kLanes) {
+      sum.store(rows + i * stride + x);
+    } else if (rest > 0) {
+      sum.store_first(rows + i * stride + x, static_cast<int>(rest));
+    }
+  }
+};
+
+template <class E, class To>
+using TileFn = void (*)(int64_t words, OperandA<E> a, const typename E::Word* b, int64_t b_row,
+                        To to, Prefetcher::Lines lines);
+
+template <class E, int kRows, int kVectors, class To>
+void tile(int64_t words, OperandA<E> a, const typename E::Word* b, int64_t b_row, To to,
+          Prefetcher::Lines lines) {
   using V = typename E::Vec;
   V acc[kRows][kVectors];
 #pragma GCC unroll 16
@@ -143,41 +193,54 @@ void tile(int64_t words, OperandA<E> a, const typename E::Word* b, int64_t b_row
 #pragma GCC unroll 16
   for (int i = 0; i < kRows; ++i)
 #pragma GCC unroll 8
-    for (int v = 0; v < kVectors; ++v) {
-      typename E::Acc* p = c + i * c_row + v * V::kLanes;
-      (kInto == Into::kAdd ? V::load(p) + acc[i][v] : acc[i][v]).store(p);
-    }
+    for (int v = 0; v < kVectors; ++v) to.put(i, v, acc[i][v]);
 }
 
 // The tile of `rows` x `vectors` as a function pointer, from tables made at compile time.
-template <class E, int kVectors, Into kInto>
+template <class E, int kVectors, class To>
 struct TileColumn {
   static constexpr int kMax = max_tile_rows(kVectors);
   template <int... kRows>
-  static TileFn<E> pick(int rows, IntList<kRows...>) {
-    static constexpr TileFn<E> table[] = {tile<E, kRows + 1, kVectors, kInto>...};
+  static TileFn<E, To> pick(int rows, IntList<kRows...>) {
+    static constexpr TileFn<E, To> table[] = {tile<E, kRows + 1, kVectors, To>...};
     return table[rows - 1];
   }
-  static TileFn<E> pick(int rows) { return pick(rows, typename MakeIntList<kMax>::type{}); }
+  static TileFn<E, To> pick(int rows) { return pick(rows, typename MakeIntList<kMax>::type{}); }
 };
 
-template <class E, Into kInto, int kVectors = kMaxTileVectors>
-TileFn<E> pick_tile(int rows, int vectors) {
+template <class E, class To, int kVectors = kMaxTileVectors>
+TileFn<E, To> pick_tile(int rows, int vectors) {
   if constexpr (kVectors == 1) {
-    return TileColumn<E, 1, kInto>::pick(rows);
+    return TileColumn<E, 1, To>::pick(rows);
   } else {
-    if (vectors == kVectors) return TileColumn<E, kVectors, kInto>::pick(rows);
-    return pick_tile<E, kInto, kVectors - 1>(rows, vectors);
+    if (vectors == kVectors) return TileColumn<E, kVectors, To>::pick(rows);
+    return pick_tile<E, To, kVectors - 1>(rows, vectors);
   }
 }
 
-// C[rows][vectors * lanes] (+)= A[rows][words] * B[words][vectors * lanes], and half a word more
-// where A has it. No contraction leaves C as kInto says: zero or untouched. C's rows must have room
-// for whole vectors. Strips without a column in `columns` may be left out.
-template <class E, Into kInto>
-void gemm(int64_t rows, int64_t vectors, int64_t words, OperandA<E> a, OperandB<E> b,
-          typename E::Acc* c, int64_t c_row, Range columns = {0, INT64_MAX},
-          Prefetcher* prefetcher = nullptr) {
+// One tile's products along one piece of the contraction.
+template <class E>
+struct TileProduct {
+  int height, width;    // rows, vectors
+  int64_t row, column;  // of C, where it begins
+  bool first, last;     // of the pieces that are summed there
+  int64_t words;
+  OperandA<E> a;
+  const typename E::Word* b;
+  int64_t b_row;
+  Prefetcher::Lines lines;
+
+  template <class To>
+  void run(To to) const {
+    pick_tile<E, To>(height, width)(words, a, b, b_row, to.at(row, column), lines);
+  }
+};
+
+// Calls fn(tile product) for A[rows][words] * B[words][vectors * lanes], and half a word more where
+// A has it. Strips without a column in `columns` may be left out.
+template <class E, class Fn>
+void for_each_tile(int64_t rows, int64_t vectors, int64_t words, OperandA<E> a, OperandB<E> b,
+                   Range columns, Prefetcher* prefetcher, Fn fn) {
   constexpr int kLanes = E::Vec::kLanes;
   // A column or a few, summed over keys or queries: torch forms them as dot products, whose chains
   // are short.
@@ -185,9 +248,9 @@ void gemm(int64_t rows, int64_t vectors, int64_t words, OperandA<E> a, OperandB<
   const Pieces strips = strips_of(vectors), chains(max_of(words, 1), longest);
   for (int64_t s = 0; s < strips.count; ++s) {
     const int width = static_cast<int>(strips.size(s));
-    const int64_t first = strips.start(s) * kLanes;
-    if (first >= columns.end || first + width * kLanes <= columns.begin) continue;
-    const typename E::Word* b_strip = b.data + (b.panels ? first * words : first);
+    const int64_t column = strips.start(s) * kLanes;
+    if (column >= columns.end || column + width * kLanes <= columns.begin) continue;
+    const typename E::Word* b_strip = b.data + (b.panels ? column * words : column);
     const int64_t b_row = b.panels ? width * kLanes : b.ld;
     const Pieces tiles(rows, max_tile_rows(width));
     for (int64_t t = 0; t < tiles.count; ++t) {
@@ -195,15 +258,50 @@ void gemm(int64_t rows, int64_t vectors, int64_t words, OperandA<E> a, OperandB<
       const int height = static_cast<int>(tiles.size(t));
       for (int64_t x = 0; x < chains.count; ++x) {
         const int64_t k = chains.start(x), n = min_of(words, chains.size(x));
-        const TileFn<E> multiply =
-            x == 0 ? pick_tile<E, kInto>(height, width) : pick_tile<E, Into::kAdd>(height, width);
+        const bool last = x + 1 == chains.count;
         OperandA<E> piece = a.at(i, k);
-        if constexpr (E::kPerWord == 2) piece.half = a.half && x + 1 == chains.count;
-        multiply(n, piece, b_strip + k * b_row, b_row, c + i * c_row + first, c_row,
-                 prefetcher ? prefetcher->take(n) : Prefetcher::Lines{});
+        if constexpr (E::kPerWord == 2) piece.half = a.half && last;
+        fn(TileProduct<E>{height, width, i, column, x == 0, last, n, piece, b_strip + k * b_row,
+                          b_row, prefetcher ? prefetcher->take(n) : Prefetcher::Lines{}});
       }
     }
   }
+}
+
+// C (+)= A * B. No contraction leaves C as kInto says: zero or untouched. C's rows must have room
+// for whole vectors.
+template <class E, Into kInto>
+void gemm(int64_t rows, int64_t vectors, int64_t words, OperandA<E> a, OperandB<E> b,
+          typename E::Acc* c, int64_t c_row, Range columns = {0, INT64_MAX},
+          Prefetcher* prefetcher = nullptr) {
+  for_each_tile<E>(rows, vectors, words, a, b, columns, prefetcher,
+                   [&](const TileProduct<E>& product) {
+                     if (product.first) {
+                       product.run(ToSums<E, kInto>{c, c_row});
+                     } else {
+                       product.run(ToSums<E, Into::kAdd>{c, c_row});
+                     }
+                   });
+}
+
+// Rows of a tensor = factors * (A * B), or factors * (C + A * B) where `adds`; C, with room as
+// above, takes what does not fit one chain.
+template <class E>
+void gemm_to_rows(int64_t rows, int64_t words, OperandA<E> a, OperandB<E> b, ToRows<E> to,
+                  typename E::Acc* c, int64_t c_row, bool adds = false,
+                  Prefetcher* prefetcher = nullptr) {
+  for_each_tile<E>(rows, ceil_div(to.width, E::Vec::kLanes), words, a, b, {0, INT64_MAX},
+                   prefetcher, [&](const TileProduct<E>& product) {
+                     if (product.last) {
+                       to.earlier = adds || !product.first ? c : nullptr;
+                       to.ld = c_row;
+                       product.run(to);
+                     } else if (product.first && !adds) {
+                       product.run(ToSums<E, Into::kStore>{c, c_row});
+                     } else {
+                       product.run(ToSums<E, Into::kAdd>{c, c_row});
+                     }
+                   });
 }
 
 }  // namespace

@@ -113,15 +113,19 @@ class ShortBackward {
     const Word* dscores = reinterpret_cast<const Word*>(dscores_);
     const int64_t query_words = words_for<E>(queries.count);
     if (source_.dv)
-      product_to_rows<E>(query_words, {weights, ld, 1}, operands_.across(dout, across_),
-                         dv(b, h, 0, keys.count), sums_, &prefetcher_);
+      product_to_rows(query_words, {weights, ld, 1}, operands_.across(dout, across_),
+                      dv(b, h, 0, keys.count));
     if (source_.dk)
-      product_to_rows<E>(query_words, {dscores, ld, 1}, operands_.across(q, across_),
-                         dk(b, h, 0, keys.count), sums_, &prefetcher_);
+      product_to_rows(query_words, {dscores, ld, 1}, operands_.across(q, across_),
+                      dk(b, h, 0, keys.count));
     if (g_.dq)
-      product_to_rows<E>(
-          words_for<E>(keys.count), {E::kPerWord == 1 ? dscores : dscore_pairs_, 1, ld},
-          operands_.across(k, across_), dq(b, h, 0, queries.count), sums_, &prefetcher_);
+      product_to_rows(words_for<E>(keys.count), {E::kPerWord == 1 ? dscores : dscore_pairs_, 1, ld},
+                      operands_.across(k, across_), dq(b, h, 0, queries.count));
+  }
+
+  void product_to_rows(int64_t words, OperandA<E> a, OperandB<E> b, RowsOf<T> to) {
+    gemm_to_rows<E>(to.count, words, a, b, {to.first, to.stride, to.width}, sums_,
+                    round_up(to.width, V::kLanes), false, &prefetcher_);
   }
 
   // Rows of queries; zero in place of those that have no weights, which may hold anything.

@@ -1,6 +1,6 @@
 // Forward of a short problem (short_problem.h):
 //
-//   S^T = K Q^T;  P^T = exp(S^T - m) / l, m and l along keys;  out = P V
+//   S^T = K Q^T;  P^T = exp(S^T - m), m along keys;  out = P V / l, l the sum of P^T along keys
 #pragma once
 
 #include <cstdint>
@@ -37,6 +37,7 @@ class ShortForward {
     out_ = arena_.take<Acc>(p.seqlen_q * round_up(p.head_dim_v, V::kLanes));
     top_ = arena_.take<Acc>(queries);
     sum_ = arena_.take<Acc>(queries);
+    inverse_ = arena_.take<Acc>(queries);
   }
   size_t scratch_bytes() const { return arena_.used(); }
 
@@ -74,8 +75,9 @@ class ShortForward {
         operands_.transposed(q, q_packed_), scores_, ld, {0, INT64_MAX}, &prefetcher_);
     for (int64_t x = 0; x < ld; x += V::kLanes) softmax(x, keys, ld);
     const Word* weights = E::kPerWord == 1 ? reinterpret_cast<const Word*>(scores_) : weights_;
-    product_to_rows<E>(words_for<E>(keys), {weights, 1, ld}, operands_.across(v, v_packed_), out,
-                       out_, &prefetcher_);
+    gemm_to_rows<E>(queries, words_for<E>(keys), {weights, 1, ld}, operands_.across(v, v_packed_),
+                    {out.first, out.stride, out.width, inverse_}, out_,
+                    round_up(out.width, V::kLanes), false, &prefetcher_);
     finish(row_index(p_, b, h, 0), out);
   }
 
@@ -115,16 +117,13 @@ class ShortForward {
     }
     top.store(top_ + x);
     sum.store(sum_ + x);
-    const V inverse = select_equal(sum, zero, zero, V::set1(1) / sum);
-    for (j = 0; j < keys; j += E::kPerWord) {
-      Acc* row = s + j * ld;
-      if constexpr (E::kPerWord == 1) {
-        (V::load(row) * inverse).store(row);
-      } else {
-        const V second = j + 1 < keys ? V::load(row + ld) * inverse : zero;
-        store_pairs(V::load(row) * inverse, second, weights_ + j / 2 * ld + x);
+    select_equal(sum, zero, zero, V::set1(1) / sum).store(inverse_ + x);
+    if constexpr (E::kPerWord == 2)
+      for (j = 0; j < keys; j += 2) {
+        const Acc* row = s + j * ld;
+        store_pairs(V::load(row), j + 1 < keys ? V::load(row + ld) : zero,
+                    weights_ + j / 2 * ld + x);
       }
-    }
   }
 
   void finish(int64_t first_row, RowsOf<T> out) {
@@ -158,7 +157,7 @@ class ShortForward {
   Arena arena_;
   Operands operands_;
   Word *q_packed_, *k_packed_, *v_packed_, *weights_;
-  Acc *scores_, *out_, *top_, *sum_;
+  Acc *scores_, *out_, *top_, *sum_, *inverse_;
 };
 
 }  // namespace

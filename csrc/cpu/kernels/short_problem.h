@@ -106,21 +106,5 @@ class ShortOperands {
   const T** list_;
 };
 
-// C = A B into rows of a tensor, in place if they are whole vectors of the accumulator's type.
-template <class E>
-void product_to_rows(int64_t words, OperandA<E> a, OperandB<E> b, RowsOf<typename E::Element> to,
-                     typename E::Acc* sums, Prefetcher* prefetcher) {
-  using V = typename E::Vec;
-  const int64_t vectors = ceil_div(to.width, V::kLanes);
-  if constexpr (sizeof(typename E::Element) == sizeof(typename E::Acc)) {
-    if (stands_in_vectors<E>(to.width))
-      return gemm<E, Into::kStore>(to.count, vectors, words, a, b, to.first, to.stride,
-                                   {0, INT64_MAX}, prefetcher);
-  }
-  const int64_t ld = vectors * V::kLanes;
-  gemm<E, Into::kStore>(to.count, vectors, words, a, b, sums, ld, {0, INT64_MAX}, prefetcher);
-  for (int64_t i = 0; i < to.count; ++i) store_row<V>(sums + i * ld, to.width, to[i]);
-}
-
 }  // namespace
 }  // namespace crossmodal::cpu::CROSSMODAL_ISA

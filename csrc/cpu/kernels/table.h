@@ -9,6 +9,7 @@
 #include "cpu/kernels/short_backward.h"
 #include "cpu/kernels/short_forward.h"
 #include "cpu/kernels/weighted_sum.h"
+#include "cpu/kernels/weighted_sum_bwd.h"
 
 namespace crossmodal::cpu::CROSSMODAL_ISA {
 namespace {
@@ -57,9 +58,9 @@ struct Kernels {
                                          const WeightedSumBackward& g) {
     return WeightedSumBackwardTask<E>(w, g, nullptr).scratch_bytes();
   }
-  static void weighted_sum_bwd(const WeightedSumProblem& w, const WeightedSumBackward& g, int64_t b,
-                               int64_t h, char* scratch) {
-    WeightedSumBackwardTask<E>(w, g, scratch).run(b, h);
+  static void weighted_sum_bwd(const WeightedSumProblem& w, const WeightedSumBackward& g,
+                               int64_t begin, int64_t end, char* scratch) {
+    WeightedSumBackwardTask<E>(w, g, scratch).run(begin, end);
   }
 
   static constexpr const char* multiply() {

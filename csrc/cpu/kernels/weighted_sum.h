@@ -160,10 +160,6 @@ class WeightedSumForward : WeightedSumBase<E> {
     ChunkBias<Acc> bias(this->as_.problem, this->kinds_, keys, b, h, this->key_bias_,
                         this->row_bias_);
     T* out = row_at<T>(w.out, w.out_stride, b, h, q_begin);
-    // Sums are formed where the output is, if the micro-kernel can write there.
-    const bool in_place = kAsTheyAre && whole_vectors_;
-    Acc* sums = in_place ? reinterpret_cast<Acc*>(out) : out_;
-    const int64_t ld = in_place ? w.out_stride[2] : this->width_;
     if (keys.count == 0)
       for (int64_t i = 0; i < panel; ++i) zero_row(out + i * w.out_stride[2], w.head_dim);
     const Blocks chunks(keys.count, kBackwardBlockN), blocks(panel, kForwardBlockM);
@@ -181,18 +177,19 @@ class WeightedSumForward : WeightedSumBase<E> {
         const int64_t vectors = this->width_ / V::kLanes;
         const int64_t words = weights.half ? words_within<E>(n) : words_for<E>(n);
         // Finished sums leave at once, and the next block's are formed where they were.
-        const bool last = c + 1 == chunks.count, only = last && c == 0;
-        Acc* block_sums = in_place || !only ? sums + first * ld : sums;
-        if (c == 0) {
-          gemm<E, Into::kStore>(rows, vectors, words, weights, values, block_sums, ld,
+        const bool last = c + 1 == chunks.count;
+        Acc* sums = last && c == 0 ? out_ : out_ + first * this->width_;
+        if (last) {
+          gemm_to_rows<E>(rows, words, weights, values,
+                          {out + first * w.out_stride[2], w.out_stride[2], w.head_dim}, sums,
+                          this->width_, c > 0, &prefetcher_);
+        } else if (c == 0) {
+          gemm<E, Into::kStore>(rows, vectors, words, weights, values, sums, this->width_,
                                 {0, INT64_MAX}, &prefetcher_);
         } else {
-          gemm<E, Into::kAdd>(rows, vectors, words, weights, values, block_sums, ld, {0, INT64_MAX},
-                              &prefetcher_);
+          gemm<E, Into::kAdd>(rows, vectors, words, weights, values, sums, this->width_,
+                              {0, INT64_MAX}, &prefetcher_);
         }
-        if (in_place || !last) continue;
-        for (int64_t i = 0; i < rows; ++i)
-          store_row<V>(block_sums + i * ld, w.head_dim, out + (first + i) * w.out_stride[2]);
       }
     }
   }
@@ -248,120 +245,6 @@ class WeightedSumForward : WeightedSumBase<E> {
   Prefetcher prefetcher_;
   Word* values_;
   Acc* out_;
-};
-
-template <class E>
-class WeightedSumBackwardTask : WeightedSumBase<E> {
-  using Base = WeightedSumBase<E>;
-  using typename Base::Acc;
-  using typename Base::T;
-  using typename Base::V;
-  using typename Base::Word;
-
- public:
-  WeightedSumBackwardTask(const WeightedSumProblem& w, const WeightedSumBackward& g, char* memory)
-      : Base(w, memory), g_(g), words_(words_for<E>(w.head_dim)) {
-    constexpr int64_t kBlock = kForwardBlockM;
-    Arena& arena = this->arena_;
-    dout_rows_ = arena.take<const T*>(kBlock);
-    values_ = arena.take<Word>(words_ * round_up(this->chunk_, V::kLanes));
-    dout_along_ = arena.take<Word>(kBlock * words_);
-    dout_across_ = arena.take<Word>(words_for<E>(kBlock) * this->width_);
-    dweights_ = arena.take<Acc>(kBlock * this->score_row_);
-    if (E::kPerWord == 2) weight_pairs_ = arena.take<Word>(kBlock / 2 * this->score_row_);
-    dvalues_ = arena.take<Acc>(this->chunk_ * this->width_);
-  }
-  size_t scratch_bytes() const { return this->arena_.used(); }
-
-  void run(int64_t b, int64_t h) {
-    const WeightedSumProblem& w = this->w_;
-    const int64_t bh = b * w.num_heads + h, width = this->width_;
-    T* dweights =
-        g_.dweights ? static_cast<T*>(g_.dweights) + bh * w.seqlen_q * w.seqlen_k : nullptr;
-    T* dvalues = g_.dvalues ? static_cast<T*>(g_.dvalues) + bh * w.seqlen_k * w.head_dim : nullptr;
-    if (dweights) std::memset(dweights, 0, w.seqlen_q * w.seqlen_k * sizeof(T));
-    if (dvalues) std::memset(dvalues, 0, w.seqlen_k * w.head_dim * sizeof(T));
-    const VisibleKeys keys = this->visible(b, h);
-    ChunkBias<Acc> bias(this->as_.problem, this->kinds_, keys, b, h, this->key_bias_,
-                        this->row_bias_);
-    const Blocks chunks(keys.count, kBackwardBlockN), blocks(w.seqlen_q, kForwardBlockM);
-    for (int64_t c = 0; c < chunks.count; ++c) {
-      const int64_t begin = chunks.begin(c), end = chunks.end(c), n = end - begin;
-      key_rows<T>(this->as_.problem, keys, b, h, begin, end, this->k_rows_, this->v_rows_);
-      if (dweights) pack_transposed<E>(this->v_rows_, n, w.head_dim, values_);
-      bias.start_chunk(begin, end);
-      for (int64_t x = 0; x < n * width; ++x) dvalues_[x] = 0;
-      for (int64_t m = 0; m < blocks.count; ++m)
-        step(b, h, blocks.begin(m), blocks.end(m), keys, begin, end, bias, dweights,
-             dvalues != nullptr);
-      if (dvalues)
-        for (int64_t x = 0; x < n; ++x)
-          store_row<V>(dvalues_ + x * width, w.head_dim,
-                       dvalues + keys.rows[begin + x] * w.head_dim);
-    }
-  }
-
- private:
-  void step(int64_t b, int64_t h, int64_t i_begin, int64_t i_end, const VisibleKeys& keys,
-            int64_t begin, int64_t end, ChunkBias<Acc>& bias, T* dweights, bool wants_dvalues) {
-    const WeightedSumProblem& w = this->w_;
-    const int64_t rows = i_end - i_begin, n = end - begin, lanes = round_up(n, V::kLanes);
-    const int64_t ld = this->score_row_, width = this->width_;
-    const T* dout = static_cast<const T*>(g_.dout) + b * g_.dout_stride[0] + h * g_.dout_stride[1];
-    for (int64_t i = 0; i < rows; ++i) dout_rows_[i] = dout + (i_begin + i) * g_.dout_stride[2];
-    if (dweights) {
-      pack_along_row<E>(dout_rows_, rows, w.head_dim, dout_along_, words_);
-      gemm<E, Into::kStore>(rows, lanes / V::kLanes, words_, {dout_along_, words_, 1},
-                            {values_, true, 0}, dweights_, ld);
-    }
-    for (int64_t i = 0; i < rows; ++i) {
-      const Acc* row_bias = bias.for_query(i_begin + i);
-      if (wants_dvalues)
-        this->gather_weights(b, h, i_begin + i, keys, begin, end, row_bias,
-                             this->weights_ + i * ld);
-      if (dweights) {
-        T* out = dweights + (i_begin + i) * w.seqlen_k;
-        Acc* row = dweights_ + i * ld;
-        if (row_bias)
-          for (int64_t x = 0; x < n; ++x) row[x] = row_bias[x] == 0 ? row[x] : Acc(0);
-        if (keys.segments[0].contiguous) {
-          store_row<V>(row, n, out + keys.rows[begin]);
-        } else {
-          for (int64_t x = 0; x < n; ++x) store_row<V>(row + x, 1, out + keys.rows[begin + x]);
-        }
-      }
-    }
-    if (!wants_dvalues) return;
-    // A query that takes none of these keys gives them no gradient, whatever its dout holds.
-    if (this->kinds_.dense)
-      for (int64_t i = 0; i < rows; ++i) {
-        const Acc* row_bias = bias.for_query(i_begin + i);
-        bool takes_any = false;
-        for (int64_t x = 0; x < n; ++x) takes_any |= row_bias[x] == 0;
-        if (!takes_any) dout_rows_[i] = nullptr;
-      }
-    const Word* across;
-    if constexpr (E::kPerWord == 1) {
-      across = this->weights_;
-    } else {
-      for (int64_t i = 0; i < rows; i += 2)
-        for (int64_t x = 0; x < lanes; x += V::kLanes) {
-          const Acc* p = this->weights_ + i * ld + x;
-          store_pairs(V::load(p), i + 1 < rows ? V::load(p + ld) : V::zero(),
-                      weight_pairs_ + i / 2 * ld + x);
-        }
-      across = weight_pairs_;
-    }
-    pack_across_rows<E>(dout_rows_, rows, w.head_dim, dout_across_, width);
-    gemm<E, Into::kAdd>(n, width / V::kLanes, words_for<E>(rows), {across, 1, ld},
-                        {dout_across_, false, width}, dvalues_, width);
-  }
-
-  const WeightedSumBackward& g_;
-  int64_t words_;
-  const T** dout_rows_;
-  Word *values_, *dout_along_, *dout_across_, *weight_pairs_ = nullptr;
-  Acc *dweights_, *dvalues_;
 };
 
 }  // namespace
