@@ -159,6 +159,12 @@ class AttentionBackwardTask {
       k_operand_ = keys_across(keys, begin, end);
       dk_to_ = key_gradients_.dk_in_place(keys, b_, h_, begin, end, {dk_, width_});
       dv_to_ = key_gradients_.dv_in_place(keys, b_, h_, begin, end, {dv_, width_v_});
+      // A band may leave keys out of the last block.
+      dk_rows_ = dv_rows_ = {nullptr, 0, 0};
+      if (band.open && dk_to_.data == dk_)
+        dk_rows_ = key_gradients_.dk_rows(keys, b_, h_, begin, end);
+      if (band.open && dv_to_.data == dv_)
+        dv_rows_ = key_gradients_.dv_rows(keys, b_, h_, begin, end);
       // The first block stores, the others add; unless a band may leave keys out of the first.
       started_ = !band.open || blocks.count == 0;
       if (started_) {
@@ -172,16 +178,21 @@ class AttentionBackwardTask {
         if (prefetches_)
           BackwardPrefetch<T>(p_, g_, block_, &prefetcher_)
               .after(b_, h_, keys, i_end, {end, chunks.end(c + 1)}, last_of_run_);
+        last_block_ = m + 1 == blocks.count;
         if (reached.empty()) {
           for (int64_t x = 0; x < (i_end - i_begin) * width_; ++x) dq_[x] = 0;
         } else {
           step(i_begin, i_end, keys, band, reached, begin, end, bias);
         }
-        if (g_.dq) add_dq(i_begin, i_end, c == 0, c + 1 == chunks.count);
+        if (g_.dq && (!one_chunk_ || reached.empty()))
+          add_dq(i_begin, i_end, c == 0, c + 1 == chunks.count);
         started_ = true;
       }
-      key_gradients_.add(keys, b_, h_, begin, end, dk_to_.data == dk_ ? dk_ : nullptr, width_,
-                         dv_to_.data == dv_ ? dv_ : nullptr, width_v_);
+      // Unless blocks wrote them where they belong.
+      const bool adds_dk = dk_to_.data == dk_ && (!dk_rows_.rows || blocks.count == 0);
+      const bool adds_dv = dv_to_.data == dv_ && (!dv_rows_.rows || blocks.count == 0);
+      key_gradients_.add(keys, b_, h_, begin, end, adds_dk ? dk_ : nullptr, width_,
+                         adds_dv ? dv_ : nullptr, width_v_);
     }
   }
 
@@ -307,18 +318,25 @@ class AttentionBackwardTask {
       add_products(n, width_v_ / V::kLanes, row_words, {p_across + from, 1, score_row_},
                    queries_across(dout_rows_, rows, p_.head_dim_v, g_.dout_stride[2], dout_across_,
                                   width_v_),
-                   dv_to_.data + from * dv_to_.ld, dv_to_.ld);
+                   dv_to_.data + from * dv_to_.ld, dv_to_.ld, dv_rows_);
     }
     if (key_gradients_.wants_dk()) {
       add_products(n, width_ / V::kLanes, row_words, {ds_across + from, 1, score_row_},
                    queries_across(q_rows_, rows, p_.head_dim, p_.q_stride[2], q_across_, width_),
-                   dk_to_.data + from * dk_to_.ld, dk_to_.ld);
+                   dk_to_.data + from * dk_to_.ld, dk_to_.ld, dk_rows_);
     }
     if (g_.dq) {
-      gemm<E, Into::kStore>(
-          rows, width_ / V::kLanes, words_for<E>(n), {ds_along + from / E::kPerWord, score_row_, 1},
-          {k_operand_.data + from / E::kPerWord * k_operand_.ld, false, k_operand_.ld}, dq_, width_,
-          {0, INT64_MAX}, &prefetcher_);
+      const OperandA<E> a = {ds_along + from / E::kPerWord, score_row_, 1};
+      const OperandB<E> b = {k_operand_.data + from / E::kPerWord * k_operand_.ld, false,
+                             k_operand_.ld};
+      if (one_chunk_) {
+        gemm_to_rows<E>(rows, words_for<E>(n), a, b,
+                        {dq_row(i_begin), g_.dq_stride[2], p_.head_dim}, dq_, width_, false,
+                        &prefetcher_);
+      } else {
+        gemm<E, Into::kStore>(rows, width_ / V::kLanes, words_for<E>(n), a, b, dq_, width_,
+                              {0, INT64_MAX}, &prefetcher_);
+      }
     }
   }
 
@@ -374,9 +392,12 @@ class AttentionBackwardTask {
            (b_ * p_.num_heads + h_) * p_.seqlen_q * p_.total_keys;
   }
 
+  // C (+)= A B, or of the last block the finished rows, where there are any.
   void add_products(int64_t rows, int64_t vectors, int64_t words, OperandA<E> a, OperandB<E> b,
-                    Acc* c, int64_t c_row) {
-    if (started_) {
+                    Acc* c, int64_t c_row, ToRows<E> finished) {
+    if (last_block_ && finished.rows) {
+      gemm_to_rows<E>(rows, words, a, b, finished, c, c_row, started_, &prefetcher_);
+    } else if (started_) {
       gemm<E, Into::kAdd>(rows, vectors, words, a, b, c, c_row, {0, INT64_MAX}, &prefetcher_);
     } else {
       gemm<E, Into::kStore>(rows, vectors, words, a, b, c, c_row, {0, INT64_MAX}, &prefetcher_);
@@ -570,10 +591,12 @@ class AttentionBackwardTask {
   // The (batch, head) that is being run.
   int64_t partial_ = 0, b_ = 0, h_ = 0;
   Rows queries_{};
-  bool one_chunk_ = true, last_of_run_ = true, any_dead_ = false, all_seen_ = false;
+  bool one_chunk_ = true, last_of_run_ = true, last_block_ = true, any_dead_ = false,
+       all_seen_ = false;
   bool started_ = false;  // whether dK and dV of the chunk hold earlier blocks' shares
   OperandB<E> k_operand_{};
   GradientRows<Acc> dk_to_{}, dv_to_{};
+  ToRows<E> dk_rows_{}, dv_rows_{};  // where the last block of queries finishes them, or no rows
   double dsink_ = 0;
 
   int32_t* rows_;

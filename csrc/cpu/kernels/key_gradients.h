@@ -5,6 +5,7 @@
 #include <cstdint>
 
 #include "cpu/kernels/arena.h"
+#include "cpu/kernels/gemm.h"
 #include "cpu/kernels/rows.h"
 #include "cpu/kernels/visible_keys.h"
 
@@ -77,18 +78,35 @@ class KeyGradients {
   GradientRows<Acc> dk_in_place(const VisibleKeys& keys, int64_t b, int64_t h, int64_t k_begin,
                                 int64_t k_end, GradientRows<Acc> scratch) const {
     if constexpr (!kNarrow) {
-      if (const KeySource* source = only_source(keys, k_begin, k_end, p_.head_dim))
-        if (source->dk) return {dk_row(*source, b, h, keys.rows[k_begin]), source->dk_stride[2]};
+      if (const KeySource* source = only_source(keys, k_begin, k_end))
+        if (source->dk && p_.head_dim % V::kLanes == 0)
+          return {dk_row(*source, b, h, keys.rows[k_begin]), source->dk_stride[2]};
     }
     return scratch;
   }
   GradientRows<Acc> dv_in_place(const VisibleKeys& keys, int64_t b, int64_t h, int64_t k_begin,
                                 int64_t k_end, GradientRows<Acc> scratch) const {
     if constexpr (!kNarrow) {
-      if (const KeySource* source = only_source(keys, k_begin, k_end, p_.head_dim_v))
-        if (source->dv) return {dv_row(*source, b, h, keys.rows[k_begin]), source->dv_stride[2]};
+      if (const KeySource* source = only_source(keys, k_begin, k_end))
+        if (source->dv && p_.head_dim_v % V::kLanes == 0)
+          return {dv_row(*source, b, h, keys.rows[k_begin]), source->dv_stride[2]};
     }
     return scratch;
+  }
+
+  // The output's own rows for visible keys [k_begin, k_end), to be written once; none if keys lie
+  // apart or share their head.
+  ToRows<E> dk_rows(const VisibleKeys& keys, int64_t b, int64_t h, int64_t k_begin,
+                    int64_t k_end) const {
+    const KeySource* source = only_source(keys, k_begin, k_end);
+    if (!source || !source->dk) return {nullptr, 0, 0};
+    return {dk_row(*source, b, h, keys.rows[k_begin]), source->dk_stride[2], p_.head_dim};
+  }
+  ToRows<E> dv_rows(const VisibleKeys& keys, int64_t b, int64_t h, int64_t k_begin,
+                    int64_t k_end) const {
+    const KeySource* source = only_source(keys, k_begin, k_end);
+    if (!source || !source->dv) return {nullptr, 0, 0};
+    return {dv_row(*source, b, h, keys.rows[k_begin]), source->dv_stride[2], p_.head_dim_v};
   }
 
   // The shares of visible keys [k_begin, k_end) of (b, h), row by row; every key comes once. Null:
@@ -132,11 +150,9 @@ class KeyGradients {
     Acc *dk, *dv;  // [seqlen_k, width]
   };
 
-  // The source that holds all of [k_begin, k_end) in neighbouring rows of whole vectors, for no
-  // other query head; or null.
-  const KeySource* only_source(const VisibleKeys& keys, int64_t k_begin, int64_t k_end,
-                               int64_t width) const {
-    if (width % V::kLanes != 0) return nullptr;
+  // The source that holds all of [k_begin, k_end) in neighbouring rows, for no other query head; or
+  // null.
+  const KeySource* only_source(const VisibleKeys& keys, int64_t k_begin, int64_t k_end) const {
     for (int s = 0; s < p_.num_sources; ++s) {
       const Segment& segment = keys.segments[s];
       if (segment.begin <= k_begin && k_end <= segment.end && segment.contiguous &&
