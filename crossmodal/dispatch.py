@@ -67,6 +67,20 @@ def fusion_refusals(problem: FusionProblem) -> list[str]:
     return reasons
 
 
+def second_derivative_refusals(query: Tensor, dropout_p: float) -> list[str]:
+    """Why the gradient of an attention's gradient goes through the reference; empty if a kernel takes it."""
+    reasons = []
+    if not query.is_cpu:
+        reasons.append("only the CPU has kernels for them")
+    if query.shape[-1] == 0:
+        reasons.append("no kernel without features")
+    if torch.autograd.forward_ad._current_level >= 0:
+        reasons.append("forward-mode differentiation runs through plain torch")
+    if dropout_p > 0.0 and not torch.compiler.is_compiling() and torch._C._functorch.maybe_current_level() is not None:
+        reasons.append("dropout under torch.func transforms runs through plain torch")
+    return reasons
+
+
 def varlen_refusals(problem: VarlenProblem) -> list[str]:
     """The same for packed sequences."""
     return tensor_refusals([problem.query]) + width_refusals(problem.query, problem.value.shape[2])

@@ -21,6 +21,12 @@ STABLE_TORCH_LIBRARY(crossmodal, m) {
       "Tensor mass, float scale, float softcap, float dropout_p, int[] window, bool lower_right, "
       "int[] wanted) -> Tensor[]");
   m.def(
+      "attention_double_bwd(Tensor? ddquery, Tensor?[] ddkeys, Tensor?[] ddvalues, "
+      "Tensor?[] ddterms, Tensor? ddsink, Tensor dout, Tensor? dlse, Tensor? dmass, Tensor query, "
+      "Tensor[] keys, Tensor[] values, Tensor?[] key_lengths, Tensor[] terms, int[] term_sources, "
+      "Tensor? query_lengths, Tensor? sink, Tensor? dropout_seed, Tensor statistics, float scale, "
+      "float softcap, float dropout_p, int[] window, bool lower_right, int[] wanted) -> Tensor[]");
+  m.def(
       "attention_varlen_fwd(Tensor query, Tensor key, Tensor value, Tensor cu_seqlens_q, "
       "Tensor cu_seqlens_k, SymInt max_seqlen_q, SymInt max_seqlen_k, Tensor? sink, "
       "Tensor? dropout_seed, float scale, float softcap, float dropout_p, int[] window, "
@@ -31,6 +37,13 @@ STABLE_TORCH_LIBRARY(crossmodal, m) {
       "Tensor? sink, Tensor? dropout_seed, Tensor out, Tensor statistics, float scale, "
       "float softcap, float dropout_p, int[] window, bool lower_right, int[] wanted) "
       "-> Tensor[]");
+  m.def(
+      "attention_varlen_double_bwd(Tensor? ddquery, Tensor? ddkey, Tensor? ddvalue, Tensor? "
+      "ddsink, "
+      "Tensor dout, Tensor? dlse, Tensor query, Tensor key, Tensor value, Tensor cu_seqlens_q, "
+      "Tensor cu_seqlens_k, SymInt max_seqlen_q, SymInt max_seqlen_k, Tensor? sink, "
+      "Tensor? dropout_seed, Tensor statistics, float scale, float softcap, float dropout_p, "
+      "int[] window, bool lower_right, int[] wanted) -> Tensor[]");
   m.def(
       "associate_fwd(Tensor query, Tensor[] keys, Tensor?[] key_lengths, Tensor[] terms, "
       "int[] term_sources, Tensor? query_lengths, Tensor? sink, float scale, float softcap, "
@@ -59,8 +72,10 @@ static void implement(Library& m) {
   m.impl("attention_fwd", TORCH_BOX(&crossmodal::attention_fwd));
   m.impl("attention_plain", TORCH_BOX(&crossmodal::attention_plain));
   m.impl("attention_bwd", TORCH_BOX(&crossmodal::attention_bwd));
+  m.impl("attention_double_bwd", TORCH_BOX(&crossmodal::attention_double_bwd));
   m.impl("attention_varlen_fwd", TORCH_BOX(&crossmodal::attention_varlen_fwd));
   m.impl("attention_varlen_bwd", TORCH_BOX(&crossmodal::attention_varlen_bwd));
+  m.impl("attention_varlen_double_bwd", TORCH_BOX(&crossmodal::attention_varlen_double_bwd));
   m.impl("associate_fwd", TORCH_BOX(&crossmodal::associate_fwd));
   m.impl("associate_bwd", TORCH_BOX(&crossmodal::associate_bwd));
   m.impl("weighted_sum_fwd", TORCH_BOX(&crossmodal::weighted_sum_fwd));

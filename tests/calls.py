@@ -23,6 +23,11 @@ def call_of(problem: Fusion | Varlen | WeightedSum | Association) -> Callable[..
 
 
 def call_fusion(namespace: ModuleType, problem: Fusion, tensors: FusionTensors) -> Results:
+    return _with_gradients(fusion_outputs(namespace, problem, tensors), tensors.cotangents, tensors.leaves())
+
+
+def fusion_outputs(namespace: ModuleType, problem: Fusion, tensors: FusionTensors) -> Results:
+    """out, lse and, of `fuse`, mass, with their graph."""
     options: dict[str, Any] = {
         "scale": problem.scale,
         "query_lengths": tensors.query_lengths,
@@ -47,10 +52,11 @@ def call_fusion(namespace: ModuleType, problem: Fusion, tensors: FusionTensors) 
             return_lse=True,
             **options,
         )
-        outputs = {"out": out, "lse": lse}
-    else:
-        outputs = namespace.fuse(tensors.query, tensors.sources, return_lse=True, return_mass=True, **options)._asdict()
-    return _with_gradients(outputs, tensors.cotangents, tensors.leaves())
+        return {"out": out, "lse": lse}
+    outputs: Results = namespace.fuse(
+        tensors.query, tensors.sources, return_lse=True, return_mass=True, **options
+    )._asdict()
+    return outputs
 
 
 def call_association(namespace: ModuleType, problem: Association, tensors: FusionTensors) -> Results:
@@ -89,6 +95,11 @@ def _associate(namespace: ModuleType, fusion: Fusion, tensors: FusionTensors, **
 
 
 def call_varlen(namespace: ModuleType, problem: Varlen, tensors: VarlenTensors) -> Results:
+    return _with_gradients(varlen_outputs(namespace, problem, tensors), tensors.cotangents, tensors.leaves())
+
+
+def varlen_outputs(namespace: ModuleType, problem: Varlen, tensors: VarlenTensors) -> Results:
+    """out and lse, with their graph."""
     out, lse = namespace.attention_varlen(
         tensors.query,
         tensors.key,
@@ -108,7 +119,7 @@ def call_varlen(namespace: ModuleType, problem: Varlen, tensors: VarlenTensors) 
         return_lse=True,
         dropout_seed=torch.tensor([problem.dropout_seed]) if problem.dropout_p else None,
     )
-    return _with_gradients({"out": out, "lse": lse}, tensors.cotangents, tensors.leaves())
+    return {"out": out, "lse": lse}
 
 
 def call_weighted_sum(namespace: ModuleType, problem: WeightedSum, tensors: WeightedSumTensors) -> Results:

@@ -57,6 +57,22 @@ def test_attention_bwd(layout, options, wanted):
     )
 
 
+@pytest.mark.parametrize("layout", ["plain", "heads_inside"])
+@pytest.mark.parametrize("options", [WITH_EVERYTHING, WITHOUT], ids=["everything", "nothing"])
+@pytest.mark.parametrize("wanted", ["all", "some"])
+def test_attention_double_bwd(layout, options, wanted):
+    query = Q if layout == "plain" else Q.transpose(1, 2).contiguous().transpose(1, 2)
+    tensors, numbers = options
+    sources = (*TWO_SOURCES[:3], [MASK, KEEP.float()], [0, 1])
+    out, lse, mass, statistics = OPS.attention_fwd(query, *sources, *tensors, *numbers, True, True)
+    flags = [1] * 10 if wanted == "all" else [0, 1, 0, 0, 0, 1, 0, 0, 1, 0]
+    sink = tensors[1]
+    if sink is not None:
+        flags.append(1)
+    flowing = (query, [K, None], [V, V], [None, KEEP.float()], sink)
+    check("attention_double_bwd", (*flowing, out, lse, mass, query, *sources, *tensors, statistics, *numbers, flags))
+
+
 def packed(sink=None, seed=None):
     cu_q, cu_k = torch.tensor([0, 3, 3, 9], dtype=torch.int32), torch.tensor([0, 4, 9, 11], dtype=torch.int32)
     query, key, value = torch.randn(10, 4, 8), torch.randn(12, 2, 8), torch.randn(12, 2, 6)
@@ -74,6 +90,15 @@ def test_attention_varlen_bwd(wanted):
     out, lse, statistics = OPS.attention_varlen_fwd(*inputs, *options, True)
     lse = lse.nan_to_num(neginf=0.0)
     check("attention_varlen_bwd", (out, lse, *inputs, out, statistics, *options, wanted))
+
+
+@pytest.mark.parametrize("wanted", [[1, 1, 1, 1, 1, 1], [0, 1, 0, 1, 0, 0]], ids=["all", "some"])
+def test_attention_varlen_double_bwd(wanted):
+    inputs, options = packed(SINK, SEED), (0.3, 2.0, 0.5, [3, 0], True)
+    out, lse, statistics = OPS.attention_varlen_fwd(*inputs, *options, True)
+    lse = lse.nan_to_num(neginf=0.0)
+    flowing = (inputs[0], None, inputs[2], SINK)
+    check("attention_varlen_double_bwd", (*flowing, out, lse, *inputs, statistics, *options, wanted))
 
 
 OUTPUTS = {"weights": 0, "heads": 1, "topk": 2, "keys": 3, "entropy": 4}

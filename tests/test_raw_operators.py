@@ -68,6 +68,40 @@ def test_attention_backward_refuses(message):
         backward(**BACKWARD[message])
 
 
+def double_backward(**changes):
+    out, lse, _, statistics = forward()
+    x = {
+        "ddquery": Q, "ddkeys": [K], "ddvalues": [V], "ddterms": [], "dout": out, "dlse": lse, "query": Q, "keys": [K],
+        "statistics": statistics, "wanted": [1] * 6, **changes,
+    }  # fmt: skip
+    none = (None, None, None)
+    return OPS.attention_double_bwd(
+        x["ddquery"], x["ddkeys"], x["ddvalues"], x["ddterms"], None, x["dout"], x["dlse"], None, x["query"], x["keys"],
+        [V], [None], [], [], *none, x["statistics"], 1.0, 0.0, 0.0, [-1, -1], False, x["wanted"],
+    )  # fmt: skip
+
+
+DOUBLE_BACKWARD = {
+    "ddquery has another shape than what it flows back to": {"ddquery": Q[:, :, :4]},
+    "ddkeys has another shape": {"ddkeys": [K[..., :7]]},
+    "ddvalues must have query's dtype": {"ddvalues": [V.double()]},
+    "ddkeys, ddvalues and ddterms must have one entry per tensor": {"ddterms": [None]},
+    "dout has another shape": {"dout": torch.zeros(2, 4, 5, 7)},
+    "dlse has another shape": {"dlse": torch.zeros(3)},
+    "dlse must have the accumulator's dtype": {"dlse": torch.zeros(2, 4, 5).double()},
+    "statistics must come from forward": {"statistics": torch.zeros(2, 3)},
+    "wanted must have 3 flags, for query": {"wanted": [1] * 5},
+    "wanted must have 3 flags more": {"wanted": [1]},
+    "no second derivatives without features": {"query": Q[..., :0], "keys": [K[..., :0]]},
+}
+
+
+@pytest.mark.parametrize("message", DOUBLE_BACKWARD)
+def test_attention_double_backward_refuses(message):
+    with pytest.raises(RuntimeError, match=message):
+        double_backward(**DOUBLE_BACKWARD[message])
+
+
 def ends(*numbers):
     return torch.tensor(numbers, dtype=torch.int32)
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from crossmodal import _library  # noqa: F401  registers torch.ops.crossmodal
 from crossmodal._problem import FusionProblem, KeySource
-from crossmodal.dispatch import fall_back, fusion_refusals, needs_gradient
+from crossmodal.dispatch import fall_back, fusion_refusals, needs_gradient, second_derivative_refusals
 from crossmodal.ops._fakes import order_of
 from crossmodal.reference.fuse import draw_seed, nothing_to_attend, run_reference
 from crossmodal.types import FusionResult
@@ -151,7 +151,7 @@ def call_forward(layout: Layout, x: Operands, *, for_backward: bool) -> tuple[Te
 
 
 class FusionFunction(torch.autograd.Function):
-    """Compiled forward and backward; a second derivative goes through the formulas of the reference."""
+    """Compiled forward and backward; the gradient of backward is `FusionGradient`'s."""
 
     generate_vmap_rule = True
 
@@ -173,40 +173,157 @@ class FusionFunction(torch.autograd.Function):
         layout = ctx.layout
         *tensors, out, mass, statistics = ctx.saved_tensors
         dout, dlse, dmass, _ = grads
+        if not layout.return_mass:
+            dmass = None
         x = operands_of(layout, tensors)
         needs = ctx.needs_input_grad[1 : 1 + len(x.differentiable)]
         rest = (None,) * len(x.constant)
         if dout is None and dlse is None and dmass is None:
             return (None, *(None,) * len(tensors))
+        if dout is None:
+            dout = torch.zeros_like(out)
         if differentiates_again():
-            problem = problem_of(layout, x)
-
-            def outputs(*leaves: Tensor) -> FusionResult:
-                return run_reference(
-                    with_differentiable(problem, leaves), return_lse=True, return_mass=layout.return_mass
-                )
-
-            return (None, *gradients_of_reference(outputs, x.differentiable, needs, grads[:3]), *rest)
-        gradients = torch.ops.crossmodal.attention_bwd.default(
-            torch.zeros_like(out) if dout is None else dout,
-            dlse,
-            dmass if layout.return_mass else None,
-            x.query,
-            x.keys,
-            x.values,
-            x.key_lengths,
-            x.terms,
-            layout.term_sources,
-            x.query_lengths,
-            x.sink,
-            x.seed,
-            out,
-            statistics,
-            mass,
-            *layout.options,
-            [int(needed) for needed in needs],
-        )
+            if second_derivative_refusals(x.query, layout.options.dropout_p):
+                return (None, *gradients_by_formula(layout, x, needs, (dout, dlse, dmass)), *rest)
+            found = FusionGradient.apply(layout, needs, dout, dlse, dmass, *tensors, out, statistics, mass)
+            gradients = iter(found)
+            return (None, *(next(gradients) if needed else None for needed in needs), *rest)
+        gradients = call_backward(layout, x, needs, dout, dlse, dmass, out, statistics, mass)
         return (None, *only_needed(gradients, needs), *rest)
+
+
+def call_backward(
+    layout: Layout,
+    x: Operands,
+    needs: Sequence[bool],
+    dout: Tensor,
+    dlse: Tensor | None,
+    dmass: Tensor | None,
+    *results: Tensor,
+) -> list[Tensor]:
+    """One gradient for each of `Operands.differentiable`, empty if not needed. Results: out, statistics, mass."""
+    gradients: list[Tensor] = torch.ops.crossmodal.attention_bwd.default(
+        dout,
+        dlse,
+        dmass,
+        x.query,
+        x.keys,
+        x.values,
+        x.key_lengths,
+        x.terms,
+        layout.term_sources,
+        x.query_lengths,
+        x.sink,
+        x.seed,
+        *results,
+        *layout.options,
+        [int(needed) for needed in needs],
+    )
+    return gradients
+
+
+class FusionGradient(torch.autograd.Function):
+    """Backward as a function of its own: the gradients that are needed, which can be differentiated once more.
+
+    A third derivative goes through the formulas of the reference.
+    """
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(
+        layout: Layout,
+        needs: Sequence[bool],
+        dout: Tensor,
+        dlse: Tensor | None,
+        dmass: Tensor | None,
+        *tensors: Tensor,
+    ) -> tuple[Tensor, ...]:
+        *inputs, out, statistics, mass = tensors
+        x = operands_of(layout, inputs)
+        gradients = call_backward(layout, x, needs, dout, dlse, dmass, out, statistics, mass)
+        return tuple(g for g, needed in zip(gradients, needs, strict=True) if needed)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        layout, needs, dout, dlse, dmass, *tensors = inputs
+        ctx.layout, ctx.needs = layout, needs
+        # Neither out nor mass: the gradient of backward reads the weights themselves.
+        ctx.save_for_backward(dout, dlse, dmass, *tensors[:-3], tensors[-2])
+        ctx.set_materialize_grads(False)
+
+    @staticmethod
+    def backward(ctx: Any, *flowing: Tensor | None) -> tuple[Tensor | None, ...]:
+        layout = ctx.layout
+        dout, dlse, dmass, *tensors, statistics = ctx.saved_tensors
+        x = operands_of(layout, tensors)
+        wanted = ctx.needs_input_grad[2 : 5 + len(x.differentiable)]
+        rest = (None,) * (len(x.constant) + 3)
+        if all(g is None for g in flowing):
+            return (None, None, *(None,) * len(wanted), *rest)
+        if differentiates_again():
+
+            def gradients(*leaves: Tensor) -> list[Tensor | None]:
+                again = operands_of(layout, [*leaves[3:], *x.constant])
+                found = gradients_by_formula(layout, again, ctx.needs, leaves[:3])
+                return [g for g, needed in zip(found, ctx.needs, strict=True) if needed]
+
+            inputs = [dout, dlse, dmass, *x.differentiable]
+            return (None, None, *gradients_of_reference(gradients, inputs, wanted, flowing), *rest)
+        found = call_double_backward(layout, x, ctx.needs, flowing, (dout, dlse, dmass), statistics, wanted)
+        return (None, None, *only_needed(found, wanted), *rest)
+
+
+def call_double_backward(
+    layout: Layout,
+    x: Operands,
+    needs: Sequence[bool],
+    flowing: Sequence[Tensor | None],
+    given: Sequence[Tensor | None],
+    statistics: Tensor,
+    wanted: Sequence[bool],
+) -> list[Tensor]:
+    """The gradients of what backward was ``given``, (dout, dlse, dmass), and of `Operands.differentiable`.
+
+    ``flowing`` has one entry for each gradient that backward returned, those that ``needs`` names.
+    """
+    incoming = iter(flowing)
+    back = [next(incoming) if needed else None for needed in needs]
+    sources, terms = len(x.keys), len(x.terms)
+    first_term = 1 + 2 * sources
+    gradients: list[Tensor] = torch.ops.crossmodal.attention_double_bwd.default(
+        back[0],
+        back[1 : 1 + sources],
+        back[1 + sources : first_term],
+        back[first_term : first_term + terms],
+        None if x.sink is None else back[-1],
+        *given,
+        x.query,
+        x.keys,
+        x.values,
+        x.key_lengths,
+        x.terms,
+        layout.term_sources,
+        x.query_lengths,
+        x.sink,
+        x.seed,
+        statistics,
+        *layout.options,
+        [int(w) for w in wanted],
+    )
+    return gradients
+
+
+def gradients_by_formula(
+    layout: Layout, x: Operands, needs: Sequence[bool], cotangents: Sequence[Tensor | None]
+) -> list[Tensor | None]:
+    """The gradients of `Operands.differentiable` with a graph of their own, whatever is asked of it."""
+    problem = problem_of(layout, x)
+
+    def outputs(*leaves: Tensor) -> FusionResult:
+        return run_reference(with_differentiable(problem, leaves), return_lse=True, return_mass=layout.return_mass)
+
+    return gradients_of_reference(outputs, x.differentiable, needs, cotangents)
 
 
 def differentiates_again() -> bool:
@@ -222,7 +339,7 @@ def only_needed(gradients: Sequence[Tensor], needs: Sequence[bool]) -> list[Tens
 
 def gradients_of_reference(
     function: Callable[..., Sequence[Tensor | None]],
-    inputs: Sequence[Tensor],
+    inputs: Sequence[Tensor | None],
     needs: Sequence[bool],
     cotangents: Sequence[Tensor | None],
 ) -> list[Tensor | None]:
@@ -337,6 +454,24 @@ def _attention_fwd_fake(query, keys, values, *rest):  # type: ignore[no-untyped-
     mass = query.new_empty((batch, num_heads, seqlen_q, len(keys)) if return_mass else (0,), dtype=accumulate)
     statistics = query.new_empty((2 if for_backward else 0, batch * num_heads * seqlen_q), dtype=accumulate)
     return out, lse, mass, statistics
+
+
+@torch.library.register_fake("crossmodal::attention_double_bwd")
+def _attention_double_bwd_fake(ddq, ddk, ddv, ddterms, ddsink, dout, dlse, dmass, query, keys, values, *rest):  # type: ignore[no-untyped-def]
+    _, terms, _, _, sink, *_, wanted = rest
+    rows, accumulate = query.shape[:3], accumulator(query.dtype)
+    of_backward = [
+        order_of(dout, dout.shape[2], dout.shape[3]),
+        query.new_empty(rows, dtype=accumulate),
+        query.new_empty((*rows, len(keys)), dtype=accumulate),
+    ]
+    inputs = [query, *keys, *values, *terms, *([] if sink is None else [sink])]
+    gradients = [order_of(t, t.shape[2], t.shape[3]) for t in (query, *keys, *values)]
+    gradients += [t.new_empty(t.shape) for t in inputs[len(gradients) :]]
+    return [
+        g if w else t.new_empty((0,))
+        for g, w, t in zip([*of_backward, *gradients], wanted, [query, query, query, *inputs], strict=True)
+    ]
 
 
 @torch.library.register_fake("crossmodal::attention_bwd")

@@ -21,7 +21,18 @@ _FMA = {"kernel": "sm80_fma", "multiply": "multiply-adds", "tile": (16, 8, 8)}
 _CUDA_KERNELS = {"bfloat16": _MMA, "float16": _MMA, "float32": _FMA, "float64": _FMA}
 
 
-def fusion_plan(op: str, problem: FusionProblem, reasons: Sequence[str], *, reads_values: bool = True) -> Plan:
+# Why the gradient of a gradient goes through the reference, of operators that have no kernel for it.
+_NO_SECOND_DERIVATIVE = ("this function has no kernel for them",)
+
+
+def fusion_plan(
+    op: str,
+    problem: FusionProblem,
+    reasons: Sequence[str],
+    *,
+    reads_values: bool = True,
+    second_derivative_reasons: Sequence[str] = _NO_SECOND_DERIVATIVE,
+) -> Plan:
     """The plan of one joint softmax; ``reasons`` say why no kernel takes it."""
     seqlen_k = sum(source.key.shape[2] for source in problem.sources)
     batch, num_heads, seqlen_q, head_dim = problem.query.shape
@@ -34,10 +45,12 @@ def fusion_plan(op: str, problem: FusionProblem, reasons: Sequence[str], *, read
     facts = _kernel_facts(
         problem.query, batch, num_heads, seqlen_q, seqlen_k, head_dim, head_dim_v, is_causal=problem.is_causal
     )
-    return _plan(op, problem.query, sizes, facts, _OF_ATTENTION, reasons)
+    return _plan(op, problem.query, sizes, facts, _OF_ATTENTION, reasons, second_derivative_reasons)
 
 
-def varlen_plan(op: str, problem: VarlenProblem, reasons: Sequence[str]) -> Plan:
+def varlen_plan(
+    op: str, problem: VarlenProblem, reasons: Sequence[str], second_derivative_reasons: Sequence[str]
+) -> Plan:
     """The plan of packed sequences: sizes are those of the longest ones, operations those of all."""
     batch, num_heads, head_dim = problem.batch, problem.num_heads, problem.query.shape[2]
     seqlen_q, seqlen_k = problem.max_seqlen_q, problem.max_seqlen_k
@@ -49,7 +62,7 @@ def varlen_plan(op: str, problem: VarlenProblem, reasons: Sequence[str]) -> Plan
     facts = _kernel_facts(
         problem.query, batch, num_heads, seqlen_q, seqlen_k, head_dim, head_dim_v, is_causal=problem.is_causal
     )
-    return _plan(op, problem.query, sizes, facts, _OF_ATTENTION, reasons)
+    return _plan(op, problem.query, sizes, facts, _OF_ATTENTION, reasons, second_derivative_reasons)
 
 
 def weighted_plan(op: str, problem: WeightedSumProblem | SoftmaxWeightedSumProblem, reasons: Sequence[str]) -> Plan:
@@ -110,6 +123,7 @@ def _plan(
     facts: dict[str, Any],
     wanted: Sequence[str],
     reasons: Sequence[str],
+    second_derivative_reasons: Sequence[str] = _NO_SECOND_DERIVATIVE,
 ) -> Plan:
     on_cpu = operand.device.type == "cpu"
     candidate = _library.active_isa() if on_cpu else facts["kernel"]
@@ -122,6 +136,8 @@ def _plan(
         return Plan(op, kernel, sizes, refused)
     details = {**sizes, **({"instruction set": candidate} if on_cpu else {})}
     details.update({name: facts[name] for name in wanted if name in facts})
+    by_formula = "; ".join(second_derivative_reasons)
+    details["second derivatives"] = f"plain torch: {by_formula}" if by_formula else "compiled"
     return Plan(op, kernel, details, refused)
 
 

@@ -134,6 +134,44 @@ def _attention_bwd(info: Any, in_dims: Any, dout: Tensor, dlse: Any, dmass: Any,
     )
 
 
+def _attention_double_bwd(info: Any, in_dims: Any, ddquery: Any, *arguments: Any) -> Any:
+    ddkeys, ddvalues, ddterms, ddsink, dout, dlse, dmass, query, keys, values, lengths, terms, *rest = arguments
+    owners, query_lengths, sink, seed, statistics, *options = rest
+    if seed is not None:
+        return _one_by_one(_OPS.attention_double_bwd.default)(info, in_dims, ddquery, *arguments)
+    fold = _Fold(info.batch_size, _example_shape(query, in_dims[8])[0])
+    gradients = _OPS.attention_double_bwd.default(
+        fold(ddquery, in_dims[0]),
+        fold.all(ddkeys, in_dims[1]),
+        fold.all(ddvalues, in_dims[2]),
+        fold.all(ddterms, in_dims[3]),
+        fold(ddsink, in_dims[4]),
+        fold(dout, in_dims[5]),
+        fold(dlse, in_dims[6]),
+        fold(dmass, in_dims[7]),
+        fold(query, in_dims[8]),
+        fold.all(keys, in_dims[9]),
+        fold.all(values, in_dims[10]),
+        fold.all(lengths, in_dims[11]),
+        fold.all(terms, in_dims[12]),
+        owners,
+        fold(query_lengths, in_dims[14]),
+        fold(sink, in_dims[15]),
+        None,
+        fold.rows(statistics, in_dims[17]),
+        *options,
+    )
+    # A term or a sink that samples share got a gradient that is theirs, and what flows back to it was spread likewise.
+    inputs = [dout, dlse, dmass, query, *keys, *values, *terms, *([] if sink is None else [sink])]
+    dims = [*in_dims[5:9], *in_dims[9], *in_dims[10], *in_dims[12], *([] if sink is None else [in_dims[15]])]
+    return _unzip(
+        [
+            fold.undo(g) if t is None else fold.undo_gradient(g, _example_shape(t, d))
+            for g, t, d in zip(gradients, inputs, dims, strict=True)
+        ]
+    )
+
+
 def _associate_fwd(info: Any, in_dims: Any, query: Tensor, *arguments: Any) -> Any:
     keys, lengths, terms, owners, query_lengths, sink, *options = arguments
     fold = _Fold(info.batch_size, _example_shape(query, in_dims[0])[0])
@@ -208,8 +246,10 @@ def _softmax_weighted_sum_bwd(info: Any, in_dims: Any, dout: Tensor, *arguments:
 for _name, _rule in {
     "attention_fwd": _attention_fwd,
     "attention_bwd": _attention_bwd,
+    "attention_double_bwd": _attention_double_bwd,
     "attention_varlen_fwd": _one_by_one(_OPS.attention_varlen_fwd.default),
     "attention_varlen_bwd": _one_by_one(_OPS.attention_varlen_bwd.default),
+    "attention_varlen_double_bwd": _one_by_one(_OPS.attention_varlen_double_bwd.default),
     "associate_fwd": _associate_fwd,
     "associate_bwd": _associate_bwd,
     "weighted_sum_fwd": _weighted_sum_fwd,

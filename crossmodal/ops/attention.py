@@ -6,7 +6,7 @@ from torch import Tensor
 
 from crossmodal._arguments import attention_problem
 from crossmodal._nested import nested_attention, pack
-from crossmodal.dispatch import fusion_refusals
+from crossmodal.dispatch import fusion_refusals, second_derivative_refusals
 from crossmodal.explain import Plan, explain, plans
 from crossmodal.ops._fusion import run_fusion
 from crossmodal.ops._plain import plain_attention
@@ -143,4 +143,5 @@ def _plan(arguments: dict[str, Any]) -> Plan:
         return explain(attention_varlen, *pack(*tensors, *masks), **others)
     del arguments["return_lse"]
     problem = attention_problem(**arguments)
-    return fusion_plan("attention", problem, fusion_refusals(problem))
+    again = second_derivative_refusals(problem.query, problem.dropout_p)
+    return fusion_plan("attention", problem, fusion_refusals(problem), second_derivative_reasons=again)

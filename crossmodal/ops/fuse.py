@@ -6,7 +6,7 @@ from typing import Any
 from torch import Tensor
 
 from crossmodal._arguments import fuse_problem
-from crossmodal.dispatch import fusion_refusals
+from crossmodal.dispatch import fusion_refusals, second_derivative_refusals
 from crossmodal.explain import Plan, plans
 from crossmodal.ops._fusion import run_fusion
 from crossmodal.ops._plans import fusion_plan
@@ -62,4 +62,6 @@ def fuse(
 def _plan(arguments: dict[str, Any]) -> Plan:
     del arguments["return_lse"], arguments["return_mass"]
     problem = fuse_problem(**arguments)
-    return fusion_plan("fuse", problem, fusion_refusals(problem) if problem.sources else [])
+    reasons = fusion_refusals(problem) if problem.sources else []
+    again = second_derivative_refusals(problem.query, problem.dropout_p)
+    return fusion_plan("fuse", problem, reasons, second_derivative_reasons=again)

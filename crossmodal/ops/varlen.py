@@ -1,5 +1,6 @@
 """Attention over packed sequences of different lengths."""
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -8,7 +9,7 @@ from torch import Tensor
 from crossmodal import _library  # noqa: F401  registers torch.ops.crossmodal
 from crossmodal._arguments import varlen_problem
 from crossmodal._problem import VarlenProblem
-from crossmodal.dispatch import fall_back, needs_gradient, varlen_refusals
+from crossmodal.dispatch import fall_back, needs_gradient, second_derivative_refusals, varlen_refusals
 from crossmodal.explain import Plan, plans
 from crossmodal.ops._fusion import (
     ScoreOptions,
@@ -109,7 +110,8 @@ def attention_varlen(
 def _plan(arguments: dict[str, Any]) -> Plan:
     del arguments["return_lse"]
     problem = varlen_problem(**arguments)
-    return varlen_plan("attention_varlen", problem, varlen_refusals(problem))
+    again = second_derivative_refusals(problem.query, problem.dropout_p)
+    return varlen_plan("attention_varlen", problem, varlen_refusals(problem), again)
 
 
 def run_varlen(problem: VarlenProblem) -> tuple[Tensor, Tensor]:
@@ -191,7 +193,7 @@ def _operands(layout: VarlenLayout, tensors: tuple[Tensor, ...] | list[Tensor]) 
 
 
 class VarlenFunction(torch.autograd.Function):
-    """Compiled forward and backward; a second derivative goes through the formulas of the reference."""
+    """Compiled forward and backward; the gradient of backward is `VarlenGradient`'s."""
 
     generate_vmap_rule = True
 
@@ -217,22 +219,94 @@ class VarlenFunction(torch.autograd.Function):
         rest = (None,) * len(x.constant)
         if dout is None and dlse is None:
             return (None, *(None,) * len(tensors))
+        if dout is None:
+            dout = torch.zeros_like(out)
+        if differentiates_again():
+            if second_derivative_refusals(x.query, layout.options.dropout_p):
+                return (None, *gradients_by_formula(layout, x, needs, (dout, dlse)), *rest)
+            gradients = iter(VarlenGradient.apply(layout, needs, dout, dlse, *tensors, out, statistics))
+            return (None, *(next(gradients) if needed else None for needed in needs), *rest)
+        return (None, *only_needed(call_backward(layout, x, needs, dout, dlse, out, statistics), needs), *rest)
+
+
+def call_backward(
+    layout: VarlenLayout,
+    x: VarlenOperands,
+    needs: Sequence[bool],
+    dout: Tensor,
+    dlse: Tensor | None,
+    out: Tensor,
+    statistics: Tensor,
+) -> list[Tensor]:
+    """One gradient for each of `VarlenOperands.differentiable`, empty where none is needed."""
+    gradients: list[Tensor] = torch.ops.crossmodal.attention_varlen_bwd.default(
+        dout, dlse, *_arguments(layout, x), out, statistics, *layout.options, [int(needed) for needed in needs]
+    )
+    return gradients
+
+
+class VarlenGradient(torch.autograd.Function):
+    """Backward as a function of its own, which can be differentiated once more by a kernel, as `FusionGradient`."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(
+        layout: VarlenLayout, needs: Sequence[bool], dout: Tensor, dlse: Tensor | None, *tensors: Tensor
+    ) -> tuple[Tensor, ...]:
+        *inputs, out, statistics = tensors
+        gradients = call_backward(layout, _operands(layout, inputs), needs, dout, dlse, out, statistics)
+        return tuple(g for g, needed in zip(gradients, needs, strict=True) if needed)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        layout, needs, dout, dlse, *tensors = inputs
+        ctx.layout, ctx.needs = layout, needs
+        ctx.save_for_backward(dout, dlse, *tensors[:-2], tensors[-1])
+        ctx.set_materialize_grads(False)
+
+    @staticmethod
+    def backward(ctx: Any, *flowing: Tensor | None) -> tuple[Tensor | None, ...]:
+        layout = ctx.layout
+        dout, dlse, *tensors, statistics = ctx.saved_tensors
+        x = _operands(layout, tensors)
+        wanted = ctx.needs_input_grad[2 : 4 + len(x.differentiable)]
+        rest = (None,) * (len(x.constant) + 2)
+        if all(g is None for g in flowing):
+            return (None, None, *(None,) * len(wanted), *rest)
         if differentiates_again():
 
-            def outputs(*leaves: Tensor) -> tuple[Tensor, Tensor]:
-                return run_reference(_problem(layout, _operands(layout, [*leaves, *x.constant])))
+            def gradients(*leaves: Tensor) -> list[Tensor | None]:
+                again = _operands(layout, [*leaves[2:], *x.constant])
+                found = gradients_by_formula(layout, again, ctx.needs, leaves[:2])
+                return [g for g, needed in zip(found, ctx.needs, strict=True) if needed]
 
-            return (None, *gradients_of_reference(outputs, x.differentiable, needs, [dout, dlse]), *rest)
-        gradients = torch.ops.crossmodal.attention_varlen_bwd.default(
-            torch.zeros_like(out) if dout is None else dout,
+            inputs = [dout, dlse, *x.differentiable]
+            return (None, None, *gradients_of_reference(gradients, inputs, wanted, flowing), *rest)
+        incoming = iter(flowing)
+        back = [next(incoming) if needed else None for needed in ctx.needs]
+        found = torch.ops.crossmodal.attention_varlen_double_bwd.default(
+            *back[:3],
+            None if x.sink is None else back[3],
+            dout,
             dlse,
             *_arguments(layout, x),
-            out,
             statistics,
             *layout.options,
-            [int(needed) for needed in needs],
+            [int(w) for w in wanted],
         )
-        return (None, *only_needed(gradients, needs), *rest)
+        return (None, None, *only_needed(found, wanted), *rest)
+
+
+def gradients_by_formula(
+    layout: VarlenLayout, x: VarlenOperands, needs: Sequence[bool], cotangents: Sequence[Tensor | None]
+) -> list[Tensor | None]:
+    """The gradients of `VarlenOperands.differentiable` with a graph of their own, whatever is asked of it."""
+
+    def outputs(*leaves: Tensor) -> tuple[Tensor, Tensor]:
+        return run_reference(_problem(layout, _operands(layout, [*leaves, *x.constant])))
+
+    return gradients_of_reference(outputs, x.differentiable, needs, cotangents)
 
 
 def _problem(layout: VarlenLayout, x: VarlenOperands) -> VarlenProblem:
@@ -273,3 +347,18 @@ def _attention_varlen_bwd_fake(dout, dlse, query, key, value, *rest):  # type: i
     sink, wanted = rest[4], rest[-1]
     inputs = [query, key, value, *([] if sink is None else [sink])]
     return [t.new_empty(t.shape if w else (0,)) for w, t in zip(wanted, inputs, strict=True)]
+
+
+@torch.library.register_fake("crossmodal::attention_varlen_double_bwd")
+def _attention_varlen_double_bwd_fake(ddq, ddk, ddv, ddsink, dout, dlse, query, key, value, *rest):  # type: ignore[no-untyped-def]
+    sink, wanted = rest[4], rest[-1]
+    inputs = [query, key, value, *([] if sink is None else [sink])]
+    of_backward = [
+        dout.new_empty(dout.shape),
+        query.new_empty((query.shape[1], query.shape[0]), dtype=accumulator(query.dtype)),
+    ]
+    gradients = [*of_backward, *(t.new_empty(t.shape) for t in inputs)]
+    return [
+        g if w else g.new_empty((0,), dtype=t.dtype)
+        for g, w, t in zip(gradients, wanted, [query, query, *inputs], strict=True)
+    ]

@@ -83,20 +83,19 @@ BackwardSplit split_backward(const AttentionProblem& p, int threads) {
   return {partials, partials};
 }
 
-void attention_bwd(const AttentionProblem& p, const AttentionBackward& g,
-                   const BackwardSplit& split, const Threads& threads) {
-  const DTypeKernels& kernels = kernels_for(active_isa(), p.dtype);
-  const int64_t pairs = p.batch * p.num_heads;
-  if (pairs == 0) return;
-  const double operations = 5.0 * score_count(p) * (p.head_dim + p.head_dim_v);
-  run_tasks(threads, split.groups, operations, kernels.attention_bwd_scratch(p, g),
-            [&](int64_t group, char* scratch) {
-              const int64_t together = heads_together(p);
-              const Runs runs(pairs / together, split.groups);
-              kernels.attention_bwd(p, g, split.partials > 1 ? group : 0,
-                                    runs.begin(group) * together, runs.end(group) * together,
-                                    scratch);
-            });
+namespace {
+
+// Runs run(partial, begin, end, scratch) for the pairs (batch, head) of each group, then adds up
+// the partial gradients of terms.
+template <class Run>
+void run_groups(const AttentionProblem& p, const BackwardSplit& split, const Threads& threads,
+                double operations, size_t scratch_bytes, const Run& run) {
+  run_tasks(threads, split.groups, operations, scratch_bytes, [&](int64_t group, char* scratch) {
+    const int64_t together = heads_together(p);
+    const Runs runs(p.batch * p.num_heads / together, split.groups);
+    run(split.partials > 1 ? group : 0, runs.begin(group) * together, runs.end(group) * together,
+        scratch);
+  });
   for (int s = 0; s < p.num_sources; ++s)
     for (int t = 0; t < p.sources[s].num_terms; ++t) {
       const ScoreTerm& term = p.sources[s].terms[t];
@@ -107,6 +106,30 @@ void attention_bwd(const AttentionProblem& p, const AttentionBackward& g,
         sum_partials<float>(term, split.partials);
       }
     }
+}
+
+}  // namespace
+
+void attention_bwd(const AttentionProblem& p, const AttentionBackward& g,
+                   const BackwardSplit& split, const Threads& threads) {
+  const DTypeKernels& kernels = kernels_for(active_isa(), p.dtype);
+  if (p.batch * p.num_heads == 0) return;
+  const double operations = 5.0 * score_count(p) * (p.head_dim + p.head_dim_v);
+  run_groups(p, split, threads, operations, kernels.attention_bwd_scratch(p, g),
+             [&](int64_t partial, int64_t begin, int64_t end, char* scratch) {
+               kernels.attention_bwd(p, g, partial, begin, end, scratch);
+             });
+}
+
+void attention_double_bwd(const AttentionProblem& p, const AttentionDoubleBackward& g,
+                          const BackwardSplit& split, const Threads& threads) {
+  const DTypeKernels& kernels = kernels_for(active_isa(), p.dtype);
+  if (p.batch * p.num_heads == 0) return;
+  const double operations = 12.0 * score_count(p) * (p.head_dim + p.head_dim_v);
+  run_groups(p, split, threads, operations, kernels.attention_double_bwd_scratch(p, g),
+             [&](int64_t partial, int64_t begin, int64_t end, char* scratch) {
+               kernels.attention_double_bwd(p, g, partial, begin, end, scratch);
+             });
 }
 
 void associate(const AttentionProblem& p, const AssociateProblem& a, const Threads& threads) {

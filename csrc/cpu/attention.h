@@ -3,6 +3,7 @@
 #pragma once
 
 #include "core/attention_problem.h"
+#include "core/double_backward.h"
 #include "cpu/parallel.h"
 
 namespace crossmodal::cpu {
@@ -20,6 +21,10 @@ BackwardSplit split_backward(const AttentionProblem& problem, int threads);
 // Adds the partial accumulators of each term's gradient into the first, in order.
 void attention_bwd(const AttentionProblem& problem, const AttentionBackward& gradients,
                    const BackwardSplit& split, const Threads& threads);
+
+// The same, by the same split, for the backward of backward.
+void attention_double_bwd(const AttentionProblem& problem, const AttentionDoubleBackward& gradients,
+                          const BackwardSplit& split, const Threads& threads);
 
 void associate(const AttentionProblem& problem, const AssociateProblem& request,
                const Threads& threads);

@@ -6,6 +6,7 @@
 #include <cstdint>
 
 #include "core/attention_problem.h"
+#include "core/double_backward.h"
 #include "core/weighted_sum_problem.h"
 #include "cpu/isa.h"
 
@@ -23,6 +24,11 @@ struct DTypeKernels {
   // that share a key head have to be in one call.
   void (*attention_bwd)(const AttentionProblem&, const AttentionBackward&, int64_t partial,
                         int64_t begin, int64_t end, char* scratch);
+
+  // The same cut.
+  size_t (*attention_double_bwd_scratch)(const AttentionProblem&, const AttentionDoubleBackward&);
+  void (*attention_double_bwd)(const AttentionProblem&, const AttentionDoubleBackward&,
+                               int64_t partial, int64_t begin, int64_t end, char* scratch);
 
   size_t (*associate_scratch)(const AttentionProblem&, const AssociateProblem&);
   // Queries [q_begin, q_end) of one (b, h); for head means h is 0 and all heads are taken, for key

@@ -45,6 +45,21 @@ TensorList attention_bwd(const torch::stable::Tensor& dout, const OptionalTensor
                          const std::vector<int64_t>& window, bool lower_right,
                          const std::vector<int64_t>& wanted);
 
+// The backward of attention_bwd. `dd*` is what flows back to its gradients, in their shapes and
+// dtypes, or none. wanted: one flag for dout, dlse, dmass, then as attention_bwd. Returns as many
+// gradients in that order.
+TensorList attention_double_bwd(
+    const OptionalTensor& ddquery, const std::vector<OptionalTensor>& ddkeys,
+    const std::vector<OptionalTensor>& ddvalues, const std::vector<OptionalTensor>& ddterms,
+    const OptionalTensor& ddsink, const torch::stable::Tensor& dout, const OptionalTensor& dlse,
+    const OptionalTensor& dmass, const torch::stable::Tensor& query, const TensorList& keys,
+    const TensorList& values, const std::vector<OptionalTensor>& key_lengths,
+    const TensorList& terms, const std::vector<int64_t>& term_sources,
+    const OptionalTensor& query_lengths, const OptionalTensor& sink,
+    const OptionalTensor& dropout_seed, const torch::stable::Tensor& statistics, double scale,
+    double softcap, double dropout_p, const std::vector<int64_t>& window, bool lower_right,
+    const std::vector<int64_t>& wanted);
+
 // query (total_q, H, D), key (total_k, Hk, D), value (total_k, Hk, Dv), cu_seqlens (B + 1,) int32.
 // Returns out (total_q, H, Dv), lse (H, total_q) and statistics.
 std::tuple<torch::stable::Tensor, torch::stable::Tensor, torch::stable::Tensor>
@@ -66,6 +81,17 @@ TensorList attention_varlen_bwd(
     const torch::stable::Tensor& out, const torch::stable::Tensor& statistics, double scale,
     double softcap, double dropout_p, const std::vector<int64_t>& window, bool lower_right,
     const std::vector<int64_t>& wanted);
+
+// The backward of attention_varlen_bwd, as attention_double_bwd; wanted begins with dout and dlse.
+TensorList attention_varlen_double_bwd(
+    const OptionalTensor& ddquery, const OptionalTensor& ddkey, const OptionalTensor& ddvalue,
+    const OptionalTensor& ddsink, const torch::stable::Tensor& dout, const OptionalTensor& dlse,
+    const torch::stable::Tensor& query, const torch::stable::Tensor& key,
+    const torch::stable::Tensor& value, const torch::stable::Tensor& cu_seqlens_q,
+    const torch::stable::Tensor& cu_seqlens_k, int64_t max_seqlen_q, int64_t max_seqlen_k,
+    const OptionalTensor& sink, const OptionalTensor& dropout_seed,
+    const torch::stable::Tensor& statistics, double scale, double softcap, double dropout_p,
+    const std::vector<int64_t>& window, bool lower_right, const std::vector<int64_t>& wanted);
 
 // output: 0 all weights (B, H, Lq, keys), 1 their mean over heads (B, Lq, keys), 2 the topk
 // strongest (B, H, Lq, topk) with their indices, 3 their total over queries (B, H, keys), 4 their

@@ -9,9 +9,6 @@ namespace crossmodal {
 
 using torch::stable::Tensor;
 
-namespace {
-
-// The gradient of a tensor of rows, in its memory order.
 Tensor empty_gradient(const Tensor& like, bool zero, void** data, int64_t (&strides)[3]) {
   Tensor gradient =
       like.dim() == 4 ? empty_in_order_of(like, like.size(2), like.size(3))
@@ -21,8 +18,6 @@ Tensor empty_gradient(const Tensor& like, bool zero, void** data, int64_t (&stri
   row_strides(gradient, strides);
   return gradient;
 }
-
-}  // namespace
 
 Tensor nothing(const Tensor& like) { return torch::stable::new_empty(like, {0}); }
 
@@ -56,21 +51,24 @@ void bind_statistics(const Tensor& statistics, int64_t rows, AttentionProblem* p
   p->row_sum = data + rows * (p->dtype == DType::kFloat64 ? sizeof(double) : sizeof(float));
 }
 
-TensorList attention_gradients(const Kernels& kernels, const GradientInputs& in,
-                               BoundAttention* bound, AttentionBackward* g) {
+void GradientInputs::check() const {
+  const size_t flags = first_term() + terms.size() + (sink.has_value() ? 1 : 0);
+  STD_TORCH_CHECK(wanted.size() == flags, "attention: wanted must have ", flags,
+                  " flags, for query and each key, value, term and the sink, got ", wanted.size());
+}
+
+TensorList row_gradients(const GradientInputs& in, BoundAttention* bound, void** dq,
+                         int64_t (&dq_stride)[3]) {
   const AttentionProblem& p = bound->problem;
   const size_t keys = in.keys.size(), values = in.values.size(), terms = in.terms.size();
-  const size_t flags = in.first_term() + terms + (in.sink.has_value() ? 1 : 0);
-  STD_TORCH_CHECK(in.wanted.size() == flags, "attention: wanted must have ", flags,
-                  " flags, for query and each key, value, term and the sink, got ",
-                  in.wanted.size());
+  in.check();
   const auto wants = [&](size_t i) { return in.wanted[i] != 0; };
   const bool packed = p.cu_seqlens_q != nullptr;
   const bool spare_queries = packed && bound->leaves_out_queries(),
              spare_keys = packed && bound->leaves_out_keys();
 
   TensorList gradients;
-  gradients.push_back(wants(0) ? empty_gradient(in.query, spare_queries, &g->dq, g->dq_stride)
+  gradients.push_back(wants(0) ? empty_gradient(in.query, spare_queries, dq, dq_stride)
                                : nothing(in.query));
   for (size_t s = 0; s < keys; ++s) {
     KeySource& source = bound->sources[s];
@@ -86,7 +84,12 @@ TensorList attention_gradients(const Kernels& kernels, const GradientInputs& in,
   }
   for (size_t t = 0; t < terms; ++t)
     if (in.wants_term(t)) describe_gradient(in.terms[t], p.dtype, &bound->term(t));
+  return gradients;
+}
 
+TensorList attention_gradients(const Kernels& kernels, const GradientInputs& in,
+                               BoundAttention* bound, AttentionBackward* g) {
+  TensorList gradients = row_gradients(in, bound, &g->dq, g->dq_stride);
   const TermGradients others = kernels.attention_bwd(in, bound, g);
   gradients.insert(gradients.end(), others.terms.begin(), others.terms.end());
   if (in.sink.has_value()) gradients.push_back(others.sink);

@@ -22,6 +22,7 @@ struct GradientInputs {
   size_t first_term() const { return 1 + keys.size() + values.size(); }
   bool wants_term(size_t t) const { return wanted[first_term() + t] != 0; }
   bool wants_sink() const { return sink.has_value() && wanted.back() != 0; }
+  void check() const;  // as many flags as tensors
 };
 
 // One for each term and, where there is one, the sink; empty tensors where none is wanted.
@@ -34,6 +35,15 @@ struct TermGradients {
 torch::stable::Tensor empty_statistics(const torch::stable::Tensor& like, DType dtype, int64_t rows,
                                        bool for_backward);
 void bind_statistics(const torch::stable::Tensor& statistics, int64_t rows, AttentionProblem* p);
+
+// The gradients of query, keys and values, an empty tensor where none is wanted, bound to `bound`
+// and `dq`; those of terms are described there.
+TensorList row_gradients(const GradientInputs& inputs, BoundAttention* bound, void** dq,
+                         int64_t (&dq_stride)[3]);
+
+// The gradient of a tensor of rows, in its memory order, and where it lies.
+torch::stable::Tensor empty_gradient(const torch::stable::Tensor& like, bool zero, void** data,
+                                     int64_t (&strides)[3]);
 
 // One gradient a flag, in its order, an empty tensor where none is wanted. `backward` brings what
 // flows in; gradients of rows that belong to no packed sample are 0.

@@ -62,6 +62,7 @@ class BoundAttention {
 
   // The source and place of argument term t.
   ScoreTerm& term(int64_t t);
+  std::pair<int64_t, int> place_of_term(int64_t t) const { return term_places_[t]; }
   int64_t seqlen_k_of_term(int64_t t) const { return sources[term_places_[t].first].seqlen_k; }
 
   // Packed rows that belong to no sample and that kernels do not write: all there are, where

@@ -2,9 +2,12 @@
 // and for both.
 #pragma once
 
+#include <torch/headeronly/util/Exception.h>
+
 #include <memory>
 
 #include "core/attention_problem.h"
+#include "core/double_backward.h"
 #include "core/weighted_sum_problem.h"
 #include "torch/attention_gradients.h"
 #include "torch/tensors.h"
@@ -23,6 +26,11 @@ class Kernels {
   // gradients of terms and sink.
   virtual TermGradients attention_bwd(const GradientInputs& inputs, BoundAttention* bound,
                                       AttentionBackward* backward) const = 0;
+  // Likewise for the backward of backward, which only the CPU has.
+  virtual TermGradients attention_double_bwd(const GradientInputs&, BoundAttention*,
+                                             AttentionDoubleBackward*) const {
+    STD_TORCH_CHECK(false, "attention: no kernel for second derivatives on this device");
+  }
   // `weights` is what request.weights points at. The problem has statistics if they are asked for
   // here.
   virtual bool associate_needs_statistics() const = 0;

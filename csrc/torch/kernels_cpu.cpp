@@ -42,6 +42,47 @@ Tensor empty_dscores(const Tensor& scores, const AttentionProblem& p, ScoreTerm*
   return dscores;
 }
 
+// Binds what a backward, `g`, writes beside the gradients of rows, calls run(split, threads), and
+// returns it.
+template <class Backward, class Run>
+TermGradients with_term_gradients(const GradientInputs& in, BoundAttention* bound, Backward* g,
+                                  const Run& run) {
+  const AttentionProblem& p = bound->problem;
+  const ScoreTerm* given = given_scores(p);
+  // One that is shared by samples or heads is a sum, as any other term's.
+  const int64_t all = p.batch * p.num_heads * p.seqlen_q * p.total_keys;
+  const auto accumulates = [&](size_t t) {
+    return in.wants_term(t) && (&bound->term(t) != given || in.terms[t].numel() != all);
+  };
+  // Anything but null: the split depends on which terms want a gradient.
+  for (size_t t = 0; t < in.terms.size(); ++t)
+    if (accumulates(t)) bound->term(t).grad = g;
+  const cpu::Threads threads = torch_threads();
+  const cpu::BackwardSplit split = cpu::split_backward(p, threads.count);
+  TensorList accumulators;
+  for (size_t t = 0; t < in.terms.size(); ++t)
+    accumulators.push_back(accumulates(t)
+                               ? zero_accumulators(in.terms[t], split.partials, &bound->term(t))
+                           : in.wants_term(t) ? empty_dscores(in.terms[t], p, &bound->term(t))
+                                              : nothing(in.terms[t]));
+  g->num_partials = split.partials;
+  Tensor shares = nothing(in.query);
+  if (in.wants_sink()) {
+    shares = torch::stable::new_zeros(in.query, {p.batch, p.num_heads}, ScalarType::Double);
+    g->dsink = static_cast<double*>(shares.mutable_data_ptr());
+  }
+  run(split, threads);
+
+  TermGradients gradients{{}, nothing(in.query)};
+  for (size_t t = 0; t < in.terms.size(); ++t)
+    gradients.terms.push_back(
+        accumulates(t) ? as_gradient_of(in.terms[t], torch::stable::select(accumulators[t], 0, 0))
+                       : accumulators[t]);
+  if (in.sink.has_value())
+    gradients.sink = in.wants_sink() ? sink_gradient(*in.sink, shares) : nothing(*in.sink);
+  return gradients;
+}
+
 class CpuKernels final : public Kernels {
  public:
   bool read_on_host() const override { return true; }
@@ -52,40 +93,18 @@ class CpuKernels final : public Kernels {
 
   TermGradients attention_bwd(const GradientInputs& in, BoundAttention* bound,
                               AttentionBackward* g) const override {
-    const AttentionProblem& p = bound->problem;
-    const ScoreTerm* given = given_scores(p);
-    // One that is shared by samples or heads is a sum, as any other term's.
-    const int64_t all = p.batch * p.num_heads * p.seqlen_q * p.total_keys;
-    const auto accumulates = [&](size_t t) {
-      return in.wants_term(t) && (&bound->term(t) != given || in.terms[t].numel() != all);
-    };
-    // Anything but null: the split depends on which terms want a gradient.
-    for (size_t t = 0; t < in.terms.size(); ++t)
-      if (accumulates(t)) bound->term(t).grad = g;
-    const cpu::Threads threads = torch_threads();
-    const cpu::BackwardSplit split = cpu::split_backward(p, threads.count);
-    TensorList accumulators;
-    for (size_t t = 0; t < in.terms.size(); ++t)
-      accumulators.push_back(accumulates(t)
-                                 ? zero_accumulators(in.terms[t], split.partials, &bound->term(t))
-                             : in.wants_term(t) ? empty_dscores(in.terms[t], p, &bound->term(t))
-                                                : nothing(in.terms[t]));
-    g->num_partials = split.partials;
-    Tensor shares = nothing(in.query);
-    if (in.wants_sink()) {
-      shares = torch::stable::new_zeros(in.query, {p.batch, p.num_heads}, ScalarType::Double);
-      g->dsink = static_cast<double*>(shares.mutable_data_ptr());
-    }
-    cpu::attention_bwd(p, *g, split, threads);
+    return with_term_gradients(in, bound, g,
+                               [&](const cpu::BackwardSplit& split, const cpu::Threads& threads) {
+                                 cpu::attention_bwd(bound->problem, *g, split, threads);
+                               });
+  }
 
-    TermGradients gradients{{}, nothing(in.query)};
-    for (size_t t = 0; t < in.terms.size(); ++t)
-      gradients.terms.push_back(
-          accumulates(t) ? as_gradient_of(in.terms[t], torch::stable::select(accumulators[t], 0, 0))
-                         : accumulators[t]);
-    if (in.sink.has_value())
-      gradients.sink = in.wants_sink() ? sink_gradient(*in.sink, shares) : nothing(*in.sink);
-    return gradients;
+  TermGradients attention_double_bwd(const GradientInputs& in, BoundAttention* bound,
+                                     AttentionDoubleBackward* g) const override {
+    return with_term_gradients(in, bound, g,
+                               [&](const cpu::BackwardSplit& split, const cpu::Threads& threads) {
+                                 cpu::attention_double_bwd(bound->problem, *g, split, threads);
+                               });
   }
 
   bool associate_needs_statistics() const override { return false; }

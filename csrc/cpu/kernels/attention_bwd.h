@@ -19,6 +19,8 @@
 #include "cpu/kernels/backward_prefetch.h"
 #include "cpu/kernels/key_gradients.h"
 #include "cpu/kernels/plain_gradient.h"
+#include "cpu/kernels/query_gradient.h"
+#include "cpu/kernels/rebuilt_weights.h"
 #include "cpu/kernels/weight_gradient.h"
 
 namespace crossmodal::cpu::CROSSMODAL_ISA {
@@ -30,9 +32,6 @@ class AttentionBackwardTask {
   using V = typename E::Vec;
   using Acc = typename E::Acc;
   using Word = typename E::Word;
-  // A gradient summed over several chunks needs an accumulator of its own where T is narrower than
-  // Acc.
-  static constexpr bool kNarrow = sizeof(T) < sizeof(Acc);
 
  public:
   AttentionBackwardTask(const AttentionProblem& p, const AttentionBackward& g, char* memory)
@@ -45,6 +44,7 @@ class AttentionBackwardTask {
         weight_gradient_(p, g.associate),
         arena_(memory),
         key_gradients_(p, &arena_),
+        dq_to_(p, g.dq, g.dq_stride, p.head_dim, p.total_keys > kBackwardBlockN, &arena_),
         chunk_(min_of(p.total_keys, kBackwardBlockN)),
         block_(round_up(max_of(1, min_of(p.seqlen_q, kBackwardBlockM<E>)), E::kPerWord)),
         words_(words_for<E>(p.head_dim)),
@@ -56,6 +56,7 @@ class AttentionBackwardTask {
         // products.
         few_queries_(has_few_queries(p) && !g.associate),
         plain_(scores_are_plain(p, kinds_, scale_)),
+        weights_(p, plain_, scale_),
         prefetches_(pays_to_prefetch<E>(p)) {
     const int64_t chunk_lanes = round_up(chunk_, V::kLanes);
     rows_ = arena_.take<int32_t>(p.total_keys);
@@ -81,8 +82,6 @@ class AttentionBackwardTask {
       ds_pairs_ = arena_.take<Word>(block_ / 2 * score_row_);
     }
     dq_ = arena_.take<Acc>(block_ * width_);
-    if (kNarrow && p.total_keys > kBackwardBlockN)
-      dq_sum_ = arena_.take<Acc>(p.seqlen_q * p.head_dim);
     delta_ = arena_.take<Acc>(p.seqlen_q);
     weighted_ = arena_.take<Acc>(g.dsink ? p.seqlen_q : 0);
     dscore_ = arena_.take<Acc>(chunk_lanes);
@@ -109,7 +108,7 @@ class AttentionBackwardTask {
     h_ = h;
     dsink_ = 0;
     queries_ = query_rows(p_, b);
-    if (g_.dq && !p_.cu_seqlens_q) zero_queries(queries_.count, p_.seqlen_q);
+    dq_to_.start(b, h);
     const VisibleKeys keys = find_visible_keys(p_, b, h, rows_, segments_);
     key_gradients_.start(keys, b, h);
     if (given_ && given_->dscores && keys.count < p_.total_keys)
@@ -123,7 +122,7 @@ class AttentionBackwardTask {
     if (g_.dsink)
       for (int64_t i = 0; i < queries_.count; ++i) weighted_[i] = 0;
     if (keys.count == 0) {
-      if (g_.dq) zero_queries(0, queries_.count);
+      if (g_.dq) dq_to_.zero(0, queries_.count);
     } else {
       each_chunk(keys, chunks, band, bias, Pass::kGradients);
     }
@@ -185,7 +184,7 @@ class AttentionBackwardTask {
           step(i_begin, i_end, keys, band, reached, begin, end, bias);
         }
         if (g_.dq && (!one_chunk_ || reached.empty()))
-          add_dq(i_begin, i_end, c == 0, c + 1 == chunks.count);
+          dq_to_.add(i_begin, i_end, dq_, width_, c == 0, c + 1 == chunks.count);
         started_ = true;
       }
       // Unless blocks wrote them where they belong.
@@ -199,7 +198,7 @@ class AttentionBackwardTask {
   // K for dQ = dS K, where it stands if it can. Where dS is 0 because the key is hidden from this
   // query, a NaN in K must not make it NaN; queries that see the key have NaN in dS already.
   OperandB<E> keys_across(const VisibleKeys& keys, int64_t begin, int64_t end) {
-    if (all_seen_ && in_place(p_.head_dim)) {
+    if (all_seen_ && rows_are_vectors_of<E>(p_.head_dim)) {
       for (int s = 0; s < p_.num_sources; ++s) {
         const Segment& segment = keys.segments[s];
         if (segment.begin <= begin && end <= segment.end && segment.contiguous)
@@ -210,27 +209,12 @@ class AttentionBackwardTask {
     return {k_across_, false, width_};
   }
 
-  // Whether rows can stand for the operand that is read in whole vectors.
-  static bool in_place(int64_t width) {
-    return E::kPerWord == 1 && sizeof(T) == sizeof(Word) && width % V::kLanes == 0;
+  // Rows of the block that take_rows found.
+  QueryRows<E> block_of_q(int64_t rows) const {
+    return {q_rows_, rows, any_dead_, p_.q, p_.q_stride, p_.head_dim};
   }
-
-  // Rows of the block, across, for the products that sum over queries.
-  OperandB<E> queries_across(const T* const* rows, int64_t n, int64_t width, int64_t stride,
-                             Word* packed, int64_t ld) {
-    if (!any_dead_ && in_place(width))
-      return {reinterpret_cast<const Word*>(rows[0]), false, stride};
-    pack_across_rows<E>(rows, n, width, packed, ld);
-    return {packed, false, ld};
-  }
-
-  // Rows of the block, along, for the products that sum over features.
-  OperandA<E> queries_along(const T* const* rows, int64_t n, int64_t width, const void* base,
-                            const int64_t* stride, Word* packed, int64_t ld) {
-    if (!any_dead_ && rows_are_words_of<E>(base, stride, width))
-      return {reinterpret_cast<const Word*>(rows[0]), stride[2] / E::kPerWord, 1};
-    pack_along_row<E>(rows, n, width, packed, ld);
-    return {packed, ld, 1};
+  QueryRows<E> block_of_dout(int64_t rows) const {
+    return {dout_rows_, rows, any_dead_, g_.dout, g_.dout_stride, p_.head_dim_v};
   }
 
   int64_t row_of(int64_t i) const { return row_index(p_, b_, h_, i); }
@@ -242,7 +226,6 @@ class AttentionBackwardTask {
   const T* dout_row(int64_t i) const {
     return row_at<const T>(g_.dout, g_.dout_stride, b_, h_, queries_.first + i);
   }
-  T* dq_row(int64_t i) const { return row_at<T>(g_.dq, g_.dq_stride, b_, h_, queries_.first + i); }
 
   // The part of delta that is known before the weights are: -dlse, and over several chunks of keys
   // also rowsum(dout * out) + rowsum(dmass * mass). Within one chunk the sum over the weights
@@ -316,22 +299,20 @@ class AttentionBackwardTask {
     const int64_t row_words = words_for<E>(rows);
     if (key_gradients_.wants_dv()) {
       add_products(n, width_v_ / V::kLanes, row_words, {p_across + from, 1, score_row_},
-                   queries_across(dout_rows_, rows, p_.head_dim_v, g_.dout_stride[2], dout_across_,
-                                  width_v_),
+                   block_of_dout(rows).across(dout_across_, width_v_),
                    dv_to_.data + from * dv_to_.ld, dv_to_.ld, dv_rows_);
     }
     if (key_gradients_.wants_dk()) {
       add_products(n, width_ / V::kLanes, row_words, {ds_across + from, 1, score_row_},
-                   queries_across(q_rows_, rows, p_.head_dim, p_.q_stride[2], q_across_, width_),
-                   dk_to_.data + from * dk_to_.ld, dk_to_.ld, dk_rows_);
+                   block_of_q(rows).across(q_across_, width_), dk_to_.data + from * dk_to_.ld,
+                   dk_to_.ld, dk_rows_);
     }
     if (g_.dq) {
       const OperandA<E> a = {ds_along + from / E::kPerWord, score_row_, 1};
       const OperandB<E> b = {k_operand_.data + from / E::kPerWord * k_operand_.ld, false,
                              k_operand_.ld};
       if (one_chunk_) {
-        gemm_to_rows<E>(rows, words_for<E>(n), a, b,
-                        {dq_row(i_begin), g_.dq_stride[2], p_.head_dim}, dq_, width_, false,
+        gemm_to_rows<E>(rows, words_for<E>(n), a, b, dq_to_.rows_from(i_begin), dq_, width_, false,
                         &prefetcher_);
       } else {
         gemm<E, Into::kStore>(rows, width_ / V::kLanes, words_for<E>(n), a, b, dq_, width_,
@@ -414,8 +395,7 @@ class AttentionBackwardTask {
       if (dead_[i]) continue;
       Acc *s = p_ij_ + i * score_row_, *ds = ds_ij_ + i * score_row_;
       const Range seen = reach(band, keys, i_begin + i, i_begin + i, k_begin, k_end);
-      scores(i_begin + i, s, seen, bias);
-      rebuild_weights(i_begin + i, s, seen);
+      weights_.run(i_begin + i, row_of(i_begin + i), s, seen, bias, slope_);
       weight_gradient_.fill(b_, h_, i_begin + i, keys, k_begin, seen, s, ds);
       delta_[i_begin + i] += weighted_gradient_sum<V>(s, ds, nullptr, seen);
     }
@@ -434,14 +414,10 @@ class AttentionBackwardTask {
     }
     const int64_t vectors = ceil_div(n, V::kLanes);
     if (!given_)
-      gemm<E, Into::kStore>(
-          rows, vectors, words_,
-          queries_along(q_rows_, rows, p_.head_dim, p_.q, p_.q_stride, q_along_, words_),
-          {k_transposed_, true, 0}, p_ij_, score_row_, reached, &prefetcher_);
+      gemm<E, Into::kStore>(rows, vectors, words_, block_of_q(rows).along(q_along_, words_),
+                            {k_transposed_, true, 0}, p_ij_, score_row_, reached, &prefetcher_);
     if (g_.associate) return;
-    gemm<E, Into::kStore>(rows, vectors, words_v_,
-                          queries_along(dout_rows_, rows, p_.head_dim_v, g_.dout, g_.dout_stride,
-                                        dout_along_, words_v_),
+    gemm<E, Into::kStore>(rows, vectors, words_v_, block_of_dout(rows).along(dout_along_, words_v_),
                           {v_transposed_, true, 0}, ds_ij_, score_row_, reached, &prefetcher_);
   }
 
@@ -449,8 +425,7 @@ class AttentionBackwardTask {
   // their vectors that hold no key seen.
   void softmax_gradient(int64_t i, Acc* s, Acc* ds, Range seen, const VisibleKeys& keys,
                         int64_t k_begin, ChunkBias<Acc>& bias) {
-    scores(i, s, seen, bias);
-    rebuild_weights(i, s, seen);
+    weights_.run(i, row_of(i), s, seen, bias, slope_);
     if (g_.associate) weight_gradient_.fill(b_, h_, i, keys, k_begin, seen, s, ds);
     if (dropout_.active()) {
       dropout_.draw(b_, h_, i, keys, k_begin, seen, kept_);
@@ -484,45 +459,8 @@ class AttentionBackwardTask {
   // [keys of the chunk] what flows back to the mass of each key's source.
   const Acc* dmass_of_keys(int64_t i, Range seen, const VisibleKeys& keys, int64_t k_begin) {
     const Acc* per_source = static_cast<const Acc*>(g_.dmass) + row_of(i) * p_.num_sources;
-    for (int64_t x = round_down(seen.begin, V::kLanes); x < seen.begin; ++x) dmass_row_[x] = 0;
-    for_each_stretch(p_, keys, k_begin + seen.begin, k_begin + seen.end,
-                     [&](int source, int64_t from, int64_t to, bool) {
-                       for (int64_t x = from; x < to; ++x)
-                         dmass_row_[x - k_begin] = per_source[source];
-                     });
-    for (int64_t x = seen.end; x < round_up(seen.end, V::kLanes); ++x) dmass_row_[x] = 0;
+    spread_over_keys<V>(p_, keys, k_begin, seen, per_source, dmass_row_);
     return dmass_row_;
-  }
-
-  // s: products -> what rebuild_weights takes.
-  void scores(int64_t i, Acc* s, Range seen, ChunkBias<Acc>& bias) {
-    if (plain_) {
-      hide_other_lanes(s, seen);
-    } else {
-      products_to_scores<V>(p_, s, seen, bias.for_query(i), slope_);
-    }
-  }
-
-  // -inf on the lanes of the vectors that hold no key seen.
-  static void hide_other_lanes(Acc* s, Range seen) {
-    for (int64_t x = round_down(seen.begin, V::kLanes); x < seen.begin; ++x)
-      s[x] = minus_infinity<Acc>();
-    for (int64_t x = seen.end; x < round_up(seen.end, V::kLanes); ++x) s[x] = minus_infinity<Acc>();
-  }
-
-  // s: scores, or products where they are plain -> weights, 0 on the other lanes of the vectors. As
-  // forward formed them, so that they sum to 1.
-  void rebuild_weights(int64_t i, Acc* s, Range seen) {
-    const int64_t row = row_of(i);
-    const V zero = V::zero();
-    const Exponential<V> exponential(plain_ ? kLog2E * scale_ : kLog2E);
-    const V top = V::set1(static_cast<const Acc*>(p_.row_top)[row]);
-    const V inverse = V::set1(1 / static_cast<const Acc*>(p_.row_sum)[row]);
-    for (int64_t x = round_down(seen.begin, V::kLanes); x < seen.end; x += V::kLanes) {
-      const V e = exponential(V::load(s + x) - top);
-      // What is hidden stays 0 even in a row whose sum is NaN.
-      select_equal(e, zero, zero, e * inverse).store(s + x);
-    }
   }
 
   void add_term_gradients(int64_t i, const VisibleKeys& keys, int64_t k_begin, Range seen) {
@@ -553,28 +491,6 @@ class AttentionBackwardTask {
     }
   }
 
-  void add_dq(int64_t i_begin, int64_t i_end, bool first, bool last) {
-    for (int64_t i = i_begin; i < i_end; ++i) {
-      Acc* block_row = dq_ + (i - i_begin) * width_;
-      if (first && last) {
-        store_row<V>(block_row, p_.head_dim, dq_row(i));
-      } else if constexpr (kNarrow) {
-        Acc* sum = dq_sum_ + i * p_.head_dim;
-        for (int64_t d = 0; d < p_.head_dim; ++d)
-          sum[d] = first ? block_row[d] : sum[d] + block_row[d];
-        if (last) store_row<V>(sum, p_.head_dim, dq_row(i));
-      } else {
-        T* sum = dq_row(i);
-        for (int64_t d = 0; d < p_.head_dim; ++d)
-          sum[d] = first ? block_row[d] : sum[d] + block_row[d];
-      }
-    }
-  }
-
-  void zero_queries(int64_t i_begin, int64_t i_end) {
-    for (int64_t i = i_begin; i < i_end; ++i) zero_row(dq_row(i), p_.head_dim);
-  }
-
   const AttentionProblem& p_;
   const AttentionBackward& g_;
   const ScoreTerm* given_;
@@ -584,8 +500,11 @@ class AttentionBackwardTask {
   WeightGradient<V> weight_gradient_;
   Arena arena_;
   KeyGradients<E> key_gradients_;
+  QueryGradient<E> dq_to_;
   int64_t chunk_, block_, words_, words_v_, width_, width_v_, score_row_;
-  bool few_queries_, plain_, prefetches_;
+  bool few_queries_, plain_;
+  RebuiltWeights<V> weights_;
+  bool prefetches_;
   Prefetcher prefetcher_;
 
   // The (batch, head) that is being run.
@@ -606,8 +525,8 @@ class AttentionBackwardTask {
   Word *k_transposed_, *v_transposed_, *k_across_, *q_along_, *q_across_, *dout_along_,
       *dout_across_;
   Word *p_pairs_ = nullptr, *ds_pairs_ = nullptr;
-  Acc *dk_, *dv_, *p_ij_, *ds_ij_, *dq_, *dq_sum_ = nullptr, *delta_, *weighted_, *dscore_,
-                                         *dmass_row_, *key_bias_, *row_bias_, *kept_, *slope_;
+  Acc *dk_, *dv_, *p_ij_, *ds_ij_, *dq_, *delta_, *weighted_, *dscore_, *dmass_row_, *key_bias_,
+      *row_bias_, *kept_, *slope_;
 };
 
 }  // namespace

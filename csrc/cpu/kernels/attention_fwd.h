@@ -13,6 +13,7 @@
 #include <cstdint>
 
 #include "cpu/kernels/arena.h"
+#include "cpu/kernels/block_operands.h"
 #include "cpu/kernels/dropout.h"
 #include "cpu/kernels/exp.h"
 #include "cpu/kernels/few_queries.h"

@@ -151,6 +151,19 @@ V products_to_scores(const AttentionProblem& p, typename V::Scalar* s, Range see
   return finish_scores<V>(s, seen, Acc(1), bias);
 }
 
+// row[x] = per_source[the source of key k_begin + x] for the keys seen, 0 on the other lanes of
+// their vectors.
+template <class V>
+void spread_over_keys(const AttentionProblem& p, const VisibleKeys& keys, int64_t k_begin,
+                      Range seen, const typename V::Scalar* per_source, typename V::Scalar* row) {
+  for (int64_t x = round_down(seen.begin, V::kLanes); x < seen.begin; ++x) row[x] = 0;
+  for_each_stretch(p, keys, k_begin + seen.begin, k_begin + seen.end,
+                   [&](int source, int64_t from, int64_t to, bool) {
+                     for (int64_t x = from; x < to; ++x) row[x - k_begin] = per_source[source];
+                   });
+  for (int64_t x = seen.end; x < round_up(seen.end, V::kLanes); ++x) row[x] = 0;
+}
+
 // sum_j P (dP + dmass): delta but for lse.
 template <class V>
 typename V::Scalar weighted_gradient_sum(const typename V::Scalar* weights,

@@ -10,6 +10,7 @@
 
 #include "core/attention_problem.h"
 #include "cpu/kernels/arena.h"
+#include "cpu/kernels/block_operands.h"
 #include "cpu/kernels/few_queries.h"
 #include "cpu/kernels/gemm.h"
 #include "cpu/kernels/packing.h"
@@ -37,25 +38,6 @@ struct RowsOf {
 
   T* operator[](int64_t i) const { return first + i * stride; }
 };
-
-// Whether the micro-kernel can read rows where they stand: their elements are its words.
-template <class E>
-bool rows_are_words_of(const void* base, const int64_t* stride, int64_t width) {
-  if constexpr (E::kPerWord == 1) {
-    return sizeof(typename E::Element) == sizeof(typename E::Word);
-  } else {
-    const bool even = stride[0] % 2 == 0 && stride[1] % 2 == 0 && stride[2] % 2 == 0;
-    return even && width % 2 == 0 &&
-           reinterpret_cast<uintptr_t>(base) % sizeof(typename E::Word) == 0;
-  }
-}
-
-// Whether rows can be read, or sums formed, where they stand, in whole vectors.
-template <class E>
-constexpr bool stands_in_vectors(int64_t width) {
-  return E::kPerWord == 1 && sizeof(typename E::Element) == sizeof(typename E::Acc) &&
-         width % E::Vec::kLanes == 0;
-}
 
 // Rows as the micro-kernel reads them, packed only if it must be.
 template <class E>
@@ -88,7 +70,7 @@ class ShortOperands {
   }
   // Summed over the rows.
   OperandB<E> across(RowsOf<const T> rows, Word* packed) const {
-    if (stands_in_vectors<E>(rows.width))
+    if (rows_are_vectors_of<E>(rows.width))
       return {reinterpret_cast<const Word*>(rows.first), false, rows.stride};
     const int64_t ld = round_up(rows.width, V::kLanes);
     pack_across_rows<E>(list(rows), rows.count, rows.width, packed, ld);

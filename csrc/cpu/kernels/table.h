@@ -4,6 +4,7 @@
 #include "cpu/kernels.h"
 #include "cpu/kernels/associate.h"
 #include "cpu/kernels/attention_bwd.h"
+#include "cpu/kernels/attention_double_bwd.h"
 #include "cpu/kernels/attention_fwd.h"
 #include "cpu/kernels/peak.h"
 #include "cpu/kernels/short_backward.h"
@@ -40,6 +41,14 @@ struct Kernels {
       return ShortBackward<E>(p, g, scratch).run(begin, end);
     AttentionBackwardTask<E>(p, g, scratch).run(partial, begin, end);
   }
+  static size_t attention_double_bwd_scratch(const AttentionProblem& p,
+                                             const AttentionDoubleBackward& g) {
+    return AttentionDoubleBackwardTask<E>(p, g, nullptr).scratch_bytes();
+  }
+  static void attention_double_bwd(const AttentionProblem& p, const AttentionDoubleBackward& g,
+                                   int64_t partial, int64_t begin, int64_t end, char* scratch) {
+    AttentionDoubleBackwardTask<E>(p, g, scratch).run(partial, begin, end);
+  }
   static size_t associate_scratch(const AttentionProblem& p, const AssociateProblem& a) {
     return Associate<E>(p, a, nullptr).scratch_bytes();
   }
@@ -74,6 +83,8 @@ struct Kernels {
             attention_fwd,
             attention_bwd_scratch,
             attention_bwd,
+            attention_double_bwd_scratch,
+            attention_double_bwd,
             associate_scratch,
             associate,
             weighted_sum_fwd_scratch,

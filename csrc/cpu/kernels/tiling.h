@@ -18,6 +18,9 @@ constexpr int64_t kForwardBlockN = 512;
 template <class E>
 constexpr int64_t kBackwardBlockM = 64 * E::kPerWord;
 constexpr int64_t kBackwardBlockN = 256;
+// Four score-sized arrays and eight key-sized ones.
+constexpr int64_t kDoubleBackwardBlockM = 64;
+constexpr int64_t kDoubleBackwardBlockN = 256;
 
 // Row length of a score block: whole vectors, and never a multiple of 1 KB, which would put the
 // rows of a tile into few cache sets.
