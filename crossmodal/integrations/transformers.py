@@ -151,8 +151,8 @@ def weights() -> Iterator[None]:
 def adapt(model: nn.Module) -> Conversion:
     """Brings our attention into the layers of models that never ask transformers for an implementation.
 
-    Those of BLIP (vision), ViLT, LXMERT, FLAVA, VisualBERT and Perceiver are known. As with :func:`crossmodal.convert`
-    only the class of a layer changes, and the report says what was left.
+    Those of BLIP, CLAP (audio), ViLT, LXMERT, FLAVA, VisualBERT and Perceiver are known. As with
+    :func:`crossmodal.convert` only the class of a layer changes, and the report says what was left.
 
     Args:
         model: any module; changed in place.

@@ -262,6 +262,41 @@ def blip_vision():
     return hf.BlipVisionModel(hf.BlipVisionConfig(**VISION))
 
 
+def blip_text(is_decoder=True):
+    config = hf.BlipTextConfig(
+        **TEXT, encoder_hidden_size=12, is_decoder=is_decoder, hidden_dropout_prob=0.0, pad_token_id=1, bos_token_id=0,
+        eos_token_id=39, sep_token_id=39,
+    )  # fmt: skip
+    from transformers.models.blip.modeling_blip_text import BlipTextModel
+
+    return BlipTextModel(config)
+
+
+def blip_text_inputs():
+    return {
+        "input_ids": ids(),
+        "attention_mask": right_padding(),
+        "encoder_hidden_states": torch.randn(BATCH, 5, 12),
+        "is_decoder": True,
+    }
+
+
+def blip():
+    text = {**TEXT, "encoder_hidden_size": WIDTH, "is_decoder": True, "hidden_dropout_prob": 0.0}
+    tokens = {"pad_token_id": 1, "bos_token_id": 0, "eos_token_id": 39, "sep_token_id": 39}
+    config = hf.BlipConfig(text_config={**text, **tokens}, vision_config=VISION, projection_dim=8)
+    return hf.BlipForConditionalGeneration(config)
+
+
+def clap_audio():
+    config = hf.ClapAudioConfig(
+        window_size=4, num_mel_bins=8, spec_size=32, patch_size=4, patch_stride=[4, 4], hidden_size=2 * WIDTH,
+        patch_embeds_hidden_size=WIDTH, depths=[2, 1], num_attention_heads=[2, 4], num_hidden_layers=2,
+        hidden_dropout_prob=0.0,
+    )  # fmt: skip
+    return hf.ClapAudioModel(config)
+
+
 def lxmert():
     config = hf.LxmertConfig(
         vocab_size=40, hidden_size=WIDTH, num_attention_heads=HEADS, intermediate_size=24, max_position_embeddings=64,
@@ -310,7 +345,7 @@ def perceiver_inputs():
     return {"inputs": torch.randn(BATCH, LENGTH, 12), "attention_mask": right_padding()}
 
 
-# Models that never ask for an implementation: (build, inputs, layers that an adapter reaches).
+# Models with layers that never ask for an implementation: (build, inputs, layers that an adapter reaches).
 UNROUTED = {
     "ViltModel": (vilt, vilt_inputs, 2),
     "BlipVisionModel": (blip_vision, lambda: {"pixel_values": pixels()}, 2),
@@ -318,6 +353,8 @@ UNROUTED = {
     "FlavaTextModel": (flava_text, lambda: {"input_ids": ids(), "attention_mask": right_padding()}, 2),
     "VisualBertModel": (visual_bert, visual_bert_inputs, 2),
     "PerceiverModel": (perceiver, perceiver_inputs, 3),
+    "BlipTextModel": (blip_text, blip_text_inputs, 4),
+    "ClapAudioModel": (clap_audio, lambda: {"input_features": torch.randn(BATCH, 1, 100, 8)}, 3),
 }
 
 
