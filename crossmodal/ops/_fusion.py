@@ -9,6 +9,7 @@ from torch import Tensor
 from crossmodal import _library  # noqa: F401  registers torch.ops.crossmodal
 from crossmodal._problem import FusionProblem, KeySource
 from crossmodal.dispatch import fall_back, fusion_refusals, needs_gradient, second_derivative_refusals
+from crossmodal.ops._apply import apply
 from crossmodal.ops._fakes import order_of
 from crossmodal.reference.fuse import draw_seed, nothing_to_attend, run_reference
 from crossmodal.types import FusionResult
@@ -68,7 +69,7 @@ def run_fusion(op: str, problem: FusionProblem, *, return_lse: bool, return_mass
 
     layout, operands = describe(problem, return_mass)
     if needs_gradient(operands.differentiable):
-        out, lse, mass, _ = FusionFunction.apply(layout, *distinct([*operands.differentiable, *operands.constant]))
+        out, lse, mass, _ = apply(FusionFunction, layout, *distinct([*operands.differentiable, *operands.constant]))
     else:
         out, lse, mass, _ = call_forward(layout, operands, for_backward=False)
     return FusionResult(
@@ -185,7 +186,7 @@ class FusionFunction(torch.autograd.Function):
         if differentiates_again():
             if second_derivative_refusals(x.query, layout.options.dropout_p):
                 return (None, *gradients_by_formula(layout, x, needs, (dout, dlse, dmass)), *rest)
-            found = FusionGradient.apply(layout, needs, dout, dlse, dmass, *tensors, out, statistics, mass)
+            found = apply(FusionGradient, layout, needs, dout, dlse, dmass, *tensors, out, statistics, mass)
             gradients = iter(found)
             return (None, *(next(gradients) if needed else None for needed in needs), *rest)
         gradients = call_backward(layout, x, needs, dout, dlse, dmass, out, statistics, mass)

@@ -11,6 +11,7 @@ from crossmodal._arguments import associate_problem
 from crossmodal._problem import FusionProblem
 from crossmodal.dispatch import fall_back, fusion_refusals, needs_gradient
 from crossmodal.explain import Plan, plans
+from crossmodal.ops._apply import apply
 from crossmodal.ops._fakes import order_of
 from crossmodal.ops._fusion import (
     Layout,
@@ -103,7 +104,7 @@ def associate(
     layout, x = describe(problem, return_mass=False)
     x = x._replace(values=[])
     if needs_gradient(x.differentiable):
-        weights, indices, _ = AssociateFunction.apply(layout, request, *distinct([*x.differentiable, *x.constant]))
+        weights, indices, _ = apply(AssociateFunction, layout, request, *distinct([*x.differentiable, *x.constant]))
     else:
         weights, indices, _ = call_forward(layout, request, x, for_backward=False)
     if topk is not None:

@@ -83,11 +83,11 @@ def attention(
         torch.Size([2, 8, 77, 64])
     """
     if (
-        attn_mask is key_lengths is query_lengths is sink is dropout_seed is None
+        query_lengths is sink is dropout_seed is None
         and (dropout_p, softcap, window_size, causal_align) == _NO_OPTIONS
         and not return_lse
     ):
-        out = plain_attention(query, key, value, scale, is_causal)
+        out = plain_attention(query, key, value, attn_mask, key_lengths, scale, is_causal)
         if out is not None:
             return out
     # The least that a call can pay for a rare case; whatever is no tensor is for `attention_problem` to name.

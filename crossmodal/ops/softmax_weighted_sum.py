@@ -10,6 +10,7 @@ from crossmodal._arguments import softmax_weighted_sum_problem
 from crossmodal._problem import SoftmaxWeightedSumProblem
 from crossmodal.dispatch import fall_back, needs_gradient, tensor_refusals, width_refusals
 from crossmodal.explain import Plan, plans
+from crossmodal.ops._apply import apply
 from crossmodal.ops._fusion import accumulator, differentiates_again, distinct, gradients_of_reference, only_needed
 from crossmodal.ops._plans import weighted_plan
 from crossmodal.reference.softmax_weighted_sum import run_reference
@@ -63,7 +64,7 @@ def softmax_weighted_sum(
     if mask is not None:
         mask = mask.expand(problem.scores.shape)
     if needs_gradient(operands):
-        out, _ = SoftmaxWeightedSumFunction.apply(problem.scale, problem.lengths, mask, *distinct(operands))
+        out, _ = apply(SoftmaxWeightedSumFunction, problem.scale, problem.lengths, mask, *distinct(operands))
     else:
         out, _ = torch.ops.crossmodal.softmax_weighted_sum_fwd.default(
             *operands, problem.lengths, mask, problem.scale, False

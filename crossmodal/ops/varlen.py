@@ -11,6 +11,7 @@ from crossmodal._arguments import varlen_problem
 from crossmodal._problem import VarlenProblem
 from crossmodal.dispatch import fall_back, needs_gradient, second_derivative_refusals, varlen_refusals
 from crossmodal.explain import Plan, plans
+from crossmodal.ops._apply import apply
 from crossmodal.ops._fusion import (
     ScoreOptions,
     accumulator,
@@ -125,7 +126,7 @@ def run_varlen(problem: VarlenProblem) -> tuple[Tensor, Tensor]:
         x.sink is not None, x.seed is not None, problem.max_seqlen_q, problem.max_seqlen_k, score_options(problem)
     )
     if needs_gradient(x.differentiable):
-        out, lse, _ = VarlenFunction.apply(layout, *distinct([*x.differentiable, *x.constant]))
+        out, lse, _ = apply(VarlenFunction, layout, *distinct([*x.differentiable, *x.constant]))
     else:
         out, lse, _ = call_forward(layout, x, for_backward=False)
     return out, lse
@@ -224,7 +225,7 @@ class VarlenFunction(torch.autograd.Function):
         if differentiates_again():
             if second_derivative_refusals(x.query, layout.options.dropout_p):
                 return (None, *gradients_by_formula(layout, x, needs, (dout, dlse)), *rest)
-            gradients = iter(VarlenGradient.apply(layout, needs, dout, dlse, *tensors, out, statistics))
+            gradients = iter(apply(VarlenGradient, layout, needs, dout, dlse, *tensors, out, statistics))
             return (None, *(next(gradients) if needed else None for needed in needs), *rest)
         return (None, *only_needed(call_backward(layout, x, needs, dout, dlse, out, statistics), needs), *rest)
 

@@ -10,6 +10,7 @@ from crossmodal._arguments import weighted_sum_problem
 from crossmodal._problem import WeightedSumProblem
 from crossmodal.dispatch import fall_back, needs_gradient, tensor_refusals
 from crossmodal.explain import Plan, plans
+from crossmodal.ops._apply import apply
 from crossmodal.ops._fusion import differentiates_again, distinct, gradients_of_reference, only_needed
 from crossmodal.ops._plans import weighted_plan
 from crossmodal.reference.weighted_sum import run_reference
@@ -49,7 +50,7 @@ def weighted_sum(
     if problem.mask is not None:
         problem = problem._replace(mask=problem.mask.expand(problem.weights.shape))
     if needs_gradient(operands):
-        return problem.unfold(WeightedSumFunction.apply(problem.lengths, problem.mask, *distinct(operands)))
+        return problem.unfold(apply(WeightedSumFunction, problem.lengths, problem.mask, *distinct(operands)))
     return problem.unfold(
         torch.ops.crossmodal.weighted_sum_fwd.default(problem.weights, problem.values, problem.lengths, problem.mask)
     )

@@ -41,7 +41,6 @@ def test_nothing_to_compute_equals_the_general_way(shape, general):
 
 
 NOT_PLAIN = {
-    "a gradient": lambda: (Q.clone().requires_grad_(), K, V),
     "a parameter": lambda: (torch.nn.Parameter(Q), K, V),
     "three dimensions": lambda: (Q[0], K[0], V[0]),
     "batch that broadcasts": lambda: (Q, K[:1], V[:1]),
@@ -55,19 +54,77 @@ NOT_PLAIN = {
 
 @pytest.mark.parametrize("name", NOT_PLAIN)
 def test_leaves_to_the_general_way(name):
-    assert _plain.plain_attention(*NOT_PLAIN[name](), None, False) is None
+    assert _plain.plain_attention(*NOT_PLAIN[name](), None, None, None, False) is None
+
+
+MASKS = {
+    "per key": torch.rand(2, 1, 1, 7) < 0.7,
+    "per query": torch.randn(1, 4, 5, 7),
+    "float64": torch.randn(2, 4, 1, 7).double(),
+}
+
+
+@pytest.mark.parametrize("name", [None, *MASKS])
+@pytest.mark.parametrize("lengths", [None, torch.tensor([7, 0]), torch.tensor([3, 7], dtype=torch.int32)], ids=str)
+@pytest.mark.parametrize("is_causal", [False, True])
+def test_masks_lengths_and_gradients_equal_the_general_way(name, lengths, is_causal, general):
+    def results(call):
+        leaves = [t.clone().requires_grad_() for t in (Q, K, V)]
+        mask = None
+        if name is not None:
+            mask = MASKS[name].clone().requires_grad_(MASKS[name].is_floating_point())
+        out = call(*leaves, mask, is_causal=is_causal, key_lengths=lengths)
+        leaves += [] if mask is None or not mask.requires_grad else [mask]
+        with torch.no_grad():
+            again = call(*leaves[:3], mask, is_causal=is_causal, key_lengths=lengths)
+        return [out, again, *torch.autograd.grad(out.square().sum(), leaves)]
+
+    for got, wanted in zip(results(crossmodal.attention), results(general), strict=True):
+        assert torch.equal(got, wanted) and got.stride() == wanted.stride()
+
+
+NOT_PLAIN_OPTIONS = {
+    "a mask of two dimensions": {"attn_mask": torch.ones(5, 7, dtype=torch.bool)},
+    "a mask of integers": {"attn_mask": torch.ones(1, 1, 5, 7, dtype=torch.int64)},
+    "a mask that does not broadcast": {"attn_mask": torch.ones(1, 1, 5, 6, dtype=torch.bool)},
+    "a mask elsewhere": {"attn_mask": torch.ones(1, 1, 5, 7, dtype=torch.bool, device="meta")},
+    "no mask at all": {"attn_mask": "mask"},
+    "a length too large": {"key_lengths": torch.tensor([7, 8])},
+    "a length below 0": {"key_lengths": torch.tensor([-1, 7])},
+    "lengths of another batch": {"key_lengths": torch.tensor([7, 7, 7])},
+    "lengths of floats": {"key_lengths": torch.tensor([7.0, 7.0])},
+}
+
+
+@pytest.mark.parametrize("name", NOT_PLAIN_OPTIONS)
+def test_leaves_odd_options_to_the_general_way(name):
+    options = {"attn_mask": None, "key_lengths": None, **NOT_PLAIN_OPTIONS[name]}
+    assert _plain.plain_attention(Q, K, V, *options.values(), None, False) is None
+
+
+@pytest.mark.parametrize("count", [3, 1000])
+def test_lengths_are_looked_at_one_and_all(count):
+    q = torch.randn(count, 1, 1, 4)
+    lengths = torch.ones(count, dtype=torch.int64)
+    crossmodal.attention(q, q, q, key_lengths=lengths)
+    for wrong in (-1, 2):
+        lengths[count - 2] = wrong
+        with pytest.raises(
+            ValueError, match=rf"key_lengths must lie in \[0, 1\], got {wrong} at batch index {count - 2}"
+        ):
+            crossmodal.attention(q, q, q, key_lengths=lengths)
 
 
 @pytest.mark.parametrize("scale", [float("nan"), float("inf"), 1, "1", torch.tensor(1.0)], ids=str)
 def test_leaves_an_odd_scale_to_the_general_way(scale):
-    assert _plain.plain_attention(Q, K, V, scale, False) is None
+    assert _plain.plain_attention(Q, K, V, None, None, scale, False) is None
 
 
 def test_leaves_transforms_to_the_general_way():
     found = []
 
     def call(q):
-        found.append(_plain.plain_attention(q, K, V, None, False))
+        found.append(_plain.plain_attention(q, K, V, None, None, None, False))
         return attention(q, K, V)
 
     torch.func.vmap(call)(Q[None])
@@ -79,6 +136,6 @@ def test_leaves_transforms_to_the_general_way():
 
 
 def test_takes_an_inference_call():
-    assert _plain.plain_attention(Q, K, V, None, False) is not None
+    assert _plain.plain_attention(Q, K, V, None, None, None, False) is not None
     with torch.no_grad():
-        assert _plain.plain_attention(Q.clone().requires_grad_(), K, V, None, False) is not None
+        assert _plain.plain_attention(Q.clone().requires_grad_(), K, V, None, None, None, False) is not None
