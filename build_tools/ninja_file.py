@@ -2,6 +2,7 @@
 
 csrc/ops.cpp, csrc/torch/*.cpp   see torch's headers; torch/*_cuda.cpp in CUDA builds only
 csrc/core/*.cpp, csrc/cpu/*.cpp  plain C++
+csrc/cuda/*.cpp                  plain C++ that knows the CUDA kernels, in CPU builds too
 csrc/cpu/isa/<name>.cpp          plain C++ with the flags of that instruction set
 csrc/cuda/**/*.cu                nvcc
 csrc/introspection.cpp           pybind11, the module `_native`
@@ -103,7 +104,7 @@ class NinjaWriter:
                 self._compile(source, torch_flags)
 
     def _plain_sources(self) -> None:
-        for source in self._glob("csrc/core/*.cpp"):
+        for source in [*self._glob("csrc/core/*.cpp"), *self._glob("csrc/cuda/*.cpp")]:
             self._compile(source, self._build_info() if source.endswith("/build_info.cpp") else [])
         isa_defines = [f"-DCROSSMODAL_ISA_{name.upper()}" for name in self._isas()]
         for source in self._glob("csrc/cpu/*.cpp"):
@@ -121,7 +122,7 @@ class NinjaWriter:
     def _cuda_sources(self) -> None:
         if cuda := self.settings.cuda:
             host = ["-ccbin", shlex.quote(self.settings.cxx), *flags.NVCC_HOST_FLAGS]
-            nvcc_flags = [*flags.NVCC_FLAGS, *host, *flags.gencode_flags(cuda)]
+            nvcc_flags = [*flags.NVCC_FLAGS, *host, *map(shlex.quote, flags.gencode_flags(cuda))]
             for source in self._glob("csrc/cuda/**/*.cu"):
                 self._edge(self._object(source), "nvcc", [source], nvcc_flags)
 

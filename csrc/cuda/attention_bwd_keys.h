@@ -9,59 +9,9 @@
 #pragma once
 
 #include "cuda/attention_bwd_queries.h"
+#include "cuda/key_tiles.h"
 
 namespace crossmodal::cuda {
-
-// Which keys a block owns.
-struct KeyTile {
-  int b, head;    // head of the keys
-  int chunk;      // of columns
-  KeyBlock keys;  // begin and count whatever the sample's length
-};
-
-// Keys of a source are cut from a multiple of 4 along the concatenation on: see KeyWalk.
-__device__ __host__ inline int keys_before_source(const AttentionProblem& p, int offset) {
-  return p.dropout_p > 0 ? offset % 4 : 0;
-}
-
-// Whether this pass has anything to write for the source.
-__device__ __host__ inline bool has_key_gradients(const KeySource& source) {
-  bool wanted = source.dk != nullptr || source.dv != nullptr;
-  for (int t = 0; t < source.num_terms; ++t)
-    wanted |= source.terms[t].grad != nullptr && source.terms[t].grad_stride[2] == 0;
-  return wanted;
-}
-
-__device__ __host__ inline int64_t key_tiles(const AttentionProblem& p, const KeySource& source,
-                                             int offset, int block_m) {
-  if (!has_key_gradients(source)) return 0;
-  return ceil_div(source.seqlen_k + keys_before_source(p, offset), block_m);
-}
-
-__device__ inline KeyTile key_tile_at(const BackwardProblem& p, const Tiling& tiling,
-                                      int64_t tile) {
-  KeyTile found{};
-  found.chunk = static_cast<int>(tile % tiling.chunks);
-  tile /= tiling.chunks;
-  int offset = 0;
-  for (int s = 0; s < p.num_sources; ++s) {
-    const KeySource& source = p.source[s];
-    const int64_t blocks = key_tiles(p, source, offset, tiling.block_m);
-    const int64_t tiles = blocks * source.num_heads_k * p.batch;
-    if (tile < tiles) {
-      const int64_t pair = tile / blocks;
-      found.b = static_cast<int>(pair / source.num_heads_k);
-      found.head = static_cast<int>(pair % source.num_heads_k);
-      found.keys = {
-          s, static_cast<int>(tile % blocks) * tiling.block_m - keys_before_source(p, offset),
-          tiling.block_m};
-      return found;
-    }
-    tile -= tiles;
-    offset += static_cast<int>(source.seqlen_k);
-  }
-  return found;
-}
 
 template <class E, int kWidth, bool kPlain>
 class KeyPass {
@@ -121,60 +71,52 @@ class KeyPass {
 
   struct QueryBlock {
     int h, begin;
+    int count;  // 0: there is none
   };
 
-  // Queries that reach the block's keys, as far as the band tells: [first_query_, end_query_).
-  __device__ void find_queries() {
-    first_query_ = 0;
-    end_query_ = queries_.count;
-    if (band_.open) return;
-    const int j_first = max(seen_.begin, 0), j_last = seen_.begin + seen_.count - 1;
-    first_query_ = max(0, j_first - band_.last);
-    end_query_ = min(end_query_, j_last - band_.first + 1);
-  }
+  // Blocks of the queries of each head, as far as they reach the block's keys.
+  struct QueryWalk {
+    int first, end;  // of the queries of each head
+    int h, last_head;
+    int begin;
 
-  __device__ bool follows(QueryBlock* block) const {
-    block->begin += kBlockQ;
-    if (block->begin >= end_query_) {
-      block->begin = first_query_;
-      ++block->h;
+    __device__ QueryBlock next() {
+      if (begin >= end) {
+        begin = first;
+        ++h;
+      }
+      if (first >= end || h >= last_head) return {h, begin, 0};
+      const QueryBlock block = {h, begin, min(kBlockQ, end - begin)};
+      begin += kBlockQ;
+      return block;
     }
-    return block->h < last_head();
+  };
+
+  __device__ QueryWalk queries_in_reach() const {
+    QueryWalk walk = {0, queries_.count, first_head(), last_head(), 0};
+    if (!band_.open) {
+      const int j_first = max(seen_.begin, 0), j_last = seen_.begin + seen_.count - 1;
+      walk.begin = walk.first = max(0, j_first - band_.last);
+      walk.end = min(walk.end, j_last - band_.first + 1);
+    }
+    return walk;
   }
   __device__ int first_head() const { return tile_.head * p_.group[tile_.keys.source]; }
   __device__ int last_head() const { return first_head() + p_.group[tile_.keys.source]; }
 
   __device__ void walk() {
-    find_queries();
-    if (first_query_ >= end_query_) return;
+    QueryWalk queries = queries_in_reach();
+    if (queries.first >= queries.end) return;
     load_keys();
-    QueryBlock block = {first_head(), first_query_};
-    load_queries(block, 0);
-    commit_copies();
-    for (int stage = 0;;) {
-      QueryBlock next = block;
-      const bool more = follows(&next);
-      const int next_stage = t_.stages == 2 ? stage ^ 1 : 0;
-      if (t_.stages == 2) {
-        if (more) load_queries(next, next_stage);
-        commit_copies();
-        wait_for_copies<1>();
-      } else {
-        wait_for_copies<0>();
-      }
-      __syncthreads();
-      step(block, stage);
-      if (!more || next.h != block.h) end_head(block.h);
-      __syncthreads();
-      if (!more) break;
-      if (t_.stages == 1) {
-        load_queries(next, 0);
-        commit_copies();
-      }
-      block = next;
-      stage = next_stage;
-    }
-    wait_for_copies<0>();
+    int head = first_head();
+    walk_blocks(
+        queries, t_.stages, [&](const QueryBlock& block, int stage) { load_queries(block, stage); },
+        [&](const QueryBlock& block, int stage) {
+          if (block.h != head) end_head(head);
+          head = block.h;
+          step(block, stage);
+        });
+    end_head(head);
   }
 
   // Keys that no query of any head sees may hold anything.
@@ -324,7 +266,6 @@ class KeyPass {
   Rows queries_, rows_;
   int warp_row_;
   KeyBlock seen_;  // as far as the sample's length
-  int first_query_ = 0, end_query_ = 0;
 
   double key_sum_[2] = {0, 0};
   Acc dk_[kWidth / 8][4] = {}, dv_[kWidth / 8][4] = {};
@@ -349,10 +290,10 @@ template <class E, int kWidth, bool kPlain>
 __global__ void __launch_bounds__(kMostWarps * 32, 2)
     attention_bwd_keys_kernel(const __grid_constant__ BackwardProblem p,
                               const __grid_constant__ Tiling tiling,
-                              const __grid_constant__ Alignment aligned, int64_t tiles) {
-  for (int64_t tile = blockIdx.x; tile < tiles; tile += gridDim.x) {
-    const KeyTile at = key_tile_at(p, tiling, tile);
-    if (tile != blockIdx.x) __syncthreads();  // the tile before has been read
+                              const __grid_constant__ Alignment aligned,
+                              const __grid_constant__ TileQueue queue, int64_t num_tiles) {
+  for (BlockTiles tiles(queue, tiling, num_tiles); tiles.next();) {
+    const KeyTile at = key_tile_at(p, tiling, queue, tiles.tile());
     KeyPass<E, kWidth, kPlain>(p, tiling, aligned, at).run();
     if (at.keys.begin <= 0 && at.chunk == 0)
       clear_rows_of_no_key<E>(p, p.source[at.keys.source], at.b, at.head);

@@ -6,6 +6,8 @@
 #pragma once
 
 #include "cuda/attention_bwd.h"
+#include "cuda/block_pipeline.h"
+#include "cuda/query_tiles.h"
 
 namespace crossmodal::cuda {
 
@@ -41,12 +43,16 @@ class QueryPass {
       __syncthreads();
     }
     start_rows();
-    if (some && p_.exact_delta) walk<true>();
-    finish_delta();
-    if (p_.gradient.dq || (!kPlain && writes_terms())) {
-      if (some) walk<false>();
-      if (p_.gradient.dq) store_dq();
+    // Where delta has to be exact a walk for it comes first. Nothing that needs it is left where
+    // scores are plain.
+    const bool is_exact = !kPlain && p_.exact_delta;
+#pragma unroll 1
+    for (int walks = is_exact ? 0 : 1; walks < 2; ++walks) {
+      if (walks == 1) finish_delta();
+      if (walks == 1 && !p_.gradient.dq && (kPlain || !writes_terms())) return;
+      if (some) walk(walks == 0);
     }
+    if (p_.gradient.dq) store_dq();
   }
 
  private:
@@ -174,45 +180,24 @@ class QueryPass {
 
   // -- keys ------------------------------------------------------------------------------------
 
-  template <bool kDeltaOnly>
-  __device__ void walk() {
+  __device__ void walk(bool for_delta) {
     const bool alive = m_begin_ + warp_row_ < queries_.count;
     const Dropout<Acc> dropout(p_, b_, h_);
     const int m_end = min(m_begin_ + t_.block_m, queries_.count);
     KeyWalk keys(p_, b_, band_, m_begin_, m_end - 1, kBlockN);
-    KeyBlock block = keys.next();
-    if (block.count > 0) load_keys(block, 0);
-    commit_copies();
-    for (int stage = 0; block.count > 0;) {
-      const KeyBlock next = keys.next();
-      const int next_stage = t_.stages == 2 ? stage ^ 1 : 0;
-      if (t_.stages == 2) {
-        if (next.count > 0) load_keys(next, next_stage);
-        commit_copies();
-        wait_for_copies<1>();
-      } else {
-        wait_for_copies<0>();
-      }
-      __syncthreads();
-      if (alive) step<kDeltaOnly>(block, stage, dropout);
-      __syncthreads();
-      if (t_.stages == 1) {
-        if (next.count > 0) load_keys(next, 0);
-        commit_copies();
-      }
-      block = next;
-      stage = next_stage;
-    }
-    wait_for_copies<0>();
-    if (!kDeltaOnly && alive && !kPlain && chunk_ == 0) end_source();
+    walk_blocks(
+        keys, t_.stages, [&](const KeyBlock& block, int stage) { load_keys(block, stage); },
+        [&](const KeyBlock& block, int stage) {
+          if (alive) step(for_delta, block, stage, dropout);
+        });
+    if (!for_delta && alive && !kPlain && chunk_ == 0) end_source();
     source_ = -1;
   }
 
-  template <bool kDeltaOnly>
-  __device__ __forceinline__ void step(const KeyBlock& keys, int stage,
+  __device__ __forceinline__ void step(bool for_delta, const KeyBlock& keys, int stage,
                                        const Dropout<Acc>& dropout) {
     if (keys.source != source_) {
-      if (!kDeltaOnly && !kPlain && chunk_ == 0) end_source();
+      if (!for_delta && !kPlain && chunk_ == 0) end_source();
       source_ = keys.source;
 #pragma unroll
       for (int r = 0; r < 2; ++r)
@@ -232,7 +217,7 @@ class QueryPass {
     const Block block = {b_, h_, m_begin_ + warp_row_, queries_.count, keys, 0};
     const auto state = [&](int, int e) { return rows_[e / 2]; };
     w.rebuild(p_, band_, block, dropout, state);
-    if constexpr (kDeltaOnly) {
+    if (for_delta) {
 #pragma unroll
       for (int r = 0; r < 2; ++r) {
         Acc sum = 0;
@@ -367,17 +352,12 @@ template <class E, int kWidth, bool kPlain>
 __global__ void __launch_bounds__(kMostWarps * 32, 2)
     attention_bwd_queries_kernel(const __grid_constant__ BackwardProblem p,
                                  const __grid_constant__ Tiling tiling,
-                                 const __grid_constant__ Alignment aligned) {
-  const int64_t tiles_m = ceil_div(p.seqlen_q, tiling.block_m);
-  const int64_t tiles = p.batch * p.num_heads * tiles_m * tiling.chunks;
-  for (int64_t tile = blockIdx.x; tile < tiles; tile += gridDim.x) {
-    const int chunk = static_cast<int>(tile % tiling.chunks);
-    const int m_begin = static_cast<int>(tile / tiling.chunks % tiles_m) * tiling.block_m;
-    const int64_t pair = tile / tiling.chunks / tiles_m;
-    const int b = static_cast<int>(pair / p.num_heads), h = static_cast<int>(pair % p.num_heads);
-    if (tile != blockIdx.x) __syncthreads();  // the tile before has been read
-    QueryPass<E, kWidth, kPlain>(p, tiling, aligned, b, h, m_begin, chunk).run();
-    if (m_begin == 0 && chunk == 0) clear_rows_of_no_query<E>(p, b, h);
+                                 const __grid_constant__ Alignment aligned,
+                                 const __grid_constant__ TileQueue queue) {
+  for (BlockTiles tiles(queue, tiling, all_query_tiles(p, tiling)); tiles.next();) {
+    const QueryTile at = query_tile_at(p, tiling, queue, tiles.tile());
+    QueryPass<E, kWidth, kPlain>(p, tiling, aligned, at.b, at.h, at.m_begin, at.chunk).run();
+    if (at.m_begin == 0 && at.chunk == 0) clear_rows_of_no_query<E>(p, at.b, at.h);
   }
 }
 

@@ -13,9 +13,13 @@
 
 #include "cuda/alignment.h"
 #include "cuda/attention_launch.h"
+#include "cuda/block_pipeline.h"
 #include "cuda/dropout.h"
 #include "cuda/engine.h"
-#include "cuda/launch.h"
+#include "cuda/launch_tiles.h"
+#include "cuda/order_tiles.h"
+#include "cuda/query_tiles.h"
+#include "cuda/row_shares.h"
 #include "cuda/row_total.h"
 #include "cuda/scores.h"
 #include "cuda/softmax.h"
@@ -23,24 +27,21 @@
 
 namespace crossmodal::cuda {
 
-template <class Acc>
-struct SourceMass {
-  Acc sum, top;  // of exponentials, relative to the maximum at the time
-};
-
 template <class E, int kWidth, bool kPlain>
 class ForwardBlock {
   using T = typename E::Element;
   using Acc = typename E::Acc;
-  static constexpr int kBlockN = forward_block_n(sizeof(T));
+  static constexpr int kBlockN = forward_block_n(sizeof(T), kWidth, kPlain);
   static constexpr int kTilesN = kBlockN / 8, kTilesV = kWidth / 8;
 
  public:
-  __device__ ForwardBlock(const Problem& p, const Tiling& tiling, Alignment aligned, int b, int h,
-                          int m_begin, int chunk)
+  __device__ ForwardBlock(const Problem& p, const Tiling& tiling, Alignment aligned,
+                          const RowShares& shares, int share, int b, int h, int m_begin, int chunk)
       : p_(p),
         t_(tiling),
         aligned_(aligned),
+        shares_(shares),
+        share_(share),
         b_(b),
         h_(h),
         m_begin_(m_begin),
@@ -54,7 +55,11 @@ class ForwardBlock {
     const int m_end = min(m_begin_ + t_.block_m, queries_.count);
     if (p_.mass) start_mass();
     if (m_end > m_begin_) walk(m_end);
-    finish();
+    if (shares_.count > 1) {
+      leave_share();
+    } else {
+      finish();
+    }
   }
 
  private:
@@ -62,33 +67,18 @@ class ForwardBlock {
     const bool alive = m_begin_ + warp_row_ < queries_.count;
     const Dropout<Acc> dropout(p_, b_, h_);
     const Acc factor = exponent_factor<Acc, kPlain>(p_);
-    KeyWalk keys(p_, b_, band_, m_begin_, m_end - 1, kBlockN);
-    KeyBlock block = keys.next();
-    if (block.count == 0) return;
-    load_queries();
-    load_keys(block, 0);
-    commit_copies();
-    for (int stage = 0; block.count > 0;) {
-      const KeyBlock next = keys.next();
-      const int next_stage = t_.stages == 2 ? stage ^ 1 : 0;
-      if (t_.stages == 2) {
-        if (next.count > 0) load_keys(next, next_stage);
-        commit_copies();
-        wait_for_copies<1>();
-      } else {
-        wait_for_copies<0>();
-      }
-      __syncthreads();
-      if (alive) step(block, stage, dropout, factor);
-      __syncthreads();
-      if (t_.stages == 1) {
-        if (next.count > 0) load_keys(next, 0);
-        commit_copies();
-      }
-      block = next;
-      stage = next_stage;
-    }
-    wait_for_copies<0>();
+    KeyWalk keys(p_, b_, band_, m_begin_, m_end - 1, kBlockN, {share_, shares_.count});
+    bool has_queries = false;  // they come with the first keys
+    walk_blocks(
+        keys, t_.stages,
+        [&](const KeyBlock& block, int stage) {
+          if (!has_queries) load_queries();
+          has_queries = true;
+          load_keys(block, stage);
+        },
+        [&](const KeyBlock& block, int stage) {
+          if (alive) step(block, stage, dropout, factor);
+        });
     kept_ = dropout.kept();
     if (p_.mass && alive) end_source();
   }
@@ -246,24 +236,44 @@ class ForwardBlock {
   }
 
   __device__ void write_row(int row, const RowTotal<Acc>& total, Acc top, bool nothing) {
-    const int64_t at = row_index(p_, b_, h_, queries_, m_begin_ + row);
-    if (p_.lse) static_cast<Acc*>(p_.lse)[at] = total.lse;
-    if (p_.row_top) {
-      static_cast<Acc*>(p_.row_top)[at] = total.top;
-      static_cast<Acc*>(p_.row_sum)[at] = total.sum;
-    }
-    if (!p_.mass) return;
-    for (int s = 0; s < p_.num_sources; ++s) {
-      const SourceMass<Acc> share = mass_of(row, s);
-      const Acc shift = exp2_of((share.top - top) * exponent_factor<Acc, kPlain>(p_));
-      static_cast<Acc*>(p_.mass)[at * p_.num_sources + s] =
-          nothing || share.sum == 0 ? Acc(0) : share.sum * shift * total.inverse;
+    write_statistics(p_, row_index(p_, b_, h_, queries_, m_begin_ + row), total, nothing,
+                     [&](int source) {
+                       const SourceMass<Acc> mass = mass_of(row, source);
+                       const Acc shift = (mass.top - top) * exponent_factor<Acc, kPlain>(p_);
+                       return mass.sum * exp2_of(shift);
+                     });
+  }
+
+  // What these keys alone come to, for merge_rows_kernel.
+  __device__ void leave_share() {
+    const int lane = threadIdx.x % 32;
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      const int row = warp_row_ + lane / 4 + 8 * r, i = m_begin_ + row;
+      const Acc sum = sum_of_quad(softmax_.sum[r].value);
+      if (i >= rows_to_write()) continue;
+      const RowShare<Acc> share = shares_.at<Acc>(p_, share_, b_, h_, i);
+      if (writes_rows_ && lane % 4 == 0) {
+        share.top() = softmax_.top[r];
+        share.sum() = sum;
+        if (p_.mass)
+          for (int s = 0; s < p_.num_sources; ++s) share.set_mass(s, mass_of(row, s));
+      }
+#pragma unroll
+      for (int n = 0; n < kTilesV; ++n)
+#pragma unroll
+        for (int e = 0; e < 2; ++e) {
+          const int column = first_column_ + n * 8 + lane % 4 * 2 + e;
+          if (column < p_.head_dim_v) share.value(column) = o_[n][2 * r + e];
+        }
     }
   }
 
   const Problem& p_;
   const Tiling& t_;
   Alignment aligned_;
+  const RowShares& shares_;
+  int share_;
   int b_, h_;
   int m_begin_, first_column_;
   bool writes_rows_;
@@ -278,22 +288,6 @@ class ForwardBlock {
   int source_ = -1;
 };
 
-// Rows [begin, end) of a packed tensor that belong to no sample see nothing.
-template <class T, class Acc>
-__device__ void write_unowned_rows(const Problem& p, int64_t h, const Gap& gap) {
-  for (int row = gap.begin; row < gap.end; ++row) {
-    T* out = row_at<T>(p.out, p.out_stride, 0, h, row);
-    for (int64_t d = threadIdx.x; d < p.head_dim_v; d += blockDim.x) out[d] = T{};
-    if (threadIdx.x != 0) continue;
-    const int64_t at = h * p.total_q + row;
-    if (p.lse) static_cast<Acc*>(p.lse)[at] = minus_infinity<Acc>();
-    if (p.row_top) {
-      static_cast<Acc*>(p.row_top)[at] = minus_infinity<Acc>();
-      static_cast<Acc*>(p.row_sum)[at] = 0;
-    }
-  }
-}
-
 // Blocks to a multiprocessor that registers have to leave room for.
 template <class E, int kWidth, bool kPlain>
 constexpr int forward_blocks() {
@@ -304,35 +298,30 @@ constexpr int forward_blocks() {
 template <class E, int kWidth, bool kPlain>
 __global__ void __launch_bounds__(kMostWarps * 32, forward_blocks<E, kWidth, kPlain>())
     attention_fwd_kernel(const __grid_constant__ Problem p, const __grid_constant__ Tiling tiling,
-                         Alignment aligned) {
-  using T = typename E::Element;
-  using Acc = typename E::Acc;
-  const int64_t tiles_m = ceil_div(p.seqlen_q, tiling.block_m);
-  const int64_t tiles = p.batch * p.num_heads * tiles_m * tiling.chunks;
-  for (int64_t tile = blockIdx.x; tile < tiles; tile += gridDim.x) {
-    // Neighbouring blocks share keys and values, which then come out of the second-level cache.
-    const int chunk = static_cast<int>(tile % tiling.chunks);
-    const int m_begin = static_cast<int>(tile / tiling.chunks % tiles_m) * tiling.block_m;
-    const int64_t pair = tile / tiling.chunks / tiles_m;
-    const int b = static_cast<int>(pair / p.num_heads), h = static_cast<int>(pair % p.num_heads);
-    if (tile != blockIdx.x) __syncthreads();  // the tile before has been read
-    ForwardBlock<E, kWidth, kPlain>(p, tiling, aligned, b, h, m_begin, chunk).run();
-    if (!p.cu_seqlens_q || m_begin > 0 || chunk > 0) continue;
-    const Rows rows = query_rows(p, b);
-    write_unowned_rows<T, Acc>(p, h, gap_before(rows, b));
-    write_unowned_rows<T, Acc>(p, h, gap_after(p.cu_seqlens_q, rows, b, p.batch, p.total_q));
+                         Alignment aligned, const __grid_constant__ RowShares shares,
+                         const __grid_constant__ TileQueue queue) {
+  const int64_t to_a_share = all_query_tiles(p, tiling);
+  for (BlockTiles tiles(queue, tiling, to_a_share * shares.count); tiles.next();) {
+    const int share = static_cast<int>(tiles.tile() / to_a_share);
+    const QueryTile at = query_tile_at(p, tiling, queue, tiles.tile() % to_a_share);
+    ForwardBlock<E, kWidth, kPlain>(p, tiling, aligned, shares, share, at.b, at.h, at.m_begin,
+                                    at.chunk)
+        .run();
+    if (at.m_begin == 0 && at.chunk == 0 && share == 0)
+      write_rows_beside<typename E::Element, typename E::Acc>(p, at.b, at.h);
   }
 }
 
 template <class E, int kWidth>
 void launch_attention_fwd(const AttentionProblem& p, bool plain, const Tiling& tiling,
-                          void* stream) {
-  const int64_t tiles =
-      p.batch * p.num_heads * ceil_div(p.seqlen_q, tiling.block_m) * tiling.chunks;
-  const auto kernel =
-      plain ? attention_fwd_kernel<E, kWidth, true> : attention_fwd_kernel<E, kWidth, false>;
-  launch("attention_fwd_kernel", kernel, tiles, tiling.warps * kWarp, tiling.shared_bytes, stream,
-         as_parameter(p), tiling, Alignment(p));
+                          const RowShares& shares, const TileQueue& queue, void* stream) {
+  const Problem problem = as_parameter(p);
+  if (queue.memory) order_query_tiles(problem, tiling, queue, stream);
+  launch_tiles(
+      "attention_fwd_kernel",
+      plain ? attention_fwd_kernel<E, kWidth, true> : attention_fwd_kernel<E, kWidth, false>,
+      all_query_tiles(p, tiling) * shares.count, tiling, queue, stream, problem, tiling,
+      Alignment(p), shares, queue);
 }
 
 }  // namespace crossmodal::cuda

@@ -9,6 +9,7 @@ namespace crossmodal::cuda {
 struct BackwardWorkspace {
   void* delta;
   double* dsink;  // each query's share of the sink's gradient; null: not wanted
+  void* scratch;  // as many bytes as attention_bwd_workspace says
 };
 
 struct BackwardProblem : Problem {
@@ -16,6 +17,7 @@ struct BackwardProblem : Problem {
   AssociateGradient associate;
   void* delta;
   double* row_dsink;
+  void* scratch;
   // delta is the sum over the rebuilt weights, not rowsum(dout * out): out was rounded, and the
   // gradients of biases and sinks are small differences.
   bool exact_delta;
@@ -29,6 +31,7 @@ inline BackwardProblem as_parameter(const AttentionProblem& p, const AttentionBa
   if (g.associate) problem.associate = *g.associate;
   problem.delta = workspace.delta;
   problem.row_dsink = workspace.dsink;
+  problem.scratch = workspace.scratch;
   problem.exact_delta = g.associate != nullptr || workspace.dsink != nullptr;
   for (int s = 0; s < p.num_sources; ++s)
     for (int t = 0; t < p.sources[s].num_terms; ++t)

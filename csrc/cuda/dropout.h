@@ -45,6 +45,17 @@ class Dropout {
   // What kept weights are multiplied with; 1 without dropout.
   __device__ Acc kept() const { return active_ ? kept_ : Acc(1); }
 
+  // Whether query i of head h drops key j, counted along the concatenation.
+  __device__ bool drops(const Problem& p, int64_t b, int64_t h, int i, int j) const {
+    const uint32_t pair = static_cast<uint32_t>(b * p.num_heads + h);
+    const PhiloxWords drawn =
+        philox(seed_, static_cast<uint32_t>(i), static_cast<uint32_t>(j / 4), pair);
+    // All are read first: an index known at run time alone would put them into memory.
+    const uint32_t w0 = drawn.word[0], w1 = drawn.word[1], w2 = drawn.word[2], w3 = drawn.word[3];
+    const uint32_t low = j & 1 ? w1 : w0, high = j & 1 ? w3 : w2;
+    return (j & 2 ? high : low) < threshold_;
+  }
+
   // A bit for each accumulator of this lane, bit 4 * t + e: set where query i drops key j. A tile
   // takes 32 blocks of four words: each lane draws one, and lanes exchange them. All lanes take
   // part.

@@ -33,10 +33,24 @@ inline int device_attribute(cudaDeviceAttr attribute) {
   check(cudaDeviceGetAttribute(&value, attribute, device), "cudaDeviceGetAttribute");
   return value;
 }
-inline size_t most_shared_bytes() {
-  return static_cast<size_t>(device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin));
+
+template <class... Parameters>
+void allow_shared_bytes(const char* name, void (*kernel)(Parameters...), size_t shared_bytes) {
+  if (shared_bytes <= kSharedBytesUnasked) return;
+  check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                             static_cast<int>(shared_bytes)),
+        name);
 }
-inline int multiprocessors() { return device_attribute(cudaDevAttrMultiProcessorCount); }
+
+// That the device holds.
+template <class... Parameters>
+int64_t blocks_at_once(const char* name, void (*kernel)(Parameters...), int threads,
+                       size_t shared_bytes) {
+  int blocks = 0;
+  check(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, kernel, threads, shared_bytes),
+        name);
+  return int64_t{std::max(1, blocks)} * device_attribute(cudaDevAttrMultiProcessorCount);
+}
 
 // Enqueues `tiles` blocks at most. Errors of a kernel that is still running surface at a later
 // call, as they do in torch: waiting for them here would stall the stream.
@@ -44,11 +58,7 @@ template <class... Parameters, class... Arguments>
 void launch(const char* name, void (*kernel)(Parameters...), int64_t tiles, int threads,
             size_t shared_bytes, void* stream, const Arguments&... arguments) {
   if (tiles == 0) return;  // an empty grid is an error to CUDA, not to us
-  if (shared_bytes > kSharedBytesUnasked) {
-    check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                               static_cast<int>(shared_bytes)),
-          name);
-  }
+  allow_shared_bytes(name, kernel, shared_bytes);
   cudaLaunchConfig_t config{};
   config.gridDim = dim3(static_cast<unsigned>(std::min(tiles, kMaxGridX)));
   config.blockDim = dim3(static_cast<unsigned>(threads));

@@ -29,6 +29,13 @@ __device__ __forceinline__ void copy_async(void* shared, const void* global, int
                : "memory");
 }
 
+// 16 bytes that nobody will read again, to registers.
+__device__ __forceinline__ void load_once(uint32_t (&r)[4], const void* global) {
+  asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+               : "l"(global));
+}
+
 // Closes a group of copies; wait_for_copies<n>() returns once all but the n latest groups are
 // there.
 __device__ __forceinline__ void commit_copies() {

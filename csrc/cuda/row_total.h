@@ -43,4 +43,10 @@ __device__ inline RowTotal<Acc> row_total(const Problem& p, int64_t b, int64_t h
   return {top, total, top + natural_log(total), reciprocal(total)};
 }
 
+template <class Acc>
+__device__ inline RowTotal<Acc> row_total(const Problem& p, bool plain, int64_t b, int64_t h,
+                                          Acc top, Acc sum) {
+  return plain ? row_total<true>(p, b, h, top, sum) : row_total<false>(p, b, h, top, sum);
+}
+
 }  // namespace crossmodal::cuda

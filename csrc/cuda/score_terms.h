@@ -40,10 +40,32 @@ __device__ inline bool hides_key(const ScoreTerm& term, int64_t b, int64_t h, in
   return term_value<double>(term, term_offset(term, b, h, i, j)) == minus_infinity<double>();
 }
 
-// score + factor * term, -inf where the term hides; -inf stays.
+// fn(value_at), where value_at(at) is term_value<Acc>(term, at): its type is asked for once.
+template <class Acc, class Fn>
+__device__ __forceinline__ void with_values(const ScoreTerm& term, Fn fn) {
+  const auto* data = term.data;
+  switch (term.type) {
+    case TermType::kFloat32:
+      return fn([=](int64_t at) -> Acc { return static_cast<const float*>(data)[at]; });
+    case TermType::kBFloat16:
+      return fn(
+          [=](int64_t at) -> Acc { return to_float(static_cast<const BFloat16*>(data)[at]); });
+    case TermType::kFloat16:
+      return fn([=](int64_t at) -> Acc { return to_float(static_cast<const Float16*>(data)[at]); });
+    case TermType::kFloat64:
+      return fn([=](int64_t at) -> Acc {
+        return static_cast<Acc>(static_cast<const double*>(data)[at]);
+      });
+    default:
+      return fn([=](int64_t at) -> Acc {
+        return static_cast<const uint8_t*>(data)[at] ? Acc(0) : minus_infinity<Acc>();
+      });
+  }
+}
+
+// score + factor * value of a term, -inf where the term hides; -inf stays.
 template <class Acc>
-__device__ inline Acc with_term(Acc score, const ScoreTerm& term, Acc factor, int64_t at) {
-  const Acc value = term_value<Acc>(term, at);
+__device__ inline Acc with_term(Acc score, Acc factor, Acc value) {
   const bool hidden = value == minus_infinity<Acc>() || score == minus_infinity<Acc>();
   return hidden ? minus_infinity<Acc>() : score + factor * value;
 }

@@ -18,6 +18,26 @@ template <class Acc, bool kPlain>
 __device__ __forceinline__ Acc exponent_factor(const Problem& p) {
   return static_cast<Acc>(kPlain ? kLog2E * p.scale : kLog2E);
 }
+template <class Acc>
+__device__ __forceinline__ Acc exponent_factor(const Problem& p, bool plain) {
+  return plain ? exponent_factor<Acc, true>(p) : exponent_factor<Acc, false>(p);
+}
+
+// One product to its score, of a query and a key that the band and lengths let see each other.
+template <class Acc>
+__device__ __forceinline__ Acc product_to_score(const Problem& p, const KeySource& source, int b,
+                                                int h, int i, int j, Acc product, Acc* slope) {
+  Acc score = product * static_cast<Acc>(p.scale);
+  if (p.softcap > 0)
+    score =
+        soft_cap(score, static_cast<Acc>(p.softcap), static_cast<Acc>(p.inverse_softcap), slope);
+  for (int t = 0; t < source.num_terms; ++t) {
+    const ScoreTerm& term = source.terms[t];
+    score = with_term(score, static_cast<Acc>(term.factor),
+                      term_value<Acc>(term, term_offset(term, b, h, i, j)));
+  }
+  return score;
+}
 
 // Which rows and columns of a block of accumulators are what: queries by keys, or keys by queries.
 enum class Orientation { kQueriesByKeys, kKeysByQueries };
@@ -89,8 +109,10 @@ __device__ __forceinline__ void products_to_scores(const Problem& p, const Band&
     for (int t = 0; t < source.num_terms; ++t) {
       const ScoreTerm& term = source.terms[t];
       const Acc factor = static_cast<Acc>(term.factor);
-      block.for_each_of(s, term.stride, [&](Acc& x, int i, int j, int64_t at) {
-        if (block.holds(i, j)) x = with_term(x, term, factor, at);
+      with_values<Acc>(term, [&](auto value_at) {
+        block.for_each_of(s, term.stride, [&](Acc& x, int i, int j, int64_t at) {
+          if (block.holds(i, j)) x = with_term(x, factor, value_at(at));
+        });
       });
     }
   }

@@ -26,14 +26,20 @@ struct KeyBlock {
   __device__ bool holds(int key) const { return key >= 0 && key < begin + count; }
 };
 
+// Which blocks of a walk are one's own where several share it: every `of`-th, so that all get as
+// many, whatever the lengths are.
+struct Share {
+  int index, of;
+};
+
 // Blocks of at most block_n keys, one source after the other, over what queries [i_first, i_last]
 // of sample b reach. With dropout they begin at multiples of 4 along the concatenation, where words
 // of random bits do, if need be before the first key.
 class KeyWalk {
  public:
   __device__ KeyWalk(const Problem& p, int64_t b, const Band& band, int i_first, int i_last,
-                     int block_n)
-      : p_(p), b_(b), block_n_(block_n) {
+                     int block_n, Share share = {0, 1})
+      : p_(p), b_(b), block_n_(block_n), others_(share.index), of_(share.of) {
     enter(0);
     if (band.open) return;
     position_ = align(max(0, min(end_, i_first + band.first)));
@@ -41,8 +47,14 @@ class KeyWalk {
   }
 
   __device__ KeyBlock next() {
-    while (max(position_, 0) >= end_ && source_ + 1 < p_.num_sources) enter(source_ + 1);
-    if (max(position_, 0) >= end_) return {source_, 0, 0};
+    for (int left = blocks_left(); others_ >= left; left = blocks_left()) {
+      position_ = end_;
+      if (source_ + 1 == p_.num_sources) return {source_, 0, 0};
+      others_ -= left;
+      enter(source_ + 1);
+    }
+    position_ += others_ * block_n_;
+    others_ = of_ - 1;
     const KeyBlock block = {source_, position_, min(block_n_, end_ - position_)};
     position_ += block.count;
     return block;
@@ -57,10 +69,15 @@ class KeyWalk {
   __device__ int align(int position) const {
     return p_.dropout_p > 0 ? position - (key_offset(p_, source_) + position) % 4 : position;
   }
+  // Of this source, own ones or not.
+  __device__ int blocks_left() const {
+    return max(position_, 0) < end_ ? (end_ - position_ + block_n_ - 1) / block_n_ : 0;
+  }
 
   const Problem& p_;
   int64_t b_;
   int block_n_;
+  int others_, of_;  // blocks of others before one's next
   int source_, position_, end_;
 };
 

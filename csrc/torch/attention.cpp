@@ -74,7 +74,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> attention_fwd(
   p.mass = return_mass ? mass.mutable_data_ptr() : nullptr;
   const Tensor statistics = empty_statistics(query, p.dtype, lse.numel(), for_backward);
   if (for_backward) bind_statistics(statistics, lse.numel(), &p);
-  kernels->attention_fwd(p);
+  kernels->attention_fwd(p, query);
   return {out, lse, mass, statistics};
 }
 
@@ -96,7 +96,7 @@ Tensor attention_plain(const Tensor& query, const Tensor& key, const Tensor& val
   const Tensor out = empty_in_order_of(query, p.seqlen_q, p.head_dim_v);
   p.out = out.mutable_data_ptr();
   row_strides(out, p.out_stride);
-  kernels->attention_fwd(p);
+  kernels->attention_fwd(p, query);
   return out;
 }
 
@@ -161,7 +161,7 @@ std::tuple<Tensor, Tensor, Tensor> attention_varlen_fwd(
   p.lse = lse.mutable_data_ptr();
   const Tensor statistics = empty_statistics(query, p.dtype, lse.numel(), for_backward);
   if (for_backward) bind_statistics(statistics, lse.numel(), &p);
-  kernels->attention_fwd(p);
+  kernels->attention_fwd(p, query);
   return {out, lse, statistics};
 }
 

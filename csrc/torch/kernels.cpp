@@ -23,7 +23,9 @@ class GuardedKernels final : public Kernels {
       : guard_(device), kernels_(cuda_kernels(current_cuda_stream(device))) {}
 
   bool read_on_host() const override { return kernels_->read_on_host(); }
-  void attention_fwd(const AttentionProblem& p) const override { kernels_->attention_fwd(p); }
+  void attention_fwd(const AttentionProblem& p, const Tensor& like) const override {
+    kernels_->attention_fwd(p, like);
+  }
   TermGradients attention_bwd(const GradientInputs& inputs, BoundAttention* bound,
                               AttentionBackward* g) const override {
     return kernels_->attention_bwd(inputs, bound, g);

@@ -21,7 +21,9 @@ class Kernels {
   // Whether this thread may read what tensors hold: lengths, offsets, a seed.
   virtual bool read_on_host() const = 0;
 
-  virtual void attention_fwd(const AttentionProblem& problem) const = 0;
+  // `like` is of the problem's device: what else is needed is allocated there.
+  virtual void attention_fwd(const AttentionProblem& problem,
+                             const torch::stable::Tensor& like) const = 0;
   // Allocates what it needs beside the gradients that are bound already, runs, and returns the
   // gradients of terms and sink.
   virtual TermGradients attention_bwd(const GradientInputs& inputs, BoundAttention* bound,

@@ -87,7 +87,7 @@ class CpuKernels final : public Kernels {
  public:
   bool read_on_host() const override { return true; }
 
-  void attention_fwd(const AttentionProblem& p) const override {
+  void attention_fwd(const AttentionProblem& p, const Tensor&) const override {
     cpu::attention_fwd(p, torch_threads());
   }
 

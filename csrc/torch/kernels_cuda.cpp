@@ -34,6 +34,12 @@ Tensor sink_gradient(const Tensor& sink, const Tensor& shares) {
   return torch::stable::copy_(gradient, torch::stable::view(sums, {sink.size(0), sink.size(1)}));
 }
 
+// Memory that lives as long as its kernels are enqueued: torch's allocator reuses it in the order
+// of the stream.
+Tensor bytes(const Tensor& like, size_t count) {
+  return torch::stable::new_empty(like, {static_cast<int64_t>(count)}, ScalarType::Byte);
+}
+
 // How a term's gradient comes about: what kernels write, and over which dimensions of it the caller
 // sums.
 struct TermWorkspace {
@@ -77,7 +83,10 @@ class CudaKernels final : public Kernels {
 
   bool read_on_host() const override { return false; }
 
-  void attention_fwd(const AttentionProblem& p) const override { cuda::attention_fwd(p, stream_); }
+  void attention_fwd(const AttentionProblem& p, const Tensor& like) const override {
+    const Tensor workspace = bytes(like, cuda::attention_fwd_workspace(p));
+    cuda::attention_fwd(p, workspace.mutable_data_ptr(), stream_);
+  }
 
   TermGradients attention_bwd(const GradientInputs& in, BoundAttention* bound,
                               AttentionBackward* g) const override {
@@ -92,7 +101,7 @@ class CudaKernels final : public Kernels {
         p.cu_seqlens_q ? p.num_heads * p.total_q : p.batch * p.num_heads * p.seqlen_q;
     const Tensor delta = torch::stable::new_empty(in.query, {rows}, accumulator_type(p.dtype));
     Tensor shares = nothing(in.query);
-    cuda::BackwardWorkspace workspace{delta.mutable_data_ptr(), nullptr};
+    cuda::BackwardWorkspace workspace{delta.mutable_data_ptr(), nullptr, nullptr};
     if (in.wants_sink()) {
       const std::vector<int64_t> shape =
           p.cu_seqlens_q ? std::vector<int64_t>{1, p.num_heads, p.total_q}
@@ -100,6 +109,8 @@ class CudaKernels final : public Kernels {
       shares = torch::stable::new_zeros(in.query, shape, ScalarType::Double);
       workspace.dsink = static_cast<double*>(shares.mutable_data_ptr());
     }
+    const Tensor scratch = bytes(in.query, cuda::attention_bwd_workspace(p, *g, workspace));
+    workspace.scratch = scratch.mutable_data_ptr();
     cuda::attention_bwd(p, *g, workspace, stream_);
 
     TermGradients gradients{{}, nothing(in.query)};
@@ -117,9 +128,10 @@ class CudaKernels final : public Kernels {
 
   void associate(const AttentionProblem& p, const AssociateProblem& a,
                  const Tensor& weights) const override {
+    const Tensor workspace = bytes(weights, cuda::associate_workspace(p));
     cuda::associate(p, a,
                     weights.numel() * (p.dtype == DType::kFloat64 ? sizeof(double) : sizeof(float)),
-                    stream_);
+                    workspace.mutable_data_ptr(), stream_);
   }
 
   void weighted_sum_fwd(const WeightedSumProblem& p) const override {

@@ -68,7 +68,7 @@ std::tuple<Tensor, Tensor> softmax_weighted_sum_fwd(const Tensor& scores, const 
   const int64_t rows = p.batch * p.num_heads * p.seqlen_q;
   const Tensor statistics = empty_statistics(values, p.dtype, rows, for_backward);
   if (for_backward) bind_statistics(statistics, rows, &p);
-  kernels->attention_fwd(p);
+  kernels->attention_fwd(p, values);
   return {out, statistics};
 }
 

@@ -19,20 +19,16 @@ class Bug:
 FORWARD = (
     Bug("keys end one too late", "visible_keys.h", "key < begin + count", "key <= begin + count"),
     Bug("keys begin before the first", "visible_keys.h", "key >= 0 && key", "key"),
-    Bug("copies are not waited for", "attention_fwd.h", "wait_for_copies<1>();", "wait_for_copies<2>();"),
-    Bug(
-        "no barrier before a block is read",
-        "attention_fwd.h",
-        "      __syncthreads();\n      if (alive) step",
-        "      if (alive) step",
-    ),
+    Bug("copies are not waited for", "block_pipeline.h", "wait_for_copies<1>();", "wait_for_copies<2>();"),
+    Bug("no barrier before a block is read", "block_pipeline.h", "__syncthreads();\n step(block", "step(block"),
     Bug(
         "no barrier before a stage is reused",
-        "attention_fwd.h",
-        "dropout, factor);\n      __syncthreads();",
-        "dropout, factor);",
+        "block_pipeline.h",
+        "stage ^ 1 : 0);\n __syncthreads();",
+        "stage ^ 1 : 0);",
     ),
-    Bug("a stage is loaded while it is read", "attention_fwd.h", "? stage ^ 1 : 0", "? stage : 0"),
+    Bug("a stage is loaded while it is read", "block_pipeline.h", "stage ^= ahead)", "stage ^= 0)"),
+    Bug("the last block is lost", "block_pipeline.h", "next.count > 0 || before.count > 0", "next.count > 0"),
     Bug("flags of keys are shared by stages", "attention_fwd.h", "+ mass) + stage * kBlockN;", "+ mass);"),
     Bug(
         "the output leaves before it is there",
@@ -47,17 +43,20 @@ FORWARD = (
         "o_[n][e] *= correction[e / 2];",
         "o_[n][e] *= correction[e % 2];",
     ),
-    Bug("a quarter of a row's sum", "attention_fwd.h", "sum_of_quad(softmax_.sum[r].value)", "softmax_.sum[r].value"),
+    Bug(
+        "a quarter of a row's sum",
+        "attention_fwd.h",
+        "sum_of_quad(softmax_.sum[r].value);\n      const bool exists",
+        "softmax_.sum[r].value;\n      const bool exists",
+    ),
     Bug(
         "mass keeps its old maximum",
         "attention_fwd.h",
-        "share.sum * shift * total.inverse",
-        "share.sum * total.inverse",
+        "return mass.sum * exp2_of(shift);",
+        "return mass.sum;",
     ),
     Bug("mass of the last source is lost", "attention_fwd.h", "if (p_.mass && alive) end_source();", ""),
-    Bug(
-        "rows of no sample are not written", "attention_fwd.h", "if (!p.cu_seqlens_q || m_begin > 0", "if (m_begin >= 0"
-    ),
+    Bug("rows of no sample are not written", "attention_fwd.h", "at.chunk == 0 && share == 0)", "at.chunk == 1)"),
     Bug("padded queries are not written", "attention_fwd.h", "static_cast<int>(p_.seqlen_q);", "queries_.count;"),
     Bug(
         "values of the first columns only",
@@ -200,28 +199,25 @@ BACKWARD = (
     Bug(
         "row biases of the last source are lost",
         "attention_bwd_queries.h",
-        "if (!kDeltaOnly && alive && !kPlain && chunk_ == 0) end_source();",
+        "if (!for_delta && alive && !kPlain && chunk_ == 0) end_source();",
         "",
     ),
     Bug("row biases mix sources", "attention_bwd_queries.h", "source_sum_[r] = 0;", ""),
+    Bug("no barrier before rows are read", "block_pipeline.h", "__syncthreads();\n step(block", "step(block"),
+    Bug("key biases of a head reach the next", "attention_bwd_keys.h", "if (block.h != head) end_head(head);", ""),
     Bug(
-        "no barrier before keys are read",
-        "attention_bwd_queries.h",
-        "__syncthreads();\n      if (alive) step",
-        "if (alive) step",
+        "no barrier before rows are replaced",
+        "block_pipeline.h",
+        "stage ^ 1 : 0);\n __syncthreads();",
+        "stage ^ 1 : 0);",
     ),
     Bug(
-        "no barrier before queries are read",
+        "heads begin behind the first query in reach",
         "attention_bwd_keys.h",
-        "__syncthreads();\n      step(block, stage);",
-        "step(block, stage);",
+        "begin = first;\n ++h;",
+        "begin = first + kBlockQ;\n ++h;",
     ),
-    Bug(
-        "no barrier before queries are replaced",
-        "attention_bwd_keys.h",
-        "end_head(block.h);\n      __syncthreads();",
-        "end_head(block.h);",
-    ),
+    Bug("no exact delta", "attention_bwd_queries.h", "walks = is_exact ? 0 : 1;", "walks = 1;"),
     Bug(
         "one head of a group",
         "attention_bwd_keys.h",
@@ -290,4 +286,221 @@ SHORT = (
     ),
     Bug("the first block of queries only", "attention_bwd_short.h", "m_begin += queries.block_m", "m_begin += 1 << 20"),
     Bug("keys of the first source only", "attention_bwd_short.h", "s < p.num_sources; ++s", "s < 1; ++s"),
+)
+
+FEW_FORWARD = (
+    Bug("a key beyond the length", "attention_few_fwd.h", "there[u] = block.holds(j) &&", "there[u] ="),
+    Bug("hidden keys are read by few", "few_queries.h", "if (source.num_terms == 0) return true;", "return true;"),
+    Bug(
+        "columns beyond the width are read by few", "few_queries.h", "min(kPerChunk, from.width - column)", "kPerChunk"
+    ),
+    Bug("half of a row's product", "few_queries.h", "int d = t.lanes() / 2; d > 0", "int d = t.lanes() / 4; d > 0"),
+    Bug("the maximum of one group", "few_queries.h", "d < 32; d *= 2) x = larger", "d < 16; d *= 2) x = larger"),
+    Bug("the sum of half the groups", "few_queries.h", "d < 32; d *= 2)\n#pragma", "d < 16; d *= 2)\n#pragma"),
+    Bug(
+        "queries of the first head for all",
+        "few_queries.h",
+        "key_head * t.heads + row / seqlen_q",
+        "key_head * t.heads",
+    ),
+    Bug("queries beyond the length see keys", "few_queries.h", "!there || !is_query(r)", "!there"),
+    Bug("the band is forgotten", "few_queries.h", "(!band.open && band.hides(i[r], j))", "false"),
+    Bug(
+        "key heads by queries' heads",
+        "few_queries.h",
+        "key_head(p, source, key_head_ * t.heads)",
+        "key_head_ * t.heads",
+    ),
+    Bug("earlier sums keep their maximum", "attention_few_fwd.h", "o_[r][e] * correction[r] + sum", "o_[r][e] + sum"),
+    Bug("the first block loses its guard", "attention_few_fwd.h", "? Acc(0) : largest;", "? largest : largest;"),
+    Bug("dropout is forgotten", "attention_few_fwd.h", "if (dropout.active()) drop(block", "if (false) drop(block"),
+    Bug("dropout counts from each source", "attention_few_fwd.h", "offset = key_offset(p, block.source)", "offset = 0"),
+    Bug("words of a Philox block swapped", "dropout.h", "(j & 2 ? high : low)", "(j & 2 ? low : high)"),
+    Bug("mass of few: the last source", "attention_few_fwd.h", "if (p.mass) end_source();", ""),
+    Bug("mass of few: sources run together", "attention_few_fwd.h", "source_sum_[r] = {};", ""),
+    Bug("mass of few: not cleared", "attention_few_fwd.h", "if (p.mass) clear_mass();", ""),
+    Bug(
+        "no barrier before shares are put together",
+        "attention_few_fwd.h",
+        "leave_share();\n    __syncthreads();",
+        "leave_share();",
+    ),
+    Bug(
+        "shares of warps overlap", "attention_few_fwd.h", "(w * kRows + r) * row_share_size", "(w + r) * row_share_size"
+    ),
+    Bug(
+        "each warp walks all keys",
+        "attention_few_fwd.h",
+        "share_ * kFewWarps + warp, shares_",
+        "share_ * kFewWarps, shares_",
+    ),
+    Bug("blocks walk the same keys", "attention_few_fwd.h", "share_ * kFewWarps + warp, shares_", "warp, shares_"),
+    Bug(
+        "shares: the largest top is forgotten",
+        "row_shares.h",
+        "top = larger(top, share(n).top());",
+        "top = share(n).top();",
+    ),
+    Bug(
+        "shares: values are not scaled", "row_shares.h", "part.value(column) * shrink(part.top())", "part.value(column)"
+    ),
+    Bug("shares: sums are not scaled", "row_shares.h", "share(n).sum() * shrink(share(n).top())", "share(n).sum()"),
+    Bug("shares: mass is not scaled", "row_shares.h", "total += part.sum * shrink(part.top);", "total += part.sum;"),
+    Bug(
+        "shares: the last is lost",
+        "row_shares.h",
+        "for (int n = 0; n < count_; ++n) {\n const RowShare",
+        "for (int n = 0; n + 1 < count_; ++n) {\n const RowShare",
+    ),
+    Bug("merging forgets the dropped", "row_shares.h", "static_cast<Acc>(p.dropout_kept) : Acc(1)", "Acc(1) : Acc(1)"),
+    Bug("merged rows of other heads", "merge_rows.cu", "pair % p.num_heads", "pair % 1"),
+    Bug("packed rows are merged as padded ones", "merge_rows.cu", "p.cu_seqlens_q && i >= queries.count", "false"),
+)
+
+FEW_BACKWARD = (
+    Bug("a row of dK twice", "attention_few_bwd.h", "int next = share_.index * kFewWarps + warp;", "int next = warp;"),
+    Bug("blocks of a source are left out", "attention_few_bwd.h", "next -= blocks;", "next = warp;"),
+    Bug(
+        "keys beyond the length have no gradient",
+        "attention_few_bwd.h",
+        ": static_cast<int>(source.seqlen_k);\n const int block",
+        ": rows.count;\n const int block",
+    ),
+    Bug(
+        "keys beyond the length take part",
+        "attention_few_bwd.h",
+        "j < rows.count && block.holds(j) &&",
+        "block.holds(j) &&",
+    ),
+    Bug("dead queries of few", "attention_few_bwd.h", "&& !is_dead<Acc>(p_, b, h[r], queries, i[r])", ""),
+    Bug("few: delta is forgotten", "attention_few_bwd.h", "row.dmass - row.delta) * slope", "row.dmass) * slope"),
+    Bug(
+        "few: mass sends nothing back",
+        "attention_few_bwd.h",
+        "(gradient + row.dmass - row.delta)",
+        "(gradient - row.delta)",
+    ),
+    Bug("few: mass is not in delta", "attention_few_bwd.h", "delta[0] += static_cast", "delta[0] += 0 * static_cast"),
+    Bug("few: lse sends nothing back", "attention_few_bwd.h", "delta[0] -= static_cast", "delta[0] -= 0 * static_cast"),
+    Bug(
+        "few: mass of the first source for all",
+        "attention_few_bwd.h",
+        "* p_.num_sources + source];",
+        "* p_.num_sources];",
+    ),
+    Bug("few: the slope of the cap", "attention_few_bwd.h", "- row.delta) * slope;", "- row.delta);"),
+    Bug("few: dropped weights reach dv", "attention_few_bwd.h", "if (!drops) dv[e]", "dv[e]"),
+    Bug(
+        "few: dropped weights receive gradients",
+        "attention_few_bwd.h",
+        "drops ? Acc(0) : dp[r] * dropout.kept()",
+        "dp[r] * dropout.kept()",
+    ),
+    Bug(
+        "few: dropout is not scaled",
+        "attention_few_bwd.h",
+        "drops ? Acc(0) : dp[r] * dropout.kept()",
+        "drops ? Acc(0) : dp[r]",
+    ),
+    Bug("few: dk is not scaled", "attention_few_bwd.h", "store(dk, static_cast<Acc>(p_.scale),", "store(dk, Acc(1),"),
+    Bug("few: NaN behind a mask", "attention_few_bwd.h", "if (exponential == 0 || row.inverse == 0) continue;", ""),
+    Bug("few: dq of one warp", "attention_few_bwd.h", "w < kFewWarps; ++w) sum +=", "w < 1; ++w) sum +="),
+    Bug("few: dq of one group", "attention_few_bwd.h", "this->sum_over_groups(dq_[r]);", ""),
+    Bug("few: no barrier before dq", "attention_few_bwd.h", "leave_dq();\n    __syncthreads();", "leave_dq();"),
+    Bug(
+        "few: shares of dq overwrite each other",
+        "attention_few_bwd.h",
+        "((share_.index * p_.batch + b)",
+        "((0 * p_.batch + b)",
+    ),
+    Bug("few: dq of one share", "attention_few_bwd.h", "s < shares; ++s) sum +=", "s < 1; ++s) sum +="),
+    Bug(
+        "few: merged dq is not scaled",
+        "attention_few_bwd.h",
+        "rounded<T>(sum * static_cast<Acc>(p.scale))",
+        "rounded<T>(sum)",
+    ),
+    Bug(
+        "few: rows of no query", "attention_few_bwd.h", "clear_rows_of_no_query<E>(p, b, head * tiling.heads + h);", ";"
+    ),
+    Bug("few: rows of no key", "attention_few_bwd.h", "clear_rows_of_no_key<E>(p, p.source[s], b,", "(void)(b,"),
+)
+
+# Forward whose blocks share out the keys.
+SHARED = (
+    Bug("every share takes all keys", "attention_fwd.h", "kBlockN, {share_, shares_.count});", "kBlockN);"),
+    Bug("others' blocks are not skipped", "visible_keys.h", "others_ = of_ - 1;", "others_ = 0;"),
+    Bug("a source begins with a block too many", "visible_keys.h", "others_ -= left;", ""),
+    Bug(
+        "a quarter of a share's sum",
+        "attention_fwd.h",
+        "const Acc sum = sum_of_quad(softmax_.sum[r].value);\n      if (i",
+        "const Acc sum = softmax_.sum[r].value;\n      if (i",
+    ),
+    Bug("mass of shares is left out", "attention_fwd.h", "share.set_mass(s, mass_of(row, s));", ";"),
+    Bug(
+        "columns of the first chunk for all shares",
+        "attention_fwd.h",
+        "const int column = first_column_ + n * 8",
+        "const int column = n * 8",
+    ),
+    Bug("columns beyond the width are shared", "attention_fwd.h", "if (column < p_.head_dim_v) share", "share"),
+    Bug(
+        "the share's number is its tile's",
+        "attention_fwd.h",
+        "tiles.tile() / to_a_share)",
+        "tiles.tile() % shares.count)",
+    ),
+)
+
+QUEUED = (
+    Bug("the queue begins late", "order_tiles.cu", "*queue.counter() = 0;", "*queue.counter() = 1;"),
+    Bug("two samples in one place", "order_tiles.cu", "work[other] == own.work && other < entry", "false"),
+    Bug("ends are not summed", "order_tiles.cu", "ends[entry] += before;", ""),
+    Bug("no barrier before work is compared", "order_tiles.cu", "  __syncthreads();\n  int place", "  int place"),
+    Bug(
+        "no barrier within a sum",
+        "order_tiles.cu",
+        "__syncthreads();\n if (exists) ends[entry] += before;",
+        "if (exists) ends[entry] += before;",
+    ),
+    Bug("a tile of the sample before", "tile_queue.h", "queue.ends()[middle] > tile", "queue.ends()[middle] >= tile"),
+    Bug("no barrier before a number is drawn", "tile_queue.h", "if (!first_) __syncthreads();", ""),
+    Bug(
+        "no barrier behind a number",
+        "tile_queue.h",
+        "queue_.counter(), 1);\n      __syncthreads();",
+        "queue_.counter(), 1);",
+    ),
+    Bug("every thread draws", "tile_queue.h", "if (threadIdx.x == 0) *slot_", "*slot_"),
+    Bug(
+        "samples without queries have no tile",
+        "query_tiles.h",
+        "return max(1, static_cast<int>(ceil_div(rows, tiling.block_m)));",
+        "return static_cast<int>(ceil_div(rows, tiling.block_m));",
+    ),
+    Bug(
+        "tiles of the longest sample for all",
+        "query_tiles.h",
+        "p.cu_seqlens_q ? query_rows(p, b).count : static_cast<int>(p.seqlen_q)",
+        "query_rows(p, 0).count",
+    ),
+    Bug(
+        "keys: samples without keys have no tile",
+        "key_tiles.h",
+        "return max(1, static_cast<int>(ceil_div(keys, block_m)));",
+        "return static_cast<int>(ceil_div(keys, block_m));",
+    ),
+    Bug(
+        "keys: sources mixed up",
+        "key_tiles.h",
+        "at.entry / batch, b = at.entry % batch;",
+        "at.entry % p.num_sources, b = at.entry / p.num_sources;",
+    ),
+    Bug(
+        "keys: tiles begin between words",
+        "key_tiles.h",
+        "* tiling.block_m - keys_before_source(p, offset);\n  return",
+        "* tiling.block_m;\n  return",
+    ),
 )

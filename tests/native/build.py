@@ -36,7 +36,9 @@ def build_kernels(folder: Path, csrc: Path, sources: Sequence[str]) -> Path:
 
 
 def cuda_sources() -> list[str]:
-    return sorted(str(path.relative_to(ROOT / "csrc")) for path in (ROOT / "csrc").glob("cuda/**/*.cu"))
+    """Kernels, and the plain C++ that chooses among them."""
+    csrc = ROOT / "csrc"
+    return sorted(str(path.relative_to(csrc)) for path in (*csrc.glob("cuda/**/*.cu"), *csrc.glob("cuda/*.cpp")))
 
 
 def _stem(source: str) -> str:

@@ -64,6 +64,48 @@ SHORT = replace(
     modalities=(Modality(33, torch.int64), Modality(9), Modality(70, torch.int32)),
 )
 
+# Few blocks of queries: several blocks share out their keys.
+OPERANDS = frozenset({"query", "key", "value"})
+SHARED = replace(
+    TRIO,
+    batch=1,
+    heads=1,
+    seqlen_q=13,
+    modalities=(Modality(260, torch.int64, mask=KEY_MASK), Modality(140, bias=DENSE_BIAS), Modality(90, torch.int32)),
+)
+SHARED_WIDE = replace(
+    SHARED, modalities=(Modality(260),), head_dim=136, head_dim_v=184, dropout_p=0.3, asked=frozenset({"out", "lse"})
+)
+SHARED_PACKED = Varlen((9, 0, 17), (300, 7, 260), beyond_q=3, beyond_k=2, heads=1, head_dim=64, head_dim_v=64)
+
+# Ragged batches of more tiles than the device holds at once.
+QUEUED = replace(
+    TRIO,
+    batch=5,
+    modalities=(Modality(40, torch.int64, mask=KEY_MASK), Modality(9), Modality(90, torch.int32)),
+    query_lengths=torch.int32,
+    dropout_p=0.2,
+    seqlen_q=70,
+)
+QUEUED_PACKED = Varlen(
+    (33, 0, 70, 5, 40), (80, 7, 0, 150, 3), beyond_q=3, beyond_k=2, heads=3, head_dim=64, head_dim_v=64, poisoned=True
+)
+
+# One query, and few, to a head of keys; biases without a gradient, which would take the other kernels.
+ONE = replace(TRIO, seqlen_q=1, head_dim=64, head_dim_v=64, differentiated=OPERANDS)
+ONE_LONG = replace(ONE, batch=1, modalities=(Modality(700),), heads=2, head_dim=72, head_dim_v=40)
+ONE_OF_MANY = replace(ONE, batch=8, heads=4, modalities=(Modality(197),), poisoned=False)
+FEW = replace(TRIO, seqlen_q=3, differentiated=OPERANDS, query_lengths=torch.int32)
+FEW_WIDE = replace(ONE_LONG, seqlen_q=2, head_dim=256, head_dim_v=130)
+FEW_NARROW = replace(ONE_LONG, seqlen_q=2, head_dim=3, head_dim_v=5)
+FEW_GROUPED = replace(MASKED, seqlen_q=2, differentiated=OPERANDS)
+FEW_IN_TILES = replace(FEW_GROUPED, seqlen_q=4)
+FEW_CAUSAL = replace(WINDOW, seqlen_q=3, window_size=(60, 3))
+FEW_OPTIONS = replace(OPTIONS, seqlen_q=2, differentiated=OPERANDS)
+FEW_DROPOUT = replace(DROPOUT, seqlen_q=2, differentiated=OPERANDS)
+FEW_PACKED = Varlen((1, 0, 4, 2), (80, 7, 0, 150), beyond_q=3, beyond_k=2, heads=2, head_dim=64, head_dim_v=64)
+FEW_EMPTY = replace(EMPTY, seqlen_q=1, differentiated=OPERANDS)
+
 
 PROBLEMS = {name: problem for name, problem in globals().items() if isinstance(problem, Fusion | Varlen)}
 

@@ -16,12 +16,27 @@ from tests.native.build import ROOT, build_kernels
 from tests.native.emulated import MODES
 from tests.native.problems import PROBLEMS, forward_only, masked_keys_may_be_nan
 
+
+def problems_of(*beginnings):
+    return [name for name in PROBLEMS if name.startswith(beginnings)]
+
+
 # head_dim above 128 takes several panels and chunks: an instance of its own.
-NARROW = [name for name in PROBLEMS if name not in ("WIDE", "SHORT")]
-FORWARD = ("cuda/attention_fwd/f16_64.cu", NARROW)
-FORWARD_WIDE = ("cuda/attention_fwd/f16_128.cu", ["WIDE"])
-BACKWARD = ("cuda/attention_bwd/f16_64.cu", NARROW)
-SHORT = ("cuda/attention_bwd_short/f16_64.cu", ["SHORT"])
+OTHERS = problems_of("WIDE", "SHORT", "SHARED", "QUEUED", "ONE", "FEW")
+NARROW = [name for name in PROBLEMS if name not in OTHERS]
+FORWARD = (["cuda/attention_fwd/f16_64.cu"], NARROW)
+FORWARD_WIDE = (["cuda/attention_fwd/f16_128.cu"], ["WIDE"])
+BACKWARD = (["cuda/attention_bwd/f16_64.cu"], NARROW)
+SHORT = (["cuda/attention_bwd_short/f16_64.cu"], ["SHORT"])
+FEW = (["cuda/attention_few/f16.cu", "cuda/merge_rows.cu"], problems_of("ONE", "FEW"))
+SHARED = (
+    ["cuda/attention_fwd/f16_64.cu", "cuda/attention_fwd/f16_128.cu", "cuda/merge_rows.cu"],
+    problems_of("SHARED"),
+)
+QUEUED = (
+    ["cuda/order_tiles.cu", "cuda/attention_fwd/f16_64.cu", "cuda/attention_bwd/f16_64.cu"],
+    problems_of("QUEUED", "PACKED"),
+)
 
 
 def checks_of(names, *, backward):
@@ -83,35 +98,67 @@ def first_failure(emulator, kernels, checks):
     return last
 
 
-def is_noticed(emulator, bug, folder, source, checks):
-    kernels = build_kernels(folder, with_bug(bug, folder / "csrc"), [source])
+def is_noticed(emulator, bug, folder, sources, checks):
+    kernels = build_kernels(folder, with_bug(bug, folder / "csrc"), sources)
     return first_failure(emulator, kernels, checks) is not None
 
 
 @pytest.mark.parametrize("bug", bugs.FORWARD, ids=lambda bug: bug.name)
 def test_forward_bug_is_noticed(emulator, emulated_once, bug, tmp_path):
-    source, names = FORWARD_WIDE if bug.wide else FORWARD
-    assert is_noticed(emulator, bug, tmp_path, source, checks_of(names, backward=False))
+    sources, names = FORWARD_WIDE if bug.wide else FORWARD
+    assert is_noticed(emulator, bug, tmp_path, sources, checks_of(names, backward=False))
 
 
 @pytest.mark.parametrize("bug", bugs.BACKWARD, ids=lambda bug: bug.name)
 def test_backward_bug_is_noticed(emulator, emulated_once, bug, tmp_path):
-    source, names = BACKWARD
-    assert is_noticed(emulator, bug, tmp_path, source, checks_of(names, backward=True))
+    sources, names = BACKWARD
+    assert is_noticed(emulator, bug, tmp_path, sources, checks_of(names, backward=True))
 
 
 @pytest.mark.parametrize("bug", bugs.SHORT, ids=lambda bug: bug.name)
 def test_bug_of_short_backward_is_noticed(emulator, emulated_once, bug, tmp_path):
-    source, names = SHORT
-    assert is_noticed(emulator, bug, tmp_path, source, checks_of(names, backward=True))
+    sources, names = SHORT
+    assert is_noticed(emulator, bug, tmp_path, sources, checks_of(names, backward=True))
+
+
+@pytest.mark.parametrize("bug", bugs.FEW_FORWARD, ids=lambda bug: bug.name)
+def test_bug_of_few_queries_forward_is_noticed(emulator, emulated_once, bug, tmp_path):
+    sources, names = FEW
+    assert is_noticed(emulator, bug, tmp_path, sources, checks_of(names, backward=False))
+
+
+@pytest.mark.parametrize("bug", bugs.FEW_BACKWARD, ids=lambda bug: bug.name)
+def test_bug_of_few_queries_backward_is_noticed(emulator, emulated_once, bug, tmp_path):
+    sources, names = FEW
+    assert is_noticed(emulator, bug, tmp_path, sources, checks_of(names, backward=True))
+
+
+@pytest.mark.parametrize("bug", bugs.SHARED, ids=lambda bug: bug.name)
+def test_bug_of_shared_keys_is_noticed(emulator, emulated_once, bug, tmp_path):
+    sources, names = SHARED
+    assert is_noticed(emulator, bug, tmp_path, sources, checks_of(names, backward=False))
+
+
+@pytest.mark.parametrize("bug", bugs.QUEUED, ids=lambda bug: bug.name)
+def test_bug_of_queued_tiles_is_noticed(emulator, emulated_once, bug, tmp_path):
+    sources, names = QUEUED
+    assert is_noticed(emulator, bug, tmp_path, sources, checks_of(names, backward=True))
 
 
 @pytest.mark.parametrize(
     ("sources", "backward"),
-    [(FORWARD, False), (FORWARD_WIDE, False), (BACKWARD, True), (SHORT, True)],
-    ids=["forward", "wide", "backward", "short"],
+    [
+        (FORWARD, False),
+        (FORWARD_WIDE, False),
+        (BACKWARD, True),
+        (SHORT, True),
+        (FEW, True),
+        (SHARED, False),
+        (QUEUED, True),
+    ],
+    ids=["forward", "wide", "backward", "short", "few", "shared", "queued"],
 )
 def test_without_a_bug_nothing_is_noticed(emulator, emulated_once, sources, backward, tmp_path):
-    source, names = sources
-    kernels = build_kernels(tmp_path, ROOT / "csrc", [source])
+    files, names = sources
+    kernels = build_kernels(tmp_path, ROOT / "csrc", files)
     assert first_failure(emulator, kernels, checks_of(names, backward=backward)) is None

@@ -5,7 +5,7 @@ namespace crossmodal::cuda {
 template void launch_attention_bwd<MmaEngine<BFloat16>, 64>(const AttentionProblem&,
                                                             const AttentionBackward&,
                                                             const BackwardWorkspace&,
-                                                            const BackwardTiling&, void*);
+                                                            const BackwardTiling&, bool, void*);
 template void launch_attention_bwd_terms<MmaEngine<BFloat16>, 64>(const AttentionProblem&,
                                                                   const AttentionBackward&,
                                                                   const BackwardWorkspace&,

@@ -3,6 +3,7 @@
 namespace crossmodal::cuda {
 
 template void launch_attention_fwd<MmaEngine<Float16>, 64>(const AttentionProblem&, bool,
-                                                           const Tiling&, void*);
+                                                           const Tiling&, const RowShares&,
+                                                           const TileQueue&, void*);
 
 }  // namespace crossmodal::cuda

@@ -9,8 +9,11 @@
 namespace emulator {
 
 struct EntryPoints {
+  decltype(&crossmodal::cuda::attention_fwd_workspace) attention_fwd_workspace;
   decltype(&crossmodal::cuda::attention_fwd) attention_fwd;
+  decltype(&crossmodal::cuda::attention_bwd_workspace) attention_bwd_workspace;
   decltype(&crossmodal::cuda::attention_bwd) attention_bwd;
+  decltype(&crossmodal::cuda::associate_workspace) associate_workspace;
   decltype(&crossmodal::cuda::associate) associate;
   decltype(&crossmodal::cuda::weighted_sum_fwd) weighted_sum_fwd;
   decltype(&crossmodal::cuda::weighted_sum_bwd) weighted_sum_bwd;

@@ -33,16 +33,26 @@ namespace crossmodal {
 
 namespace cuda {
 
-void attention_fwd(const AttentionProblem& problem, void* stream) {
-  kernels->attention_fwd(problem, stream);
+size_t attention_fwd_workspace(const AttentionProblem& problem) {
+  return kernels->attention_fwd_workspace(problem);
+}
+void attention_fwd(const AttentionProblem& problem, void* workspace, void* stream) {
+  kernels->attention_fwd(problem, workspace, stream);
+}
+size_t attention_bwd_workspace(const AttentionProblem& problem, const AttentionBackward& gradients,
+                               const BackwardWorkspace& workspace) {
+  return kernels->attention_bwd_workspace(problem, gradients, workspace);
 }
 void attention_bwd(const AttentionProblem& problem, const AttentionBackward& gradients,
                    const BackwardWorkspace& workspace, void* stream) {
   kernels->attention_bwd(problem, gradients, workspace, stream);
 }
+size_t associate_workspace(const AttentionProblem& problem) {
+  return kernels->associate_workspace(problem);
+}
 void associate(const AttentionProblem& problem, const AssociateProblem& request,
-               size_t weights_bytes, void* stream) {
-  kernels->associate(problem, request, weights_bytes, stream);
+               size_t weights_bytes, void* workspace, void* stream) {
+  kernels->associate(problem, request, weights_bytes, workspace, stream);
 }
 void weighted_sum_fwd(const WeightedSumProblem& problem, void* stream) {
   kernels->weighted_sum_fwd(problem, stream);

@@ -29,6 +29,11 @@ inline void copy_async(void* shared, const void* global, int bytes) {
     if (bytes > 0) std::memcpy(shared, global, bytes);
   });
 }
+inline void load_once(uint32_t (&r)[4], const void* global) {
+  if (reinterpret_cast<uintptr_t>(global) % 16 != 0)
+    ::emulator::fail("a load of 16 bytes from a misaligned address");
+  std::memcpy(r, global, 16);
+}
 inline void commit_copies() { ::emulator::commit_copies(); }
 template <int kGroupsLeft>
 void wait_for_copies() {

@@ -1,0 +1,14 @@
+// What of a GPU decides which kernels run.
+#pragma once
+
+#include <cstddef>
+
+namespace crossmodal::cuda {
+
+struct Device {
+  int arch;  // 80, 86, 90
+  int multiprocessors;
+  size_t shared_bytes;  // that a block may ask for
+};
+
+}  // namespace crossmodal::cuda

@@ -1,0 +1,333 @@
+#include "cuda/plan.h"
+
+#include <algorithm>
+
+#include "cuda/problem.h"
+
+namespace crossmodal::cuda {
+namespace {
+
+constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// What the pass over keys can hold in 99 KB of shared memory, the least that a device since sm_80
+// has, with rows of 16 keys and queries.
+constexpr int64_t most_head_dim(DType dtype) { return dtype == DType::kFloat64 ? 192 : 256; }
+
+size_t accumulator_size(DType dtype) { return dtype == DType::kFloat64 ? 8 : 4; }
+
+// fn(CompiledWidths<the dtype>{}).
+template <class Fn>
+auto with_widths(DType dtype, Fn fn) {
+  switch (dtype) {
+    case DType::kFloat32:
+      return fn(CompiledWidths<DType::kFloat32>{});
+    case DType::kFloat64:
+      return fn(CompiledWidths<DType::kFloat64>{});
+    default:
+      return fn(CompiledWidths<DType::kBFloat16>{});
+  }
+}
+
+int64_t columns_of(const AttentionProblem& p) { return std::max(p.head_dim, p.head_dim_v); }
+
+std::string more(const char* what, int64_t came, int64_t most) {
+  return std::string(what) + " " + std::to_string(came) + " is more than " + std::to_string(most);
+}
+
+// -- tiles ---------------------------------------------------------------------------------------
+
+// Blocks of equal height, as few as hold all queries.
+int fewest_warps(int64_t seqlen_q) {
+  const int64_t tiles = std::max<int64_t>(1, ceil_div(seqlen_q, kWarpRows));
+  return static_cast<int>(ceil_div(tiles, ceil_div(tiles, kMostWarps)));
+}
+
+// The first of these that fits the device: full blocks with loads behind products, then less.
+template <class SharedBytes>
+Tiling fitting(Tiling t, int most_warps, const Device& device, SharedBytes shared_bytes) {
+  for (int warps = most_warps;; warps = (warps + 1) / 2) {
+    for (const int stages : {2, 1}) {
+      t.warps = warps;
+      t.block_m = warps * kWarpRows;
+      t.stages = stages;
+      t.shared_bytes = ceil_div(shared_bytes(t), kSlotBytes) * kSlotBytes + kSlotBytes;
+      if (t.shared_bytes <= device.shared_bytes) return t;
+    }
+    if (warps == 1) return t;  // does not fit: the launch will say so
+  }
+}
+
+size_t forward_shared_bytes(const AttentionProblem& p, bool plain, const Tiling& t) {
+  const size_t size = size_of(p.dtype), block_n = forward_block_n(size, t.width, plain);
+  size_t rows = t.panels * t.block_m + t.stages * (t.panels + 1) * block_n;
+  if (t.panels == 0) rows += t.block_m;  // the output passes through memory of its own
+  const size_t mass = p.mass ? t.block_m * p.num_sources * 2 * accumulator_size(p.dtype) : 0;
+  return rows * t.width * size + mass + t.stages * block_n;  // and a flag for each key
+}
+
+Tiling forward_tiling(const AttentionProblem& p, bool plain, const Device& device) {
+  Tiling t{};
+  t.width =
+      with_widths(p.dtype, [&](auto w) { return decltype(w)::Forward::holding(columns_of(p)); });
+  t.panels = static_cast<int>(ceil_div(p.head_dim, t.width));
+  t.chunks = static_cast<int>(std::max<int64_t>(1, ceil_div(p.head_dim_v, t.width)));
+  return fitting(t, fewest_warps(p.seqlen_q), device,
+                 [&](const Tiling& tiling) { return forward_shared_bytes(p, plain, tiling); });
+}
+
+// together: as many warps in the first two passes, that one kernel may run both.
+BackwardTiling backward_tiling(const AttentionProblem& p, const Device& device, bool together) {
+  Tiling t{};
+  t.width =
+      with_widths(p.dtype, [&](auto w) { return decltype(w)::Backward::holding(columns_of(p)); });
+  const size_t size = size_of(p.dtype), block = backward_block(size), row = t.width * size;
+  t.panels = static_cast<int>(ceil_div(p.head_dim, t.width));
+  t.panels_v = static_cast<int>(ceil_div(p.head_dim_v, t.width));
+  const size_t features = std::max(1, t.panels), values = std::max(1, t.panels_v);
+
+  BackwardTiling tiling{t, t, t};
+  tiling.queries.chunks = static_cast<int>(features);
+  int64_t longest = 1;
+  for (int s = 0; s < p.num_sources; ++s) longest = std::max(longest, p.sources[s].seqlen_k);
+  const int for_queries = fewest_warps(p.seqlen_q), for_keys = fewest_warps(longest);
+  const int for_both = std::max(for_queries, for_keys);
+  tiling.queries =
+      fitting(tiling.queries, together ? for_both : for_queries, device, [&](const Tiling& q) {
+        return (features + q.panels_v) * (q.block_m + q.stages * block) * row + q.stages * block;
+      });
+  tiling.keys.chunks = static_cast<int>(std::max(features, values));
+  const size_t state = 4 * accumulator_size(p.dtype);
+  const size_t block_q = key_pass_block(size, t.width);
+  tiling.keys = fitting(tiling.keys, together ? for_both : for_keys, device, [&](const Tiling& k) {
+    return (features + values) * k.block_m * row +
+           k.stages * block_q * ((k.panels + k.panels_v) * row + state) + k.block_m;
+  });
+  tiling.terms.chunks = 1;
+  tiling.terms = fitting(tiling.terms, fewest_warps(p.seqlen_q), device, [&](const Tiling& m) {
+    return (m.panels + m.panels_v) * (m.block_m + block) * row + block;
+  });
+  return tiling;
+}
+
+// Query heads to a key head where that is one number for all sources, else 1.
+int heads_together(const AttentionProblem& p) {
+  for (int s = 1; s < p.num_sources; ++s)
+    if (p.sources[s].num_heads_k != p.sources[0].num_heads_k) return 1;
+  return p.num_sources == 0 ? 1 : static_cast<int>(p.num_heads / p.sources[0].num_heads_k);
+}
+
+FewTiling few_tiling(const AttentionProblem& p) {
+  FewTiling t{};
+  const int64_t row_chunks =
+      std::max<int64_t>(1, ceil_div(columns_of(p) * static_cast<int64_t>(size_of(p.dtype)), 16));
+  t.chunks = with_widths(
+      p.dtype, [&](auto w) { return decltype(w)::FewChunks::holding(ceil_div(row_chunks, 32)); });
+  while (t.lanes() * t.chunks < row_chunks) ++t.log_lanes;
+  t.heads = heads_together(p);
+  t.rows = static_cast<int>(t.heads * p.seqlen_q);
+  t.rows_at_once = t.rows == 1 ? 1 : few_rows(size_of(p.dtype));
+  return t;
+}
+
+// -- shares of keys ------------------------------------------------------------------------------
+
+// Blocks of block_n keys that a tile of block_m queries walks at most.
+int64_t blocks_to_walk(const AttentionProblem& p, int64_t block_m, int64_t block_n) {
+  int64_t keys = p.total_keys;
+  if (p.window_left >= 0 && p.window_right >= 0)
+    keys = std::min(keys, p.window_left + p.window_right + block_m);
+  return ceil_div(keys, block_n);
+}
+
+// As many as fill the device where `tiles` leave most of it idle, as few as leave each share a few
+// blocks of keys: what they find is written and read once more.
+int shares_that_fill(int64_t tiles, int64_t blocks, int64_t fewest_blocks, int64_t tiles_to_fill) {
+  constexpr int64_t kMostShares = 32;
+  if (tiles == 0 || 2 * tiles > tiles_to_fill) return 1;
+  const int64_t wanted = std::min(tiles_to_fill / tiles, blocks / fewest_blocks);
+  return static_cast<int>(std::clamp<int64_t>(wanted, 1, kMostShares));
+}
+
+int few_shares(const AttentionProblem& p, const FewTiling& t, const Device& device) {
+  constexpr int64_t kBlocksToFill = 4;  // to a multiprocessor
+  const int64_t tiles = p.batch * (p.num_heads / t.heads) * t.tiles();
+  const int64_t block_n = 32 / t.lanes() * few_unroll(t.chunks) * kFewWarps;
+  return shares_that_fill(tiles, blocks_to_walk(p, p.seqlen_q, block_n), 2,
+                          kBlocksToFill * device.multiprocessors);
+}
+
+// -- queues --------------------------------------------------------------------------------------
+
+bool is_ragged(const AttentionProblem& p) {
+  bool ragged = p.cu_seqlens_q || p.query_lengths;
+  for (int s = 0; s < p.num_sources; ++s) ragged |= p.sources[s].cu_seqlens || p.sources[s].lengths;
+  return ragged;
+}
+
+// Which tile comes first matters where the device does not hold all of them at once.
+bool queue_pays(const AttentionProblem& p, int64_t entries, int64_t tiles, const Device& device) {
+  constexpr int64_t kBlocksAtOnce = 2, kMostTiles = 1 << 30;
+  return is_ragged(p) && p.batch > 1 && entries > 0 && entries <= kMostQueueEntries &&
+         tiles <= kMostTiles && tiles > kBlocksAtOnce * device.multiprocessors;
+}
+
+// -- the kernels, best first, and what keeps each from a problem
+// -----------------------------------
+
+constexpr char kFewName[] = "sm80_few_queries";
+constexpr char kShortName[] = "sm80_mma_short";
+
+const char* tiles_name(DType dtype) { return size_of(dtype) == 2 ? "sm80_mma" : "sm80_fma"; }
+
+constexpr int64_t kMostFewQueries = 4;
+
+std::string few_refusal(const AttentionProblem& p) {
+  if (p.seqlen_q <= kMostFewQueries) return "";
+  return more("a number of queries of", p.seqlen_q, kMostFewQueries) +
+         ": matrix instructions are worth it";
+}
+
+std::string few_backward_refusal(const AttentionProblem& p, const FewTiling& t, bool exact) {
+  const std::string refusal = few_refusal(p);
+  if (!refusal.empty()) return refusal;
+  if (t.tiles() > 1)
+    return "queries of all heads that share a head of keys are " + std::to_string(t.rows) +
+           ", more than " + std::to_string(t.rows_at_once) + ", so that no block can sum over them";
+  if (exact) return "gradients of biases, sinks and weights need the exact sum of each row first";
+  return "";
+}
+
+// One block to a (batch, head) pays where those fill the device and what a block reads stays in the
+// second-level cache until it is read again.
+std::string short_refusal(const AttentionProblem& p, bool plain, bool exact,
+                          const BackwardTiling& tiling, const Device& device) {
+  constexpr int64_t kMostQueries = 256, kMostKeys = 512, kPairsToFill = 4;
+  if (size_of(p.dtype) != 2) return "multiply-adds, not memory, take the time";
+  if (!plain || exact) return "masks, biases, sinks and dropout leave too few registers";
+  const int64_t width = CompiledWidths<DType::kBFloat16>::Short::holding(1 << 30);
+  if (columns_of(p) > width) return more("head_dim", columns_of(p), width);
+  if (p.seqlen_q > kMostQueries) return more("a number of queries of", p.seqlen_q, kMostQueries);
+  if (p.total_keys > kMostKeys) return more("a number of keys of", p.total_keys, kMostKeys);
+  for (int s = 0; s < p.num_sources; ++s)
+    if (p.sources[s].num_heads_k != p.num_heads) return "query heads share heads of keys";
+  if (tiling.queries.warps != tiling.keys.warps)
+    return "shared memory holds blocks of unequal size";
+  const int64_t pairs = p.batch * p.num_heads, enough = kPairsToFill * device.multiprocessors;
+  if (pairs < enough)
+    return std::to_string(pairs) + " heads of all samples are fewer than " +
+           std::to_string(enough) + ", which fill the device";
+  return "";
+}
+
+}  // namespace
+
+const char* ForwardPlan::name(DType dtype) const {
+  return kernel == ForwardKernel::kFewQueries ? kFewName : tiles_name(dtype);
+}
+
+size_t ForwardPlan::workspace_bytes(const AttentionProblem& p) const {
+  if (is_queued) return queue_words(p.batch) * sizeof(int32_t);
+  if (num_shares == 1) return 0;
+  return num_shares * p.batch * p.num_heads * p.seqlen_q * row_share_size(p) *
+         accumulator_size(p.dtype);
+}
+
+ForwardPlan forward_plan(const AttentionProblem& p, bool plain, const Device& device) {
+  ForwardPlan plan{};
+  const std::string few = few_refusal(p);
+  if (few.empty()) {
+    plan.kernel = ForwardKernel::kFewQueries;
+    plan.few = few_tiling(p);
+    plan.few.shared_bytes =
+        kFewWarps * plan.few.rows_at_once * row_share_size(p) * accumulator_size(p.dtype);
+    plan.num_shares = few_shares(p, plan.few, device);
+    return plan;
+  }
+  plan.refused.push_back({kFewName, few});
+  plan.kernel = ForwardKernel::kTiles;
+  plan.tiling = forward_tiling(p, plain, device);
+  const Tiling& t = plan.tiling;
+  const int64_t tiles = p.batch * p.num_heads * ceil_div(p.seqlen_q, t.block_m) * t.chunks;
+  const int block_n = forward_block_n(size_of(p.dtype), t.width, plain);
+  plan.num_shares =
+      shares_that_fill(tiles, blocks_to_walk(p, t.block_m, block_n), 2, 2 * device.multiprocessors);
+  plan.is_queued = plan.num_shares == 1 && queue_pays(p, p.batch, tiles, device);
+  return plan;
+}
+
+const char* BackwardPlan::name(DType dtype) const {
+  switch (kernel) {
+    case BackwardKernel::kFewQueries:
+      return kFewName;
+    case BackwardKernel::kShort:
+      return kShortName;
+    default:
+      return tiles_name(dtype);
+  }
+}
+
+size_t BackwardPlan::workspace_bytes(const AttentionProblem& p) const {
+  if (is_queued)
+    return (queue_words(p.batch) + queue_words(p.batch * p.num_sources)) * sizeof(int32_t);
+  if (num_shares == 1) return 0;
+  return num_shares * p.batch * p.num_heads * p.seqlen_q * p.head_dim * accumulator_size(p.dtype);
+}
+
+BackwardPlan backward_plan(const AttentionProblem& p, bool plain, bool exact,
+                           const Device& device) {
+  BackwardPlan plan{};
+  plan.num_shares = 1;
+  plan.few = few_tiling(p);
+  plan.tiling = backward_tiling(p, device, false);
+  const std::string few = few_backward_refusal(p, plan.few, exact);
+  if (few.empty()) {
+    plan.kernel = BackwardKernel::kFewQueries;
+    plan.few.shared_bytes =
+        kFewWarps * plan.few.rows_at_once * p.head_dim * accumulator_size(p.dtype);
+    plan.num_shares = few_shares(p, plan.few, device);
+    return plan;
+  }
+  plan.refused.push_back({kFewName, few});
+  const BackwardTiling together = backward_tiling(p, device, true);
+  const std::string not_short = short_refusal(p, plain, exact, together, device);
+  if (not_short.empty()) {
+    plan.kernel = BackwardKernel::kShort;
+    plan.tiling.queries = together.queries;
+    plan.tiling.keys = together.keys;
+    return plan;
+  }
+  plan.refused.push_back({kShortName, not_short});
+  plan.kernel = BackwardKernel::kPasses;
+  // Of the pass over keys there are about as many.
+  const Tiling& queries = plan.tiling.queries;
+  const int64_t tiles =
+      p.batch * p.num_heads * ceil_div(p.seqlen_q, queries.block_m) * queries.chunks;
+  plan.is_queued = queue_pays(p, p.batch * p.num_sources, tiles, device);
+  return plan;
+}
+
+Tiling associate_tiling(const AttentionProblem& p, const Device& device) {
+  const size_t size = size_of(p.dtype), block = backward_block(size);
+  Tiling t{};
+  t.width = with_widths(p.dtype, [&](auto w) { return decltype(w)::Associate::holding(0); });
+  t.panels = static_cast<int>(ceil_div(p.head_dim, t.width));
+  t.chunks = 1;
+  return fitting(t, fewest_warps(p.seqlen_q), device, [&](const Tiling& m) {
+    const size_t walk = m.panels * (m.block_m + block) * t.width * size +
+                        m.block_m * block * accumulator_size(p.dtype) + block;
+    return std::max(walk, m.warps * block * sizeof(double));  // sums of warps take its place
+  });
+}
+
+std::string attention_refusal(const AttentionProblem& p) {
+  const int64_t most = most_head_dim(p.dtype);
+  if (p.head_dim > most) return more("head_dim", p.head_dim, most);
+  if (p.head_dim_v > most) return more("head_dim of values", p.head_dim_v, most);
+  if (p.num_sources > kMostSources)
+    return more("a number of sources of", p.num_sources, kMostSources);
+  if (p.seqlen_q > kMostRows) return more("a number of queries of", p.seqlen_q, kMostRows);
+  if (p.total_keys > kMostRows) return more("a number of keys of", p.total_keys, kMostRows);
+  return "";
+}
+
+}  // namespace crossmodal::cuda
