@@ -83,6 +83,32 @@ def attention_plan(
     )
 
 
+def cuda_attention_plan(
+    dtype: str,
+    batch: int,
+    num_heads: int,
+    num_heads_k: int,
+    seqlen_q: int,
+    seqlen_k: int,
+    head_dim: int,
+    head_dim_v: int,
+    is_plain: bool,
+    is_exact: bool,
+    is_ragged: bool,
+    arch: int,
+    multiprocessors: int,
+    shared_bytes: int,
+) -> dict[str, Any]:
+    sizes = (batch, num_heads, num_heads_k, seqlen_q, seqlen_k, head_dim, head_dim_v)
+    return _json(
+        "crossmodal_cuda_attention_plan",
+        _dtype_number(dtype),
+        *(ctypes.c_int64(size) for size in sizes),
+        *(ctypes.c_int(number) for number in (is_plain, is_exact, is_ragged, arch, multiprocessors)),
+        ctypes.c_int64(shared_bytes),
+    )
+
+
 def measure_peak(dtype: str) -> float:
     return _number("crossmodal_measure_peak", _dtype_number(dtype))
 

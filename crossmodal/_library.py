@@ -105,3 +105,8 @@ def measure_bandwidth(num_bytes: int) -> float:
 def attention_plan(*arguments: Any, **keywords: Any) -> dict[str, Any]:
     """The kernel that an attention problem would run; arguments as in `_native.pyi`."""
     return introspection.attention_plan(*arguments, **keywords)
+
+
+def cuda_attention_plan(*arguments: Any, **keywords: Any) -> dict[str, Any]:
+    """The kernels that a GPU would run an attention problem with; arguments as in `_native.pyi`."""
+    return introspection.cuda_attention_plan(*arguments, **keywords)

@@ -17,5 +17,21 @@ def attention_plan(
     head_dim_v: int | None = None,
     is_causal: bool = False,
 ) -> dict[str, Any]: ...
+def cuda_attention_plan(
+    dtype: str,
+    batch: int,
+    num_heads: int,
+    num_heads_k: int,
+    seqlen_q: int,
+    seqlen_k: int,
+    head_dim: int,
+    head_dim_v: int,
+    is_plain: bool,
+    is_exact: bool,
+    is_ragged: bool,
+    arch: int,
+    multiprocessors: int,
+    shared_bytes: int,
+) -> dict[str, Any]: ...
 def measure_peak(dtype: str) -> float: ...
 def measure_bandwidth(num_bytes: int) -> float: ...

@@ -8,6 +8,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 import crossmodal
 from crossmodal import Plan, Source, _library, dispatch, explain
+from crossmodal.ops import _cuda_plans
 
 Q, K, V = torch.randn(2, 4, 5, 8), torch.randn(2, 4, 7, 8), torch.randn(2, 4, 7, 6)
 ENDS = torch.tensor([0, 2, 5], dtype=torch.int32)
@@ -94,8 +95,50 @@ def on_cuda(monkeypatch):
 )
 def test_cuda_tensors_take_cuda_kernels(on_cuda, dtype, kernel):
     q = on_cuda(2, 4, 5, 64, dtype=dtype)
-    plan = explain(crossmodal.attention, q, q, q)
-    assert (plan.kernel, plan.refused) == (kernel, [])
+    assert explain(crossmodal.attention, q, q, q).kernel == kernel
+
+
+def test_cuda_kernels_are_chosen_by_the_problem_and_the_gpu(on_cuda, monkeypatch):
+    def kernels(seqlen_q, seqlen_k, batch=64, heads_k=8, **options):
+        q, k = on_cuda(batch, 8, seqlen_q, 64), on_cuda(batch, heads_k, seqlen_k, 64)
+        plan = explain(crossmodal.attention, q, k, k, **options)
+        return plan.kernel, plan.details["backward"], plan.details["shares of keys"]
+
+    monkeypatch.setattr(_cuda_plans, "device_of", lambda operand: (90, 100, 227 << 10))
+    assert kernels(197, 77) == ("sm80_mma", "sm80_mma_short", 1)
+    assert kernels(197, 77, softcap=20.0) == ("sm80_mma", "sm80_mma", 1)
+    assert kernels(197, 600) == ("sm80_mma", "sm80_mma", 1)
+    assert kernels(1, 197) == ("sm80_few_queries", "sm80_few_queries", 1)
+    assert kernels(2, 197, heads_k=2) == ("sm80_few_queries", "sm80_mma", 1)  # 8 queries to a head of keys
+    sink = on_cuda(8, dtype=torch.float32).requires_grad_()
+    assert kernels(1, 197, sink=sink) == ("sm80_few_queries", "sm80_mma", 1)
+    # 8 blocks of 64 queries leave most of 100 multiprocessors idle; two blocks of 64 keys are a share.
+    assert kernels(64, 4096, batch=1) == ("sm80_mma", "sm80_mma", 25)
+    assert kernels(64, 256, batch=1) == ("sm80_mma", "sm80_mma", 2)
+    assert kernels(1, 65536, batch=1) == ("sm80_few_queries", "sm80_few_queries, 32 shares of keys", 32)
+    lengths = on_cuda(64, dtype=torch.int64)
+    q = on_cuda(64, 8, 197, 64)
+    assert explain(crossmodal.attention, q, q, q, key_lengths=lengths).details["tiles"] == "queue, most work first"
+    assert explain(crossmodal.attention, q, q, q).details["tiles"] == "in turn"
+    monkeypatch.setattr(_cuda_plans, "device_of", lambda operand: (80, 10, 163 << 10))
+    assert kernels(64, 4096, batch=1) == ("sm80_mma", "sm80_mma", 2)
+
+
+def test_every_better_cuda_kernel_says_why_it_does_not_run(on_cuda):
+    q, k = on_cuda(2, 4, 5, 64), on_cuda(2, 2, 7, 64)
+    plan = explain(crossmodal.attention, q, k, k)
+    assert [kernel for kernel, _ in plan.refused] == [
+        "sm80_few_queries",
+        "sm80_few_queries in backward",
+        "sm80_mma_short in backward",
+    ]
+    assert "a number of queries of 5 is more than 4" in str(plan) and "query heads share heads of keys" in str(plan)
+
+
+def test_weighted_sums_have_a_cuda_kernel_of_their_own(on_cuda):
+    weights, values = on_cuda(2, 4, 5, 7), on_cuda(2, 4, 7, 64)
+    assert explain(crossmodal.weighted_sum, weights, values).kernel == "sm80_weighted_sum"
+    assert explain(crossmodal.softmax_weighted_sum, weights, values).kernel == "sm80_mma"
 
 
 def test_cuda_kernels_say_what_they_refuse(on_cuda):

@@ -10,16 +10,11 @@ from crossmodal import _library
 from crossmodal._problem import FusionProblem, SoftmaxWeightedSumProblem, VarlenProblem, WeightedSumProblem
 from crossmodal._validate import values_are_readable
 from crossmodal.explain import Plan
+from crossmodal.ops._cuda_plans import CUDA_FACTS, WEIGHTED_SUM, Traits, cuda_facts, traits_of_fusion, traits_of_varlen
 
 # Facts of `attention_plan` that hold for every kernel of an instruction set, and those that are attention's own.
 _OF_ALL = ("multiply", "lanes", "tile")
-_OF_ATTENTION = (*_OF_ALL, "block_m", "block_n")
-
-# A warp multiplies 16 rows, with the instructions of sm_80 or by multiply-adds; csrc/cuda/engine.h.
-_MMA = {"kernel": "sm80_mma", "multiply": "mma.sync m16n8k16", "tile": (16, 8, 16)}
-_FMA = {"kernel": "sm80_fma", "multiply": "multiply-adds", "tile": (16, 8, 8)}
-_CUDA_KERNELS = {"bfloat16": _MMA, "float16": _MMA, "float32": _FMA, "float64": _FMA}
-
+_OF_ATTENTION = (*_OF_ALL, "block_m", "block_n", *CUDA_FACTS)
 
 # Why the gradient of a gradient goes through the reference, of operators that have no kernel for it.
 _NO_SECOND_DERIVATIVE = ("this function has no kernel for them",)
@@ -42,9 +37,9 @@ def fusion_plan(
     head_dim_v = problem.head_dim_v if reads_values else 0
     pairs = batch * seqlen_q * seqlen_k / (2 if problem.is_causal else 1)
     sizes["gflop"] = _gflop(num_heads, pairs, head_dim + head_dim_v)
-    facts = _kernel_facts(
-        problem.query, batch, num_heads, seqlen_q, seqlen_k, head_dim, head_dim_v, is_causal=problem.is_causal
-    )
+    sizes_of_all = (batch, num_heads, seqlen_q, seqlen_k, head_dim, head_dim_v)
+    traits = traits_of_fusion(problem, of_weights=not reads_values)
+    facts = _kernel_facts(problem.query, sizes_of_all, traits, is_causal=problem.is_causal)
     return _plan(op, problem.query, sizes, facts, _OF_ATTENTION, reasons, second_derivative_reasons)
 
 
@@ -59,9 +54,8 @@ def varlen_plan(
     if values_are_readable(problem.cu_seqlens_q) and values_are_readable(problem.cu_seqlens_k):
         pairs = int((problem.cu_seqlens_q.long().diff() * problem.cu_seqlens_k.long().diff()).sum())
         sizes["gflop"] = _gflop(num_heads, pairs / (2 if problem.is_causal else 1), head_dim + head_dim_v)
-    facts = _kernel_facts(
-        problem.query, batch, num_heads, seqlen_q, seqlen_k, head_dim, head_dim_v, is_causal=problem.is_causal
-    )
+    sizes_of_longest = (batch, num_heads, seqlen_q, seqlen_k, head_dim, head_dim_v)
+    facts = _kernel_facts(problem.query, sizes_of_longest, traits_of_varlen(problem), is_causal=problem.is_causal)
     return _plan(op, problem.query, sizes, facts, _OF_ATTENTION, reasons, second_derivative_reasons)
 
 
@@ -72,8 +66,13 @@ def weighted_plan(op: str, problem: WeightedSumProblem | SoftmaxWeightedSumProbl
     seqlen_q = problem[0].shape[2]
     sizes = _sizes(values, batch, num_heads, seqlen_q, seqlen_k, head_dim)
     sizes["gflop"] = _gflop(num_heads, batch * seqlen_q * seqlen_k, head_dim)
-    facts = _kernel_facts(values, batch, num_heads, seqlen_q, seqlen_k, head_dim, head_dim, is_causal=False)
-    return _plan(op, values, sizes, facts, _OF_ALL, reasons)
+    if isinstance(problem, WeightedSumProblem) and values.is_cuda:
+        return _plan(op, values, sizes, WEIGHTED_SUM, _OF_ALL, reasons)
+    # On a GPU, attention without features whose scores are a bias.
+    head_dim_qk = 0 if values.is_cuda else head_dim
+    traits = Traits(num_heads, is_plain=False, is_exact=problem[0].requires_grad, is_ragged=problem.lengths is not None)
+    facts = _kernel_facts(values, (batch, num_heads, seqlen_q, seqlen_k, head_dim_qk, head_dim), traits)
+    return _plan(op, values, sizes, facts, (*_OF_ALL, *CUDA_FACTS), reasons)
 
 
 def _sizes(operand: Tensor, batch: int, num_heads: int, seqlen_q: int, seqlen_k: int, head_dim: int) -> dict[str, Any]:
@@ -91,29 +90,16 @@ def _gflop(num_heads: int, pairs: float, widths: int) -> float:
 
 def _kernel_facts(
     operand: Tensor,
-    batch: int,
-    num_heads: int,
-    seqlen_q: int,
-    seqlen_k: int,
-    head_dim: int,
-    head_dim_v: int,
+    sizes: tuple[int, int, int, int, int, int],
+    traits: Traits,
     *,
-    is_causal: bool,
+    is_causal: bool = False,
 ) -> dict[str, Any]:
     if operand.is_cuda:
-        return {**_CUDA_KERNELS[_name(operand.dtype)], "refused": []}
+        return cuda_facts(operand, sizes, traits)
     if operand.device.type != "cpu":
         return {"kernel": operand.device.type, "refused": []}
-    return _library.attention_plan(
-        _name(operand.dtype),
-        batch,
-        num_heads,
-        seqlen_q,
-        seqlen_k,
-        head_dim,
-        head_dim_v=head_dim_v,
-        is_causal=is_causal,
-    )
+    return _library.attention_plan(_name(operand.dtype), *sizes, is_causal=is_causal)
 
 
 def _plan(
@@ -128,7 +114,9 @@ def _plan(
     on_cpu = operand.device.type == "cpu"
     candidate = _library.active_isa() if on_cpu else facts["kernel"]
     refused = [(entry["kernel"], entry["reason"]) for entry in facts["refused"]]
-    if reasons:
+    if reasons and not on_cpu:
+        refused = [(candidate, reason) for reason in reasons]  # whatever the others would say: it does not come to that
+    elif reasons:
         # The library may have refused the candidate as well, for the dtype; the reasons say so too.
         refused = [entry for entry in refused if entry[0] != candidate] + [(candidate, reason) for reason in reasons]
     kernel = "reference" if reasons else facts["kernel"]
