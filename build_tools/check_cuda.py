@@ -1,6 +1,6 @@
-"""Compiles every CUDA source for every architecture and reads ptxas' report; needs no GPU.
+"""Compiles every CUDA source for every architecture, as the build does, and reads ptxas' report; needs no GPU.
 
-    python -m build_tools.check_cuda
+    python -m build_tools.check_cuda [part of a source's path...]
 
 Fails when a kernel keeps anything in local memory, needs more registers than its occupancy is planned
 with, lacks the matrix instructions that it is made for, or when ptxas had to serialize wgmma: all of
@@ -13,6 +13,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import re
+import resource
 import shutil
 import subprocess
 import sys
@@ -22,7 +23,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from build_tools.flags import NVCC_FLAGS
+from build_tools.flags import NVCC_FLAGS, virtual_arch
 from build_tools.settings import ROOT, BuildError, CudaToolkit, find_cuda
 
 # ptxas' advice that wgmma runs one at a time, for two reasons.
@@ -35,16 +36,11 @@ REGISTER_CAPS = (
     (r"", 255),
 )
 
-# What is at the limit of 255 registers and does not fit yet: bytes of local memory, which may not grow.
-KNOWN_LOCAL_MEMORY = (
-    (r"attention_fwd_kernel<.*16>, 128, false> sm_90a", 68),
-    (r"attention_bwd_keys_kernel<FmaEngine<float>, 64, false> sm_90a", 52),
-)
-
 LOCAL_MEMORY = re.compile(r"\b(LDL|STL)\b")
 MATRIX_INSTRUCTION = "HMMA"
 # Sources of half-precision kernels, whose products are matrix instructions.
 MADE_OF_MATRIX_INSTRUCTIONS = re.compile(r"^b?f16")
+WITHOUT_THEM = "attention_few"
 
 
 @dataclass(frozen=True)
@@ -62,19 +58,13 @@ class KernelReport:
         return re.sub(r"\((bool|int)\)", "", name).split("(")[0]
 
     @property
-    def known_local_memory(self) -> int:
-        place = f"{self.name} sm_{self.arch}"
-        return next((most for pattern, most in KNOWN_LOCAL_MEMORY if re.search(pattern, place)), 0)
-
-    @property
     def faults(self) -> list[str]:
         name = self.name
         cap = next(cap for pattern, cap in REGISTER_CAPS if re.search(pattern, name))
         place = f"{name} sm_{self.arch}"
-        beyond = self.stack_bytes + self.spilled_bytes > self.known_local_memory
         found = {
-            "spills registers": beyond and self.spilled_bytes > 0,
-            "has a stack frame": beyond and self.stack_bytes > 0,
+            "spills registers": self.spilled_bytes > 0,
+            "has a stack frame": self.stack_bytes > 0,
             f"takes {self.registers} registers, more than {cap}": self.registers > cap,
         }
         return [f"{place}: {fault}" for fault, is_there in found.items() if is_there]
@@ -115,32 +105,41 @@ def find_disassembler(cuda: CudaToolkit) -> str | None:
     return next((tool for tool in found if tool), None)
 
 
-def code_faults(source: Path, arch: str, code: str, known: bool = False) -> list[str]:
-    """What is wrong with the machine code of one source; ``known``: one of its kernels may have local memory."""
+def code_faults(source: Path, arch: str, code: str) -> list[str]:
+    """What is wrong with the machine code of one source."""
     name = f"{source.parent.name}/{source.name} sm_{arch}"
-    faults = [f"{name}: local memory in machine code"] if LOCAL_MEMORY.search(code) and not known else []
-    if MADE_OF_MATRIX_INSTRUCTIONS.search(source.name) and MATRIX_INSTRUCTION not in code:
+    faults = [f"{name}: local memory in machine code"] if LOCAL_MEMORY.search(code) else []
+    is_made_of_them = MADE_OF_MATRIX_INSTRUCTIONS.search(source.name) and source.parent.name != WITHOUT_THEM
+    if is_made_of_them and MATRIX_INSTRUCTION not in code:
         faults.append(f"{name}: no {MATRIX_INSTRUCTION} in machine code")
     return faults
 
 
-def compile_one(cuda: CudaToolkit, disassembler: str | None, source: Path, arch: str) -> tuple[str, list[str]]:
-    """What to print about one source on one architecture, and what is wrong with it."""
-    name = f"{source.parent.name}/{source.name} sm_{arch}"
+def compile_one(cuda: CudaToolkit, disassembler: str | None, source: Path) -> tuple[str, list[str]]:
+    """What to print about one source, and what is wrong with it: its PTX, then that as each architecture's code."""
+    virtual, texts, faults = virtual_arch(cuda), [], []
     with tempfile.TemporaryDirectory() as folder:
-        binary = Path(folder, "code.cubin")
-        command = [cuda.nvcc, *NVCC_FLAGS, f"-arch=sm_{arch}", "-cubin", "-Xptxas", "-v"]
-        command += [str(source), "-o", str(binary)]
+        ptx, binary = Path(folder, "code.ptx"), Path(folder, "code.cubin")
+        command = [cuda.nvcc, *NVCC_FLAGS, f"-arch=compute_{virtual}", "-ptx", str(source), "-o", str(ptx)]
         result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
         if result.returncode != 0:
-            return result.stderr, [f"{name}: does not compile"]
-        code = subprocess.check_output([disassembler, "-c", str(binary)], text=True) if disassembler else None
-    reports = parse_ptxas(result.stderr, arch)
-    faults = [fault for report in reports for fault in report.faults]
-    faults += [f"{name}: ptxas {code}" for code in SERIALIZED if code in result.stderr]
-    if code is not None and reports:
-        faults += code_faults(source, arch, code, known=any(report.known_local_memory for report in reports))
-    return "\n".join(map(str, reports)), faults
+            return result.stderr, [f"{source.parent.name}/{source.name}: does not compile"]
+        for arch in cuda.archs:
+            name = f"{source.parent.name}/{source.name} sm_{arch}"
+            command = [cuda.nvcc, f"-arch=compute_{virtual}", f"-code=sm_{arch}", "-cubin", "-Xptxas", "-v"]
+            result = subprocess.run([*command, str(ptx), "-o", str(binary)], capture_output=True, text=True)
+            if result.returncode != 0:
+                texts.append(result.stderr)
+                faults.append(f"{name}: does not assemble")
+                continue
+            reports = parse_ptxas(result.stderr, arch)
+            texts += map(str, reports)
+            faults += [fault for report in reports for fault in report.faults]
+            faults += [f"{name}: ptxas {code}" for code in SERIALIZED if code in result.stderr]
+            if disassembler and reports:
+                code = subprocess.check_output([disassembler, "-c", str(binary)], text=True)
+                faults += code_faults(source, arch, code)
+    return "\n".join(texts), faults
 
 
 def main() -> int:
@@ -152,20 +151,21 @@ def main() -> int:
     if cuda is None:
         print("no nvcc, or CROSSMODAL_CUDA=0: nothing checked")
         return 0
-    sources = sorted(ROOT.glob("csrc/cuda/**/*.cu"))
-    jobs = [(source, arch) for source in sources for arch in cuda.archs]
+    parts = sys.argv[1:] or [""]
+    sources = sorted(source for source in ROOT.glob("csrc/cuda/**/*.cu") if any(part in str(source) for part in parts))
     disassembler = find_disassembler(cuda)
     faults, start = [], time.monotonic()
     with ThreadPoolExecutor(int(os.environ.get("MAX_JOBS") or os.cpu_count() or 1)) as pool:
-        for text, found in pool.map(lambda job: compile_one(cuda, disassembler, *job), jobs):
+        for text, found in pool.map(lambda source: compile_one(cuda, disassembler, source), sources):
             if text:
                 print(text)
             faults += found
     for fault in faults:
         print(fault, file=sys.stderr)
     print("machine code looked at" if disassembler else "no nvdisasm: machine code not looked at")
-    seconds = time.monotonic() - start
-    print(f"{len(jobs)} compilations by nvcc {cuda.version} in {seconds:.0f} s, {len(faults)} faults")
+    seconds, used = time.monotonic() - start, resource.getrusage(resource.RUSAGE_CHILDREN)
+    print(f"{len(sources)} sources for {', '.join(cuda.archs)} by nvcc {cuda.version}: {len(faults)} faults")
+    print(f"{seconds:.0f} s, {used.ru_utime + used.ru_stime:.0f} s of CPU time")
     return int(bool(faults))
 
 

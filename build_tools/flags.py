@@ -43,12 +43,22 @@ NVCC_FLAGS = ("-std=c++17", "-O3", "-Icsrc", "-cudart", "static")
 NVCC_HOST_FLAGS = ("-Xcompiler", "-fPIC,-fvisibility=hidden")
 
 
+def virtual_arch(cuda: CudaToolkit) -> str:
+    """What kernels are translated for: the oldest architecture, whose instructions are all that they use.
+
+    Its letter goes: 90a's PTX would run on nothing but Hopper.
+    """
+    return min((arch.rstrip("af") for arch in cuda.archs), key=int)
+
+
 def gencode_flags(cuda: CudaToolkit) -> list[str]:
-    flags = [f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in cuda.archs]
-    # PTX of the first architecture lets GPUs newer than the build run it; 90a's would run on
-    # nothing but Hopper, hence the letter goes.
-    first = cuda.archs[0].rstrip("af")
-    return [*flags, f"-gencode=arch=compute_{first},code=compute_{first}"]
+    """One translation to PTX, half of what compiling takes, from which every architecture's code is made.
+
+    The PTX itself comes along, for GPUs newer than the build.
+    """
+    virtual = virtual_arch(cuda)
+    codes = [*(f"sm_{arch}" for arch in cuda.archs), f"compute_{virtual}"]
+    return [f"-gencode=arch=compute_{virtual},code=[{','.join(codes)}]"]
 
 
 def sanitizer_flags(sanitizer: str | None) -> list[str]:

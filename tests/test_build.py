@@ -71,9 +71,12 @@ def test_missing_compiler_is_an_error_that_names_it(monkeypatch):
 
 
 def test_ptx_is_of_an_architecture_that_newer_gpus_run():
-    assert gencode_flags(replace(TOOLKIT, archs=("90a",))) == [
-        "-gencode=arch=compute_90a,code=sm_90a",
-        "-gencode=arch=compute_90,code=compute_90",
+    assert gencode_flags(replace(TOOLKIT, archs=("90a",))) == ["-gencode=arch=compute_90,code=[sm_90a,compute_90]"]
+
+
+def test_one_ptx_of_the_oldest_architecture_serves_all():
+    assert gencode_flags(replace(TOOLKIT, archs=("90a", "100", "80"))) == [
+        "-gencode=arch=compute_80,code=[sm_90a,sm_100,sm_80,compute_80]"
     ]
 
 
