@@ -19,6 +19,9 @@ class QueryPass {
   static constexpr int kTilesN = kBlockN / 8;
   using Weights = WeightBlock<Acc, kPlain, kTilesN>;
   using Block = ScoreBlock<Orientation::kQueriesByKeys>;
+  // Both walks are one piece of code, which takes half as long to compile, but where rows are so
+  // wide that its registers do not suffice for what either needs.
+  static constexpr bool kWalksApart = !kPlain && sizeof(T) * kWidth > 192;
 
  public:
   __device__ QueryPass(const BackwardProblem& p, const Tiling& tiling, const Alignment& aligned,
@@ -46,11 +49,18 @@ class QueryPass {
     // Where delta has to be exact a walk for it comes first. Nothing that needs it is left where
     // scores are plain.
     const bool is_exact = !kPlain && p_.exact_delta;
+    if constexpr (kWalksApart) {
+      if (some && is_exact) walk(true);
+      finish_delta();
+      if (p_.gradient.dq || writes_terms())
+        if (some) walk(false);
+    } else {
 #pragma unroll 1
-    for (int walks = is_exact ? 0 : 1; walks < 2; ++walks) {
-      if (walks == 1) finish_delta();
-      if (walks == 1 && !p_.gradient.dq && (kPlain || !writes_terms())) return;
-      if (some) walk(walks == 0);
+      for (int walks = is_exact ? 0 : 1; walks < 2; ++walks) {
+        if (walks == 1) finish_delta();
+        if (walks == 1 && !p_.gradient.dq && (kPlain || !writes_terms())) return;
+        if (some) walk(walks == 0);
+      }
     }
     if (p_.gradient.dq) store_dq();
   }
@@ -180,7 +190,7 @@ class QueryPass {
 
   // -- keys ------------------------------------------------------------------------------------
 
-  __device__ void walk(bool for_delta) {
+  __device__ __forceinline__ void walk(bool for_delta) {
     const bool alive = m_begin_ + warp_row_ < queries_.count;
     const Dropout<Acc> dropout(p_, b_, h_);
     const int m_end = min(m_begin_ + t_.block_m, queries_.count);

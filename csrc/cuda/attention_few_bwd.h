@@ -252,19 +252,19 @@ __global__ void __launch_bounds__(kFewWarps * 32)
   using T = typename E::Element;
   using Acc = typename E::Acc;
   const int lane = static_cast<int>(threadIdx.x) % 32, width = static_cast<int>(p.head_dim);
-  const int64_t rows = p.batch * p.num_heads * p.seqlen_q;
-  for (int64_t row = blockIdx.x * int64_t{kFewWarps} + threadIdx.x / 32; row < rows;
-       row += int64_t{gridDim.x} * kFewWarps) {
-    const int i = static_cast<int>(row % p.seqlen_q);
-    const int64_t pair = row / p.seqlen_q;
-    const int b = static_cast<int>(pair / p.num_heads), h = static_cast<int>(pair % p.num_heads);
+  // So few that they fit an int: more would fill the device without sharing.
+  const int rows = static_cast<int>(p.batch * p.num_heads * p.seqlen_q);
+  const int seqlen_q = static_cast<int>(p.seqlen_q), heads = static_cast<int>(p.num_heads);
+  for (int row = blockIdx.x * kFewWarps + threadIdx.x / 32; row < rows;
+       row += gridDim.x * kFewWarps) {
+    const int i = row % seqlen_q, pair = row / seqlen_q, b = pair / heads, h = pair % heads;
     const Rows queries = query_rows(p, b);
     if (p.cu_seqlens_q && i >= queries.count) continue;
-    const Acc* from = static_cast<const Acc*>(p.scratch) + row * width;
+    const Acc* from = static_cast<const Acc*>(p.scratch) + int64_t{row} * width;
     T* to = row_at<T>(p.gradient.dq, p.gradient.dq_stride, b, h, queries.first + i);
     for (int d = lane; d < width; d += 32) {
       Acc sum = 0;
-      for (int s = 0; s < shares; ++s) sum += from[s * rows * width + d];
+      for (int s = 0; s < shares; ++s) sum += from[int64_t{s} * rows * width + d];
       to[d] = rounded<T>(sum * static_cast<Acc>(p.scale));
     }
   }

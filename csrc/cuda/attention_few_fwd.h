@@ -194,10 +194,13 @@ class FewForward : FewQueries<E, kChunks, kRows, few_unroll(kChunks)> {
       if (lane == 0) {
         share.top() = merged.top;
         share.sum() = merged.sum;
-        if (p.mass)
-          for (int s = 0; s < p.num_sources; ++s) share.set_mass(s, {merged.mass(s), merged.top});
       }
-      for (int d = lane; d < p.head_dim_v; d += 32) share.value(d) = merged.value(d);
+      if (p.mass)
+        for (int s = 0; s < p.num_sources; ++s) {
+          const Acc mass = merged.mass(s);
+          if (lane == 0) share.set_mass(s, {mass, merged.top});
+        }
+      merged.for_each_value([&](int column, Acc value) { share.value(column) = value; });
     }
   }
 

@@ -236,12 +236,14 @@ class ForwardBlock {
   }
 
   __device__ void write_row(int row, const RowTotal<Acc>& total, Acc top, bool nothing) {
-    write_statistics(p_, row_index(p_, b_, h_, queries_, m_begin_ + row), total, nothing,
-                     [&](int source) {
-                       const SourceMass<Acc> mass = mass_of(row, source);
-                       const Acc shift = (mass.top - top) * exponent_factor<Acc, kPlain>(p_);
-                       return mass.sum * exp2_of(shift);
-                     });
+    const int64_t at = row_index(p_, b_, h_, queries_, m_begin_ + row);
+    write_statistics(p_, at, total);
+    if (!p_.mass) return;
+    for (int s = 0; s < p_.num_sources; ++s) {
+      const SourceMass<Acc> mass = mass_of(row, s);
+      const Acc shift = exp2_of((mass.top - top) * exponent_factor<Acc, kPlain>(p_));
+      write_mass(p_, at, s, total, nothing ? Acc(0) : mass.sum * shift);
+    }
   }
 
   // What these keys alone come to, for merge_rows_kernel.

@@ -13,17 +13,17 @@ __global__ void __launch_bounds__(kMergeWarps * 32)
     merge_rows_kernel(const __grid_constant__ Problem p, bool plain,
                       const __grid_constant__ RowShares shares) {
   using Acc = typename E::Acc;
-  const int64_t rows = p.batch * p.num_heads * p.seqlen_q;
-  const int64_t step = rows * row_share_size(p);
-  for (int64_t row = blockIdx.x * int64_t{kMergeWarps} + threadIdx.x / 32; row < rows;
-       row += int64_t{gridDim.x} * kMergeWarps) {
-    const int i = static_cast<int>(row % p.seqlen_q);
-    const int64_t pair = row / p.seqlen_q;
-    const int b = static_cast<int>(pair / p.num_heads), h = static_cast<int>(pair % p.num_heads);
+  // So few that they fit an int: more would fill the device without sharing.
+  const int rows = static_cast<int>(p.batch * p.num_heads * p.seqlen_q);
+  const int seqlen_q = static_cast<int>(p.seqlen_q), heads = static_cast<int>(p.num_heads);
+  const int64_t size = row_share_size(p), step = rows * size;
+  for (int row = blockIdx.x * kMergeWarps + threadIdx.x / 32; row < rows;
+       row += gridDim.x * kMergeWarps) {
+    const int i = row % seqlen_q, pair = row / seqlen_q, b = pair / heads, h = pair % heads;
     const Rows queries = query_rows(p, b);
     if (p.cu_seqlens_q && i >= queries.count) continue;
-    const MergedRow<Acc> merged(p, static_cast<Acc*>(shares.data) + row * row_share_size(p), step,
-                                shares.count, exponent_factor<Acc>(p, plain));
+    const MergedRow<Acc> merged(p, static_cast<Acc*>(shares.data) + row * size, step, shares.count,
+                                exponent_factor<Acc>(p, plain));
     write_row<typename E::Element>(p, plain, b, h, queries, i, merged);
   }
 }

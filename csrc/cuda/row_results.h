@@ -10,22 +10,21 @@
 
 namespace crossmodal::cuda {
 
-// lse, statistics and mass of the query at `at`, see row_index. mass_of(source) is the source's sum
-// of exponentials, relative to the largest score among the query's keys; nothing: it sees none.
-template <class Acc, class MassOf>
+// lse and statistics of the query at `at`, see row_index.
+template <class Acc>
 __device__ __forceinline__ void write_statistics(const Problem& p, int64_t at,
-                                                 const RowTotal<Acc>& total, bool nothing,
-                                                 MassOf mass_of) {
+                                                 const RowTotal<Acc>& total) {
   if (p.lse) static_cast<Acc*>(p.lse)[at] = total.lse;
-  if (p.row_top) {
-    static_cast<Acc*>(p.row_top)[at] = total.top;
-    static_cast<Acc*>(p.row_sum)[at] = total.sum;
-  }
-  if (!p.mass) return;
-  for (int s = 0; s < p.num_sources; ++s) {
-    const Acc mass = nothing ? Acc(0) : mass_of(s);
-    static_cast<Acc*>(p.mass)[at * p.num_sources + s] = mass == 0 ? Acc(0) : mass * total.inverse;
-  }
+  if (!p.row_top) return;
+  static_cast<Acc*>(p.row_top)[at] = total.top;
+  static_cast<Acc*>(p.row_sum)[at] = total.sum;
+}
+
+// `sum`: of the source's exponentials, relative to the largest score among the query's keys.
+template <class Acc>
+__device__ __forceinline__ void write_mass(const Problem& p, int64_t at, int source,
+                                           const RowTotal<Acc>& total, Acc sum) {
+  static_cast<Acc*>(p.mass)[at * p.num_sources + source] = sum == 0 ? Acc(0) : sum * total.inverse;
 }
 
 // Rows [begin, end) of a packed tensor that belong to no sample see nothing.

@@ -54,37 +54,51 @@ struct RowShares {
   }
 };
 
-// `count` shares of a row, `step` numbers apart. factor: see exponent_factor.
+// Shares of a row as one, by a warp all of whose lanes take part: lane n knows how share n is to be
+// scaled, so that each exponential is taken once.
 template <class Acc>
 class MergedRow {
  public:
+  // `count` shares, 32 at most, `step` numbers apart. factor: see exponent_factor.
   __device__ MergedRow(const Problem& p, Acc* first, int64_t step, int count, Acc factor)
-      : p_(p), first_(first), step_(step), count_(count), factor_(factor) {
-    top = minus_infinity<Acc>();
-    for (int n = 0; n < count; ++n) top = larger(top, share(n).top());
-    sum = 0;
-    for (int n = 0; n < count; ++n) sum += share(n).sum() * shrink(share(n).top());
+      : p_(p),
+        first_(first),
+        step_(step),
+        count_(count),
+        is_there_(static_cast<int>(threadIdx.x) % 32 < count),
+        factor_(factor) {
+    const RowShare<Acc> own = share(is_there_ ? threadIdx.x % 32 : 0);
+    top = largest_of_lanes(is_there_ ? own.top() : minus_infinity<Acc>());
+    const Acc own_sum = is_there_ ? own.sum() : Acc(0);
+    const Acc own_shrink = is_there_ ? shrink(own.top()) : Acc(0);
+    sum = sum_of_lanes(own_sum * own_shrink);
+    // Of a share that saw nothing the values may be NaN: those of rows that others see.
+    has_values_ = own_sum != 0;
+    shrink_ = own_shrink;
   }
 
   Acc top, sum;
 
+  // Of a source: its sum of exponentials, relative to top.
   __device__ Acc mass(int source) const {
-    Acc total = 0;
-    for (int n = 0; n < count_; ++n) {
-      const SourceMass<Acc> part = share(n).mass(source);
-      total += part.sum * shrink(part.top);
-    }
-    return total;
+    const SourceMass<Acc> part = share(is_there_ ? threadIdx.x % 32 : 0).mass(source);
+    return sum_of_lanes(is_there_ ? part.sum * shrink(part.top) : Acc(0));
   }
 
-  __device__ Acc value(int column) const {
-    Acc total = 0;
-    for (int n = 0; n < count_; ++n) {
-      const RowShare<Acc> part = share(n);
-      // Of a share that saw nothing the values may be NaN: those of rows that others see.
-      if (part.sum() != 0) total += part.value(column) * shrink(part.top());
+  // fn(column, value) for this lane's columns.
+  template <class Fn>
+  __device__ void for_each_value(Fn fn) const {
+    for (int begin = 0; begin < p_.head_dim_v; begin += 32) {
+      const int column = begin + static_cast<int>(threadIdx.x) % 32;
+      const bool exists = column < p_.head_dim_v;
+      Acc total = 0;
+      for (int n = 0; n < count_; ++n) {
+        const Acc scale = __shfl_sync(0xffffffffu, shrink_, n);
+        const bool has_values = __shfl_sync(0xffffffffu, static_cast<int>(has_values_), n);
+        if (exists && has_values) total += share(n).value(column) * scale;
+      }
+      if (exists) fn(column, total);
     }
-    return total;
   }
 
  private:
@@ -94,12 +108,24 @@ class MergedRow {
     const Acc shift = top == minus_infinity<Acc>() ? Acc(0) : top;
     return exp2_of((other - shift) * factor_);
   }
+  __device__ static Acc sum_of_lanes(Acc x) {
+#pragma unroll
+    for (int d = 16; d > 0; d /= 2) x += __shfl_xor_sync(0xffffffffu, x, d);
+    return x;
+  }
+  __device__ static Acc largest_of_lanes(Acc x) {
+#pragma unroll
+    for (int d = 16; d > 0; d /= 2) x = larger(x, __shfl_xor_sync(0xffffffffu, x, d));
+    return x;
+  }
 
   const Problem& p_;
   Acc* first_;
   int64_t step_;
   int count_;
-  Acc factor_;
+  bool is_there_;  // a share for this lane
+  bool has_values_;
+  Acc factor_, shrink_;
 };
 
 // Query i of (b, h) to its place, by a warp.
@@ -111,13 +137,17 @@ __device__ void write_row(const Problem& p, bool plain, int b, int h, const Rows
   const bool nothing = !exists || row.sum == 0;  // false for NaN, which has to be seen
   const RowTotal<Acc> total =
       exists ? row_total(p, plain, b, h, row.top, row.sum) : RowTotal<Acc>::none();
-  if (lane == 0)
-    write_statistics(p, row_index(p, b, h, queries, i), total, nothing,
-                     [&](int source) { return row.mass(source); });
+  const int64_t at = row_index(p, b, h, queries, i);
+  if (lane == 0) write_statistics(p, at, total);
+  if (p.mass)
+    for (int s = 0; s < p.num_sources; ++s) {
+      const Acc mass = row.mass(s);
+      if (lane == 0) write_mass(p, at, s, total, nothing ? Acc(0) : mass);
+    }
   const Acc factor = total.inverse * (p.dropout_p > 0 ? static_cast<Acc>(p.dropout_kept) : Acc(1));
   T* out = row_at<T>(p.out, p.out_stride, b, h, queries.first + i);
-  for (int d = lane; d < p.head_dim_v; d += 32)
-    out[d] = nothing ? T{} : rounded<T>(row.value(d) * factor);
+  row.for_each_value(
+      [&](int column, Acc value) { out[column] = nothing ? T{} : rounded<T>(value * factor); });
 }
 
 }  // namespace crossmodal::cuda

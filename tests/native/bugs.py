@@ -52,8 +52,8 @@ FORWARD = (
     Bug(
         "mass keeps its old maximum",
         "attention_fwd.h",
-        "return mass.sum * exp2_of(shift);",
-        "return mass.sum;",
+        "nothing ? Acc(0) : mass.sum * shift",
+        "nothing ? Acc(0) : mass.sum",
     ),
     Bug("mass of the last source is lost", "attention_fwd.h", "if (p_.mass && alive) end_source();", ""),
     Bug("rows of no sample are not written", "attention_fwd.h", "at.chunk == 0 && share == 0)", "at.chunk == 1)"),
@@ -217,7 +217,12 @@ BACKWARD = (
         "begin = first;\n ++h;",
         "begin = first + kBlockQ;\n ++h;",
     ),
-    Bug("no exact delta", "attention_bwd_queries.h", "walks = is_exact ? 0 : 1;", "walks = 1;"),
+    Bug(
+        "no exact delta",
+        "attention_bwd_queries.h",
+        "const bool is_exact = !kPlain && p_.exact_delta;",
+        "const bool is_exact = false;",
+    ),
     Bug(
         "one head of a group",
         "attention_bwd_keys.h",
@@ -338,22 +343,15 @@ FEW_FORWARD = (
     Bug(
         "shares: the largest top is forgotten",
         "row_shares.h",
-        "top = larger(top, share(n).top());",
-        "top = share(n).top();",
+        "top = largest_of_lanes(is_there_ ? own.top() : minus_infinity<Acc>());",
+        "top = own.top();",
     ),
-    Bug(
-        "shares: values are not scaled", "row_shares.h", "part.value(column) * shrink(part.top())", "part.value(column)"
-    ),
-    Bug("shares: sums are not scaled", "row_shares.h", "share(n).sum() * shrink(share(n).top())", "share(n).sum()"),
-    Bug("shares: mass is not scaled", "row_shares.h", "total += part.sum * shrink(part.top);", "total += part.sum;"),
-    Bug(
-        "shares: the last is lost",
-        "row_shares.h",
-        "for (int n = 0; n < count_; ++n) {\n const RowShare",
-        "for (int n = 0; n + 1 < count_; ++n) {\n const RowShare",
-    ),
+    Bug("shares: values are not scaled", "row_shares.h", "share(n).value(column) * scale", "share(n).value(column)"),
+    Bug("shares: sums are not scaled", "row_shares.h", "sum_of_lanes(own_sum * own_shrink)", "sum_of_lanes(own_sum)"),
+    Bug("shares: mass is not scaled", "row_shares.h", "part.sum * shrink(part.top)", "part.sum"),
+    Bug("shares: the last is lost", "row_shares.h", "n < count_; ++n)", "n + 1 < count_; ++n)"),
     Bug("merging forgets the dropped", "row_shares.h", "static_cast<Acc>(p.dropout_kept) : Acc(1)", "Acc(1) : Acc(1)"),
-    Bug("merged rows of other heads", "merge_rows.cu", "pair % p.num_heads", "pair % 1"),
+    Bug("merged rows of other heads", "merge_rows.cu", "h = pair % heads;", "h = 0;"),
     Bug("packed rows are merged as padded ones", "merge_rows.cu", "p.cu_seqlens_q && i >= queries.count", "false"),
 )
 
