@@ -96,7 +96,7 @@ ONE = replace(TRIO, seqlen_q=1, head_dim=64, head_dim_v=64, differentiated=OPERA
 ONE_LONG = replace(ONE, batch=1, modalities=(Modality(700),), heads=2, head_dim=72, head_dim_v=40)
 ONE_OF_MANY = replace(ONE, batch=8, heads=4, modalities=(Modality(197),), poisoned=False)
 FEW = replace(TRIO, seqlen_q=3, differentiated=OPERANDS, query_lengths=torch.int32)
-FEW_WIDE = replace(ONE_LONG, seqlen_q=2, head_dim=256, head_dim_v=130)
+FEW_WIDE = replace(ONE_LONG, seqlen_q=2, head_dim=192, head_dim_v=130)
 FEW_NARROW = replace(ONE_LONG, seqlen_q=2, head_dim=3, head_dim_v=5)
 FEW_GROUPED = replace(MASKED, seqlen_q=2, differentiated=OPERANDS)
 FEW_IN_TILES = replace(FEW_GROUPED, seqlen_q=4)
