@@ -57,6 +57,8 @@ int64_t blocks_at_once(const char* name, void (*kernel)(Parameters...), int thre
 template <class... Parameters, class... Arguments>
 void launch(const char* name, void (*kernel)(Parameters...), int64_t tiles, int threads,
             size_t shared_bytes, void* stream, const Arguments&... arguments) {
+  // The most that every driver takes.
+  static_assert((sizeof(Parameters) + ... + 0) <= 4096, "kernel parameters are too large");
   if (tiles == 0) return;  // an empty grid is an error to CUDA, not to us
   allow_shared_bytes(name, kernel, shared_bytes);
   cudaLaunchConfig_t config{};

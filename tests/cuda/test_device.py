@@ -59,15 +59,18 @@ def test_nothing_waits_for_the_device():
         torch.cuda.set_sync_debug_mode("default")
 
 
-def test_a_captured_graph_follows_lengths_that_change():
-    q, k, v = heads(3, 2, 20, 64), heads(3, 2, 90, 64), heads(3, 2, 90, 64)
-    lengths = torch.tensor([90, 1, 40], device="cuda")
+@pytest.mark.parametrize("repeats", [1, 200], ids=["few tiles", "tiles from a queue"])
+@pytest.mark.parametrize("seqlen_q", [1, 20])
+def test_a_captured_graph_follows_lengths_that_change(seqlen_q, repeats):
+    batch = 3 * repeats
+    q, k, v = heads(batch, 2, seqlen_q, 64), heads(batch, 2, 90, 64), heads(batch, 2, 90, 64)
+    lengths = torch.tensor([90, 1, 40], device="cuda").repeat(repeats)
     crossmodal.attention(q, k, v, key_lengths=lengths)  # loads the module outside of the capture
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         out = crossmodal.attention(q, k, v, key_lengths=lengths)
     for new in ([1, 90, 0], [17, 64, 65]):
-        lengths.copy_(torch.tensor(new))
+        lengths.copy_(torch.tensor(new).repeat(repeats))
         graph.replay()
         assert torch.equal(out, crossmodal.attention(q, k, v, key_lengths=lengths))
 

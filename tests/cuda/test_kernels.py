@@ -8,6 +8,7 @@ from hypothesis import HealthCheck, Phase, given, seed, settings
 
 from tests.accuracy import check
 from tests.native.problems import PROBLEMS, masked_keys_may_be_nan
+from tests.problems import Modality
 from tests.test_random import PROBLEMS as DRAWN
 
 pytestmark = pytest.mark.cuda
@@ -23,6 +24,21 @@ def test_outputs_and_gradients_are_as_accurate_as_torch(on_gpu, name, dtype):
 @pytest.mark.parametrize("name", ["PLAIN", "CAUSAL", "TRIO", "DROPOUT"])
 def test_long_sequences_are_as_accurate_as_torch(on_gpu, name):
     check(replace(PROBLEMS[name], dtype=torch.bfloat16, seqlen_q=700))
+
+
+@pytest.mark.parametrize(
+    "problem",
+    [
+        replace(PROBLEMS["QUEUED"], batch=80, heads=8, seqlen_q=20),
+        replace(PROBLEMS["QUEUED_PACKED"], heads=90),
+        replace(PROBLEMS["ONE_OF_MANY"], batch=80),
+        replace(PROBLEMS["ONE_LONG"], modalities=(Modality(20_000),)),
+        replace(PROBLEMS["SHARED"], modalities=(Modality(9_000, torch.int64),)),
+    ],
+    ids=["queued", "queued packed", "pooling", "pooling over many keys", "many keys"],
+)
+def test_problems_that_fill_a_gpu_are_as_accurate_as_torch(on_gpu, problem):
+    check(replace(problem, dtype=torch.bfloat16))
 
 
 def test_masked_keys_may_be_nan(on_gpu, dtype):
