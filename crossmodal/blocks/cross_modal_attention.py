@@ -17,6 +17,8 @@ class CrossModalAttention(nn.Module):
         num_heads: attention heads.
         project_values: False attends over the tokens themselves, ``y_i = sum_j w_ij x_j``, and leaves the projection
             after it out too.
+        sharpness: standard deviation of the scores at first. With 1 a query attends to nearly all tokens alike, and
+            finds late what it should look for; with 4 it attends to a few, which now and then are the right ones.
         implementation: of the operators.
 
     Raises:
@@ -29,6 +31,7 @@ class CrossModalAttention(nn.Module):
         num_heads: int = 4,
         *,
         project_values: bool = True,
+        sharpness: float = 1.0,
         implementation: Implementation = "fused",
     ) -> None:
         super().__init__()
@@ -38,10 +41,9 @@ class CrossModalAttention(nn.Module):
         self.to_key = nn.Linear(width, width)
         self.to_value = nn.Linear(width, width) if project_values else nn.Identity()
         self.to_out = nn.Linear(width, width, bias=False) if project_values else nn.Identity()
-        # Scores of deviation 1 at first (Glorot's rule); Linear's own start gives a third of it, which is so near to
-        # attending to all alike that what is worth attending to is found late.
-        nn.init.xavier_uniform_(self.to_query.weight)
-        nn.init.xavier_uniform_(self.to_key.weight)
+        # Glorot's rule gives scores of deviation 1, Linear's own start a third of it.
+        nn.init.xavier_uniform_(self.to_query.weight, gain=sharpness**0.5)
+        nn.init.xavier_uniform_(self.to_key.weight, gain=sharpness**0.5)
 
     def forward(
         self,

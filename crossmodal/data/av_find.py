@@ -19,7 +19,7 @@ from crossmodal.data.av_splits import DATA_SEED, PARTS, split_images, split_reco
 from crossmodal.data.fsdd import SAMPLE_RATE, Recording, load_fsdd
 from crossmodal.data.number_words import LANGUAGES
 from crossmodal.data.reader import describe_reader
-from crossmodal.data.sample import Modality, Sample, Splits, Task
+from crossmodal.data.sample import Modality, Question, Sample, Splits, Task
 
 EDGE, CELL, GRID = 96, 32, 3
 Query = Literal["audio", "text"]
@@ -32,8 +32,8 @@ _SIZES = {"train": 20_000, "validation": 2_000, "test": 5_000}
 class AvFind:
     """One split of AV-Find; see the top of this file, and :class:`crossmodal.data.sample.Dataset`.
 
-    A sample's ``auxiliary`` label, under the query's name, is the digit asked for: the answer to an easier question,
-    about the query alone.
+    A sample's ``auxiliary`` labels are answers to easier questions: under the query's name, which digit it is; under
+    ``image``, which digit is in each cell. Neither says where the digit asked for is.
     """
 
     task: Task = "classification"
@@ -55,7 +55,7 @@ class AvFind:
             else Modality("text", vocabulary=len(_LETTERS) + 1)
         )
         self.modalities: Mapping[str, Modality] = {"image": Modality("image", size=(1, EDGE, EDGE)), query: asked}
-        self.auxiliary_classes: Mapping[str, int] = {query: 10}
+        self.questions: Mapping[str, Question] = {"image": Question(10, (GRID, GRID)), query: Question(10)}
         self._pixels = pixels.reshape(-1, 28, 28)
         self._rows = [np.flatnonzero(labels == digit) for digit in range(10)]
         self._spoken = [[r.waveform for r in recordings if r.digit == digit] for digit in range(10)]
@@ -86,7 +86,10 @@ class AvFind:
         else:
             word = LANGUAGES["en"].digits[asked]
             inputs["text"] = torch.tensor([1 + _LETTERS.index(letter) for letter in word])
-        return Sample(inputs, torch.tensor(cell), f"{index}", {self._query: torch.tensor(asked)})
+        return Sample(inputs, torch.tensor(cell), f"{index}", self._answers(digits, asked))
+
+    def _answers(self, digits: NDArray[np.int64], asked: int) -> dict[str, torch.Tensor]:
+        return {"image": torch.from_numpy(digits), self._query: torch.tensor(asked)}
 
     def _draw(self, digits: NDArray[np.int64], rng: np.random.Generator) -> NDArray[np.float32]:
         canvas = np.zeros((EDGE, EDGE), dtype=np.float32)

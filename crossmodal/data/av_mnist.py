@@ -16,7 +16,8 @@ validation and test. Given the digit, image and recording are independent. No re
              recordings, and pink noise, half of the power each.
 """
 
-from collections.abc import Mapping
+import copy
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Literal, get_args
@@ -29,7 +30,7 @@ from crossmodal.data.av_splits import DATA_SEED, PARTS, split_images, split_reco
 from crossmodal.data.babble import Babble, Waveform
 from crossmodal.data.fsdd import SAMPLE_RATE, Recording, load_fsdd
 from crossmodal.data.reader import describe_reader
-from crossmodal.data.sample import Modality, Sample, Splits, Task
+from crossmodal.data.sample import Modality, Question, Sample, Splits, Task
 
 Variant = Literal["clean", "speaker", "hard"]
 _COMPONENTS = 4
@@ -47,13 +48,13 @@ class AvMnist:
         recordings: those of this split.
         part: ``"train"``, ``"validation"`` or ``"test"``.
         hard: put the recording into noise.
-        snr_db: of the hard variant's speech.
         seed: of what changes from epoch to epoch.
+        only: these modalities; None for both. Those left out are not made, and change nothing in the others.
     """
 
     task: Task = "classification"
     classes = tuple("0123456789")
-    auxiliary_classes: Mapping[str, int] = MappingProxyType({})
+    questions: Mapping[str, Question] = MappingProxyType({})
 
     def __init__(
         self,
@@ -64,21 +65,28 @@ class AvMnist:
         *,
         hard: bool,
         seed: int,
-        snr_db: float = _SNR_DB,
+        only: Collection[str] | None = None,
     ) -> None:
         self.modalities = {
             "image": Modality("image", size=(1, 28, 28)),
             "audio": Modality("audio", sample_rate=SAMPLE_RATE),
         }
+        self._made = set(self.modalities if only is None else only)
         self._pixels, self._labels = pixels, labels
         self._spoken = [[r.waveform for r in recordings if r.digit == digit] for digit in range(10)]
-        self._training, self._snr_db = part == "train", snr_db
+        self._training, self._snr_db = part == "train", _SNR_DB
         self._key = [seed if self._training else DATA_SEED, PARTS.index(part)]
         self._epoch = 0
         self._babble = None
         if hard:
             rng = np.random.default_rng([DATA_SEED, PARTS.index(part)])
             self._babble = Babble([r.waveform for r in recordings], _TALKERS, rng)
+
+    def at_snr(self, snr_db: float) -> "AvMnist":
+        """The same samples, of the hard variant, with speech of another loudness in the noise."""
+        other = copy.copy(self)
+        other._snr_db = snr_db
+        return other
 
     def __len__(self) -> int:
         return len(self._labels)
@@ -87,14 +95,19 @@ class AvMnist:
         self._epoch = epoch if self._training else 0
 
     def __getitem__(self, index: int) -> Sample:
-        rng = np.random.default_rng([*self._key, self._epoch, index])
         digit = int(self._labels[index])
+        inputs = {}
+        if "image" in self._made:
+            inputs["image"] = torch.from_numpy(self._pixels[index]).view(1, 28, 28)
+        if "audio" in self._made:
+            inputs["audio"] = torch.from_numpy(self._speak(digit, index))
+        return Sample(inputs, torch.tensor(digit), f"{index}")
+
+    def _speak(self, digit: int, index: int) -> Waveform:
+        rng = np.random.default_rng([*self._key, self._epoch, index])
         spoken = self._spoken[digit]
         waveform = spoken[int(rng.integers(len(spoken)))]
-        if self._babble:
-            waveform = self._drown(waveform, self._babble, rng)
-        image = torch.from_numpy(self._pixels[index]).view(1, 28, 28)
-        return Sample({"image": image, "audio": torch.from_numpy(waveform)}, torch.tensor(digit), f"{index}")
+        return self._drown(waveform, self._babble, rng) if self._babble else waveform
 
     def _drown(self, waveform: Waveform, babble: Babble, rng: np.random.Generator) -> Waveform:
         onset = _ONSET + (int(rng.integers(-_JITTER, _JITTER + 1)) if self._training else 0)
@@ -105,7 +118,12 @@ class AvMnist:
 
 
 def av_mnist(
-    root: Path, variant: Variant = "clean", *, seed: int = 0, fold: int = 0, snr_db: float = _SNR_DB
+    root: Path,
+    variant: Variant = "clean",
+    *,
+    seed: int = 0,
+    fold: int = 0,
+    only: Collection[str] | None = None,
 ) -> Splits:
     """The three splits.
 
@@ -114,7 +132,7 @@ def av_mnist(
         variant: see the top of this file.
         seed: of the pairs and the noise in training; another seed, the same test.
         fold: which speakers are held out, for the variant ``speaker``.
-        snr_db: of the speech in the variant ``hard``; another one than its own shows what a model does with it.
+        only: see :class:`AvMnist`.
 
     Raises:
         MissingExtraError: when soundfile is not installed.
@@ -128,7 +146,15 @@ def av_mnist(
         pixels = project(pixels, _COMPONENTS)
     recordings = split_recordings(load_fsdd(root), fold if variant == "speaker" else None)
     train, validation, test = (
-        AvMnist(pixels[part], labels[part], recordings[part], part, hard=variant == "hard", seed=seed, snr_db=snr_db)
+        AvMnist(
+            pixels[part],
+            labels[part],
+            recordings[part],
+            part,
+            hard=variant == "hard",
+            seed=seed,
+            only=only,
+        )
         for part in PARTS
     )
     return Splits(train, validation, test, {"reader": describe_reader(train.modalities)})

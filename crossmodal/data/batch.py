@@ -21,7 +21,7 @@ class Batch(NamedTuple):
         texts: B lists of words as they stood before they were numbered, for people to read; None
             when there is no text.
         names: B names of the samples, where they have some.
-        auxiliary: by modality, ``(B,)`` int64 class indices that this modality alone has to tell.
+        auxiliary: by modality, ``(B,)`` or ``(B, cells)`` int64 class indices that this modality alone has to tell.
     """
 
     inputs: dict[str, Tensor]

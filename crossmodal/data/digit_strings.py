@@ -22,7 +22,7 @@ from crossmodal.data.babble import Babble, Waveform
 from crossmodal.data.fsdd import SAMPLE_RATE, Recording, load_fsdd
 from crossmodal.data.number_words import LANGUAGES
 from crossmodal.data.reader import describe_reader
-from crossmodal.data.sample import Modality, Sample, Splits, Task
+from crossmodal.data.sample import Modality, Question, Sample, Splits, Task
 
 SYMBOLS = " abcdefghijklmnopqrstuvwxyz"  # numbered from 1
 _FEWEST, _MOST = 3, 5
@@ -42,7 +42,7 @@ class DigitStrings:
 
     task: Task = "transcription"
     classes = tuple(SYMBOLS)
-    auxiliary_classes: Mapping[str, int] = MappingProxyType({})
+    questions: Mapping[str, Question] = MappingProxyType({})
 
     def __init__(
         self,

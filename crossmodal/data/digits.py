@@ -5,7 +5,7 @@ from types import MappingProxyType
 
 from crossmodal.data.digit_trio import NUM_CLASSES, DigitTrio
 from crossmodal.data.reader import describe_reader
-from crossmodal.data.sample import Modality, Sample, Splits, Task
+from crossmodal.data.sample import Modality, Question, Sample, Splits, Task
 from crossmodal.data.sentences import Split
 from crossmodal.data.spoken_digits import SAMPLE_RATE
 
@@ -17,7 +17,7 @@ class Digits:
 
     task: Task = "classification"
     classes = tuple(str(digit) for digit in range(NUM_CLASSES))
-    auxiliary_classes: Mapping[str, int] = MappingProxyType({})
+    questions: Mapping[str, Question] = MappingProxyType({})
 
     def __init__(self, trio: DigitTrio, split: Split) -> None:
         self.modalities = {

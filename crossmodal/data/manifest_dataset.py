@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from crossmodal.data.reader import Reader
-from crossmodal.data.sample import Sample, Task
+from crossmodal.data.sample import Question, Sample, Task
 
 
 class ManifestDataset:
@@ -25,7 +25,7 @@ class ManifestDataset:
         seed: of the augmentation; None for none.
     """
 
-    auxiliary_classes: Mapping[str, int] = MappingProxyType({})
+    questions: Mapping[str, Question] = MappingProxyType({})
 
     def __init__(
         self,

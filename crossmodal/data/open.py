@@ -1,5 +1,6 @@
 """Data sets by name."""
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ def open_data(
     seed: int = 0,
     strict: bool = False,
     options: dict[str, Any] | None = None,
+    only: Collection[str] | None = None,
 ) -> Splits:
     """The splits of a data set.
 
@@ -29,6 +31,7 @@ def open_data(
         seed: of what is drawn in training; for ``avmnist-speaker`` also which speakers are held out.
         strict: see :class:`ManifestOptions`.
         options: further fields of :class:`ManifestOptions`.
+        only: modalities that will be used; a data set may spare itself the others. None for all.
 
     Raises:
         MissingExtraError: when a package that the data need is not installed.
@@ -46,4 +49,4 @@ def open_data(
     if name.startswith("avfind"):
         return av_find(root, "text" if name == "avfind-text" else "audio", seed=seed)
     variant: Any = {"avmnist": "clean", "avmnist-speaker": "speaker", "avmnist-hard": "hard"}[name]
-    return av_mnist(root, variant, seed=seed, fold=seed % 6)
+    return av_mnist(root, variant, seed=seed, fold=seed % 6, only=only)

@@ -27,6 +27,19 @@ class Modality:
     vocabulary: int | None = None
 
 
+class Question(NamedTuple):
+    """An easier question, about one modality alone, that training asks beside the task's own.
+
+    Attributes:
+        classes: how many answers there are.
+        cells: rows and columns into which an image is divided, with an answer for each cell, row by row; None: one
+            answer.
+    """
+
+    classes: int
+    cells: tuple[int, int] | None = None
+
+
 class Sample(NamedTuple):
     """One sample.
 
@@ -35,7 +48,7 @@ class Sample(NamedTuple):
         label: int64 class index, float32 ``(outputs,)`` for the tasks multilabel and
             regression, or int64 symbols from 1, then -1, for transcription.
         name: where it comes from, for people.
-        auxiliary: by modality, an int64 class index of its own, to be told from this modality alone; in training only.
+        auxiliary: by modality, the int64 answer to its :class:`Question`, or ``(cells,)`` of them; in training only.
     """
 
     inputs: dict[str, Tensor]
@@ -53,7 +66,7 @@ class Dataset(Protocol):
         modalities: in the order of the model's encoders.
         task: what the labels are.
         classes: their names; for regression, the names of the outputs.
-        auxiliary_classes: by modality, how many classes its auxiliary label has; empty without such labels.
+        questions: by modality, what its auxiliary label answers; empty without such labels.
     """
 
     @property
@@ -66,7 +79,7 @@ class Dataset(Protocol):
     def classes(self) -> tuple[str, ...]: ...
 
     @property
-    def auxiliary_classes(self) -> Mapping[str, int]: ...
+    def questions(self) -> Mapping[str, Question]: ...
 
     def __len__(self) -> int: ...
 

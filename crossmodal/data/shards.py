@@ -17,7 +17,7 @@ from crossmodal._extras import require
 from crossmodal.data.batch import Batch
 from crossmodal.data.collate import Collate
 from crossmodal.data.reader import Reader
-from crossmodal.data.sample import Sample, Task
+from crossmodal.data.sample import Question, Sample, Task
 
 _BUFFER = 1000  # samples among which the order is drawn
 
@@ -79,7 +79,7 @@ class Shards:
         seed: of the order and of the augmentation.
     """
 
-    auxiliary_classes: Mapping[str, int] = MappingProxyType({})
+    questions: Mapping[str, Question] = MappingProxyType({})
 
     def __init__(
         self,

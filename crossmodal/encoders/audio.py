@@ -2,7 +2,7 @@
 
 from torch import Tensor, nn
 
-from crossmodal.encoders.bidirectional import Bidirectional
+from crossmodal.encoders.bidirectional import Bidirectional, last_states
 from crossmodal.encoders.log_mel import LogMel
 from crossmodal.encoders.output import EncoderOutput
 from crossmodal.encoders.padding import zero_padding
@@ -43,6 +43,7 @@ class CrnnEncoder(nn.Module):
         log_mel: the front end; None takes :class:`LogMel` with its defaults.
         augment: what is hidden in training; None hides nothing.
         dropout: before the GRU.
+        summary: one token, of what both directions of the GRU know at their ends, in the place of all.
     """
 
     def __init__(
@@ -54,6 +55,7 @@ class CrnnEncoder(nn.Module):
         log_mel: LogMel | None = None,
         augment: SpecAugment | None = None,
         dropout: float = 0.1,
+        summary: bool = False,
     ) -> None:
         super().__init__()
         self.log_mel = log_mel or LogMel(sample_rate)
@@ -66,9 +68,10 @@ class CrnnEncoder(nn.Module):
         self.norms = nn.ModuleList(nn.LayerNorm(hidden) for _ in self.convolutions)
         self.dropout = nn.Dropout(dropout)
         self.recurrent = Bidirectional("gru", hidden, channels)
+        self.summary = summary
 
     def forward(self, waveform: Tensor, lengths: Tensor) -> EncoderOutput:
-        """``(B, samples)`` float32 and ``(B,)`` in samples; features ``(B, frames / 2, channels)``."""
+        """``(B, samples)`` float32 and ``(B,)`` in samples; features ``(B, frames / 2, channels)``, or one token."""
         mel, frames = self.log_mel(waveform, lengths)
         tokens = self.augment(standardize(mel, frames))
         for layer, norm in zip(self.convolutions, self.norms, strict=True):
@@ -77,7 +80,10 @@ class CrnnEncoder(nn.Module):
             frames = (frames + 1) // 2 if layer.stride[0] == 2 else frames
             # Zero beyond the length again, or the next convolution would carry padding into the last real token.
             tokens = zero_padding(nn.functional.gelu(found), frames)
-        return EncoderOutput(self.recurrent(self.dropout(tokens), frames), frames)
+        heard = self.recurrent(self.dropout(tokens), frames)
+        if self.summary:
+            return EncoderOutput(last_states(heard, frames), frames.clamp(max=1))
+        return EncoderOutput(heard, frames)
 
 
 def standardize(mel: Tensor, frames: Tensor) -> Tensor:

@@ -39,3 +39,10 @@ class Bidirectional(nn.Module):
         ahead, _ = self.ahead(values)
         back, _ = self.back(reverse_real(values, lengths))
         return torch.cat([ahead, reverse_real(back, lengths)], dim=2)
+
+
+def last_states(values: Tensor, lengths: Tensor) -> Tensor:
+    """What both directions of :class:`Bidirectional` know at their ends: ``(B, L, C)`` to one token, ``(B, 1, C)``."""
+    ahead, back = values.chunk(2, dim=2)
+    last = (lengths - 1).clamp(min=0).view(-1, 1, 1).expand(-1, 1, ahead.shape[2])
+    return torch.cat([ahead.gather(1, last), back[:, :1]], dim=2)

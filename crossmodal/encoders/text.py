@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from crossmodal.blocks.cross_modal_block import CrossModalBlock
-from crossmodal.encoders.bidirectional import Bidirectional
+from crossmodal.encoders.bidirectional import Bidirectional, last_states
 from crossmodal.encoders.output import EncoderOutput
 from crossmodal.encoders.padding import is_real
 
@@ -18,17 +18,24 @@ class TextEncoder(nn.Module):
         vocabulary: how many word numbers there are; 0 is padding.
         channels: of the features; even.
         kind: ``"lstm"`` or ``"gru"``.
+        summary: one token, of what both directions know at their ends, in the place of all.
     """
 
-    def __init__(self, vocabulary: int, channels: int = 48, kind: Literal["lstm", "gru"] = "lstm") -> None:
+    def __init__(
+        self, vocabulary: int, channels: int = 48, kind: Literal["lstm", "gru"] = "lstm", summary: bool = False
+    ) -> None:
         super().__init__()
         self.embedding = nn.Embedding(vocabulary, channels, padding_idx=0)
         self.recurrent = Bidirectional(kind, channels, channels)
+        self.summary = summary
 
     def forward(self, words: Tensor, lengths: Tensor) -> EncoderOutput:
-        """``(B, L)`` int64 and ``(B,)`` in words; features ``(B, L, channels)``."""
+        """``(B, L)`` int64 and ``(B,)`` in words; features ``(B, L, channels)``, or one token."""
         words = words.where(is_real(lengths, words.shape[1]), 0)
-        return EncoderOutput(self.recurrent(self.embedding(words), lengths), lengths)
+        read = self.recurrent(self.embedding(words), lengths)
+        if self.summary and read.shape[1]:
+            return EncoderOutput(last_states(read, lengths), lengths.clamp(max=1))
+        return EncoderOutput(read, lengths)
 
 
 class TransformerTextEncoder(nn.Module):

@@ -1,6 +1,7 @@
 """Every model of the results: a task, a form, a seed."""
 
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from crossmodal.models.fusion import FUSIONS
@@ -34,23 +35,30 @@ _SINGLE = {
     "image": {"modalities": ["image"], "experts": "none"},
     "audio": {"modalities": ["audio"], "experts": "none"},
 }
-_TOWERS = {"fusion": "two_tower", "width": 64, "modalities": ["image", "audio"]}
+_TOWERS = {"fusion": "two_tower", "width": 64, "modalities": ["image", "audio"], "epochs": 3, "samples": 12_800}
+
+# Tasks whose fused models begin with the encoders of the single models, and what differs from the preset then.
+_CONTINUED: dict[str, dict[str, Any]] = {
+    "clean": {"epochs": 1, "samples": 12_800},
+    "speaker": {"epochs": 1, "samples": 12_800},
+    "hard": {"epochs": 2, "samples": 27_520},
+}
+_LATE = ("gated", "source", "bottleneck", "low_rank")
 
 # By task: the data set, and by form what differs from the preset of the data set.
 TASKS: dict[str, tuple[str, dict[str, dict[str, Any]]]] = {
-    "clean": ("avmnist", {**_SINGLE, SUM: {}, **_FORMS}),
-    "speaker": ("avmnist-speaker", {**_SINGLE, SUM: {}, "queries": _FORMS["queries"], "concat": _FORMS["concat"]}),
+    "find": ("avfind", {"cross": _FORMS["cross"], "concat": _FORMS["concat"]}),
     "hard": (
         "avmnist-hard",
         {
             **_SINGLE,
             SUM: {},
+            "queries": _FORMS["queries"],
             "queries without experts": {"fusion": "queries", "experts": "none"},
-            **_FORMS,
             "queries with quality": {"fusion": "queries", "quality": True, "spoiled": 0.1},
+            **_FORMS,
         },
     ),
-    "find": ("avfind", {"concat": _FORMS["concat"], "cross": _FORMS["cross"]}),
     "retrieval": (
         "avmnist",
         {
@@ -68,24 +76,44 @@ TASKS: dict[str, tuple[str, dict[str, dict[str, Any]]]] = {
             "decoder, speech and image": {"fusion": "captioner", "layers": 2},
         },
     ),
+    "clean": ("avmnist", {**_SINGLE, SUM: {}, **_FORMS}),
+    "speaker": ("avmnist-speaker", {**_SINGLE, SUM: {}, "queries": _FORMS["queries"], "concat": _FORMS["concat"]}),
 }
 
 
 def all_cases(seeds: int, tasks: Sequence[str] = (), forms: Sequence[str] = ()) -> Iterator[Case]:
-    """All of them, seed by seed, so that a table is whole as early as it can be.
+    """All of them, seed by seed, and of each seed what the claims rest on first.
 
     Args:
         seeds: how many.
         tasks, forms: only these; empty for all.
     """
     for seed in range(seeds):
-        for task, (_, known) in TASKS.items():
-            for form in known:
-                if (not tasks or task in tasks) and (not forms or form in forms):
-                    yield Case(task, form, seed)
+        for late in (False, True):
+            for task, (_, known) in TASKS.items():
+                for form in known:
+                    chosen = (not tasks or task in tasks) and (not forms or form in forms)
+                    if chosen and late == (form in _LATE):
+                        yield Case(task, form, seed)
 
 
-def config_of(case: Case, root: str) -> TrainConfig:
-    """The settings that a case is trained with."""
+def singles_of(case: Case) -> list[Case]:
+    """The single models of its task and seed, which a fused case begins with; none for a case that begins anew."""
+    if case.task not in _CONTINUED or case.form in _SINGLE:
+        return []
+    return [Case(case.task, form, case.seed) for form in _SINGLE]
+
+
+def config_of(case: Case, root: str, runs: Path) -> TrainConfig:
+    """The settings that a case is trained with.
+
+    Args:
+        case: which.
+        root: the folder of the recorded data.
+        runs: where the runs of single models are.
+    """
     data, forms = TASKS[case.task]
-    return make_config({**PRESETS[data], "data": data, "root": root, "seed": case.seed, **forms[case.form]})
+    start = {single.form: str(runs / single.name) for single in singles_of(case)}
+    rest = _CONTINUED[case.task] if start else {}
+    values = {**PRESETS[data], **rest, "start": start, "data": data, "root": root, "seed": case.seed}
+    return make_config({**values, **forms[case.form]})

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from crossmodal.data.av_find import CELL, GRID, AvFind
-from crossmodal.data.av_mnist import av_mnist
+from crossmodal.data.av_mnist import AvMnist
 from crossmodal.data.collate import Collate
 from crossmodal.data.loader import evaluation_loader
 from crossmodal.data.sample import Dataset, Splits
@@ -82,13 +82,12 @@ def cells_of_tokens(grid: tuple[int, int]) -> Tensor:
     return (rows.unsqueeze(1) * GRID + columns).flatten()
 
 
-def mass_by_snr(model: FusionClassifier, description: dict[str, Any], root: Path) -> dict[str, float]:
+def mass_by_snr(model: FusionClassifier, description: dict[str, Any], dataset: AvMnist) -> dict[str, float]:
     """By signal-to-noise ratio in dB, the mean share of attention that the sound of the hard test receives."""
     collate = Collate(modalities_of(description))
     shares = {}
     for snr_db in _SNRS_DB:
-        dataset = av_mnist(root, "hard", snr_db=snr_db).test
-        shares[str(snr_db)] = mean_mass(model, dataset, collate, 512)["audio"]
+        shares[str(snr_db)] = mean_mass(model, dataset.at_snr(snr_db), collate, 512)["audio"]
     return shares
 
 
@@ -109,7 +108,7 @@ def alignment(model: TwoTower, description: dict[str, Any], splits: Splits) -> d
     return {"discriminator": discriminator_accuracy(pairs[0], pairs[1])}
 
 
-def extras(run: Path, splits: Splits, form: str, root: Path) -> dict[str, Any]:
+def extras(run: Path, splits: Splits, form: str) -> dict[str, Any]:
     """What is measured of a run's model beside its accuracy; empty for most."""
     model, description, _ = open_run(run)
     if isinstance(model, TwoTower):
@@ -118,6 +117,6 @@ def extras(run: Path, splits: Splits, form: str, root: Path) -> dict[str, Any]:
         return {}
     if isinstance(splits.test, AvFind) and model.fusion.weighs and form == "cross":
         return pointing(model, description, splits.test)
-    if model.quality is not None:
-        return {"mass_by_snr": mass_by_snr(model, description, root)}
+    if model.quality is not None and isinstance(splits.test, AvMnist):
+        return {"mass_by_snr": mass_by_snr(model, description, splits.test)}
     return {}

@@ -8,7 +8,7 @@ from typing import Any, TextIO
 
 from crossmodal.data.open import open_data
 from crossmodal.data.sample import Splits
-from crossmodal.learning.cases import SUM, TASKS, Case, config_of
+from crossmodal.learning.cases import SUM, Case, config_of, singles_of
 from crossmodal.learning.measures import extras, log_probability_sum
 from crossmodal.learning.results import add_row, is_there, read_results
 from crossmodal.train.run import CONFIG, MODEL, STATE, resume_run, start_run
@@ -39,13 +39,20 @@ def make_results(
         FileNotFoundError, ValueError: when the data are not in ``root``, or the file is something else.
     """
     stream = stream or sys.stdout
+    opened: tuple[tuple[Any, ...], Splits] | None = None  # cases in a row often have the same data
     for case in cases:
         if is_there(read_results(file), case):
             continue
         print(f"\n{case.task}, {case.form}, seed {case.seed}", file=stream, flush=True)
+        for single in singles_of(case):
+            if not (runs / single.name / MODEL).exists():
+                raise ValueError(f"{case.form} needs the run {runs / single.name}: make {single.form} first")
         start = time.perf_counter()
-        config = config_of(case, str(root))
-        splits = open_data(config.data, root, seed=config.seed)
+        config = config_of(case, str(root), runs)
+        if opened is None or opened[0] != (config.data, config.seed, config.modalities):
+            key = (config.data, config.seed, config.modalities)
+            opened = key, open_data(config.data, root, seed=config.seed, only=config.modalities)
+        splits = opened[1]
         values = _sum(case, runs, splits) if case.form == SUM else _trained(case, root, runs, splits, changes, stream)
         values.setdefault("seconds", time.perf_counter() - start)
         add_row(file, case, values, threads=config.threads)
@@ -55,10 +62,7 @@ def make_results(
 
 def _sum(case: Case, runs: Path, splits: Splits) -> dict[str, Any]:
     """Of the single models of the same task and seed, which come before it."""
-    singles = [Case(case.task, form, case.seed) for form in TASKS[case.task][1] if form in ("image", "audio")]
-    for single in singles:
-        if not (runs / single.name / MODEL).exists():
-            raise ValueError(f"{case.form} needs the run {runs / single.name}: make the forms image and audio first")
+    singles = singles_of(case)
     return {"test": log_probability_sum([runs / single.name for single in singles], splits)}
 
 
@@ -67,15 +71,15 @@ def _trained(
 ) -> dict[str, Any]:
     out = runs / case.name
     if (out / CONFIG).exists():
-        metrics = resume_run(out, stream)
+        metrics = resume_run(out, stream, splits=splits)
     else:
-        config = config_of(case, str(root))
-        metrics = start_run(type(config)(**{**vars(config), **(changes or {})}), out, stream)
+        config = config_of(case, str(root), runs)
+        metrics = start_run(type(config)(**{**vars(config), **(changes or {})}), out, stream, splits=splits)
     return {
         "val": metrics["val"],
         "test": {name: value for name, value in metrics["test"].items() if name not in ("classes", "confusion")},
         "config": metrics["config"],
         "seconds": sum(row["seconds"] for row in metrics["history"]),
         "data_share": sum(row["data_share"] for row in metrics["history"]) / len(metrics["history"]),
-        **extras(out, splits, case.form, root),
+        **extras(out, splits, case.form),
     }

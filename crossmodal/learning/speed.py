@@ -35,7 +35,7 @@ def time_steps(case: Case, root: Path, *, rounds: int = 15) -> dict[str, Any]:
         ``attention_share`` and ``encoder_share`` of a fused step; ``data_milliseconds`` to make the batch.
     """
     torch.set_num_threads(1)
-    config = config_of(case, str(root))
+    config = config_of(case, str(root), Path())
     splits = open_data(config.data, root, seed=case.seed)
     description = describe_model(config, splits)
     model = build_model(description, seed=case.seed)

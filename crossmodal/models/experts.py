@@ -43,6 +43,35 @@ class Expert(nn.Module):
         return logits
 
 
+class CellExpert(nn.Module):
+    """Answers a question about every cell of an image, from the mean of the cell's tokens.
+
+    Args:
+        width: of the tokens.
+        outputs: of the question.
+        cells: rows and columns of the cells.
+        grid: rows and columns of the tokens; multiples of those of the cells.
+
+    Raises:
+        ValueError: when tokens lie in two cells.
+    """
+
+    def __init__(self, width: int, outputs: int, *, cells: tuple[int, int], grid: tuple[int, int]) -> None:
+        super().__init__()
+        if grid[0] % cells[0] or grid[1] % cells[1]:
+            raise ValueError(f"grid must be a multiple of cells, got {grid} and {cells}")
+        self.cells, self.grid = tuple(cells), tuple(grid)
+        self.head = nn.Linear(width, outputs)
+
+    def forward(self, tokens: EncoderOutput) -> Tensor:
+        """``(B, cells, outputs)``."""
+        (rows, columns), (height, width) = self.cells, self.grid
+        shape = (rows, height // rows, columns, width // columns)
+        means = tokens.features.unflatten(1, shape).mean((2, 4)).flatten(1, 2)
+        logits: Tensor = self.head(means)
+        return logits
+
+
 class Quality(nn.Module):
     """How good the input of one modality is, from its own tokens: a number per sample.
 

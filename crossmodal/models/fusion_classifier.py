@@ -8,8 +8,9 @@ from torch import Tensor, nn
 from torch.nn.functional import softplus
 
 from crossmodal.blocks.operators import Implementation
+from crossmodal.data.sample import Question
 from crossmodal.encoders.output import EncoderOutput
-from crossmodal.models.experts import Expert, Quality, product_of_experts
+from crossmodal.models.experts import CellExpert, Expert, Quality, product_of_experts
 from crossmodal.models.fusion import Form, build_fusion
 
 Experts = Literal["none", "auxiliary", "product"]
@@ -25,7 +26,8 @@ class FusionOutput(NamedTuple):
         mass: ``(B, num_heads, queries, modalities)``, the share of attention that each modality got; None unless asked
             for, and for forms of fusion without weights.
         experts: by modality, the logits ``(B, num_classes)`` of its expert; empty without experts.
-        auxiliary: by modality, the logits of its auxiliary question; empty without any.
+        auxiliary: by modality, the logits ``(B, classes)`` of its auxiliary question, or ``(B, cells, classes)``; empty
+            without any.
     """
 
     logits: Tensor
@@ -51,12 +53,14 @@ class FusionClassifier(nn.Module):
         num_queries: learned queries, or bottleneck tokens.
         fusion: name of the form.
         layers: of the forms that attend more than once.
+        sharpness: of the forms whose tokens ask; see :class:`crossmodal.blocks.CrossModalAttention`.
         quality: learn from each modality's tokens a bias on the scores of all of them: a modality that is noise gets
             less mass. Only for forms that weigh modalities.
         experts: ``"auxiliary"`` gives every modality a head of its own, to be trained beside the fusion; ``"product"``
             also adds their log-probabilities, each with a learned exponent, to the logits: the fusion then learns
             what they miss.
-        auxiliary: by modality, how many classes a question has that this modality alone answers.
+        auxiliary: by modality, a question that this modality alone answers. One about cells needs an encoder with a
+            ``grid``.
         dropout: before the head.
         implementation: ``"fused"`` for :mod:`crossmodal`, ``"reference"`` for plain torch; same weights,
             same answers.
@@ -77,9 +81,10 @@ class FusionClassifier(nn.Module):
         num_queries: int = 4,
         fusion: str = "queries",
         layers: int = 1,
+        sharpness: float = 1.0,
         quality: bool = False,
         experts: Experts = "none",
-        auxiliary: Mapping[str, int] | None = None,
+        auxiliary: Mapping[str, Question] | None = None,
         dropout: float = 0.0,
         implementation: Implementation = "fused",
     ) -> None:
@@ -93,7 +98,16 @@ class FusionClassifier(nn.Module):
             {name: nn.Sequential(nn.Linear(sizes[name], width), nn.LayerNorm(width)) for name in encoders}
         )
         self.fusion = build_fusion(
-            fusion, Form(len(encoders), width, num_heads, num_queries, layers, implementation=implementation)
+            fusion,
+            Form(
+                len(encoders),
+                width,
+                num_heads,
+                num_queries,
+                layers,
+                sharpness=sharpness,
+                implementation=implementation,
+            ),
         )
         if quality and not self.fusion.weighs:
             raise ValueError(f"quality must be False for the fusion {fusion!r}, which does not weigh modalities")
@@ -114,7 +128,14 @@ class FusionClassifier(nn.Module):
         self.quality = qualities() if quality else None
         self.experts = nn.ModuleDict({name: expert(num_classes) for name in encoders if experts != "none"})
         self.trust = qualities() if experts == "product" else None
-        self.auxiliary = nn.ModuleDict({name: expert(count) for name, count in (auxiliary or {}).items()})
+        self.auxiliary = nn.ModuleDict(
+            {
+                name: expert(question.classes)
+                if question.cells is None
+                else CellExpert(width, question.classes, cells=question.cells, grid=encoders[name].grid)  # type: ignore[arg-type]
+                for name, question in (auxiliary or {}).items()
+            }
+        )
 
     @property
     def modalities(self) -> tuple[str, ...]:

@@ -7,6 +7,8 @@ from typing import Any
 
 from crossmodal._extras import require
 
+_NAMES = ("modalities", "auxiliary")  # settings that are lists of modalities
+
 
 @dataclass(frozen=True)
 class TrainConfig:
@@ -33,14 +35,17 @@ class TrainConfig:
         sets: learn from every set of modalities in each step (:func:`crossmodal.models.modality_sets`).
         modality_dropout: share of each modality's inputs hidden at random in training; one always stays.
         spoiled: share of each modality's inputs replaced by noise in training, one modality of a sample at most.
-        width, num_heads, num_queries, layers, quality, experts, dropout: see
+        width, num_heads, num_queries, layers, sharpness, quality, experts, dropout: see
             :class:`crossmodal.models.FusionClassifier`.
+        auxiliary: modalities whose auxiliary questions are asked in training, where the data have some
+            (:class:`crossmodal.data.sample.Question`); None asks all.
         expert_weight, auxiliary_weight: of the experts' and of the auxiliary questions' losses.
         contrastive: loss of two towers, ``"info_nce"`` or ``"sigmoid"``.
         hardness: how much more near negatives count in it; see :func:`crossmodal.models.contrastive.info_nce`.
         adversary: of two towers: ``"none"``, ``"discriminator"`` or ``"critic"``.
         adversary_strength: of the gradient that the towers get from it.
         smoothing: of labels (Szegedy et al., arXiv 1512.00567).
+        start: by modality, the folder of a run whose encoder and projection into the common space are begun with.
         encoders: by modality, ``{"name": ..., "channels": ..., option: ...}``; see
             :func:`crossmodal.encoders.build_encoder`.
         precision: ``"no"``, ``"bf16"`` or ``"fp16"``: autocast, weights stay float32.
@@ -75,9 +80,11 @@ class TrainConfig:
     num_heads: int = 4
     num_queries: int = 4
     layers: int = 1
+    sharpness: float = 1.0
     quality: bool = False
     experts: str = "none"
     dropout: float = 0.0
+    auxiliary: tuple[str, ...] | None = None
     expert_weight: float = 1.0
     auxiliary_weight: float = 1.0
     smoothing: float = 0.0
@@ -85,6 +92,7 @@ class TrainConfig:
     hardness: float = 0.0
     adversary: str = "none"
     adversary_strength: float = 0.1
+    start: dict[str, str] = field(default_factory=dict)
     encoders: dict[str, dict[str, Any]] = field(default_factory=dict)
     precision: str = "no"
     parallel: str = "ddp"
@@ -108,7 +116,8 @@ class TrainConfig:
     def as_dict(self) -> dict[str, Any]:
         """Ready for JSON and YAML."""
         values = dataclasses.asdict(self)
-        values["modalities"] = None if self.modalities is None else list(self.modalities)
+        for name in _NAMES:
+            values[name] = None if values[name] is None else list(values[name])
         return values
 
     def as_yaml(self) -> str:
@@ -159,7 +168,7 @@ def _converted(name: str, one: dataclasses.Field[Any], value: Any) -> Any:
     """YAML reads 1e-3 as text and 1 as int; neither is a mistake. Everything else of another type is."""
     kind = one.type.__name__ if isinstance(one.type, type) else str(one.type)
     try:
-        if name == "modalities":
+        if name in _NAMES:
             return None if value is None else tuple(str(part) for part in value)
         if kind == "float":
             if isinstance(value, bool):

@@ -7,12 +7,15 @@ import torch
 
 from crossmodal.data.batch import Batch
 from crossmodal.data.collate import Collate
+from crossmodal.data.loader import evaluation_loader
 from crossmodal.data.sample import Dataset
 from crossmodal.models.fusion_classifier import FusionClassifier
+from crossmodal.models.modality_dropout import modality_sets
 from crossmodal.models.transcriber import Transcriber
 from crossmodal.models.two_tower import TwoTower
 from crossmodal.train.answers import answers_of
 from crossmodal.train.config import TrainConfig
+from crossmodal.train.learner import ClassifierLearner
 from crossmodal.train.learners import make_learner
 from crossmodal.train.measures import confusion_matrix, report
 from crossmodal.train.model import Model, modalities_of
@@ -38,28 +41,25 @@ def examine(model: Model, description: dict[str, Any], dataset: Dataset, config:
     learner = make_learner(description, config)
     collate = Collate(modalities_of(description))
     size, workers = 2 * config.batch_size, config.workers
-    answers = answers_of(model, learner, dataset, collate, batch_size=size, workers=workers)
-    found: dict[str, Any] = {"samples": len(answers.labels), **learner.measure(answers)}
-    missing: dict[str, float] = {}
-    if isinstance(model, TwoTower):
-        return {**found, "missing": missing}
-    spared = (model.speech,) if isinstance(model, Transcriber) else ()
-    for name in model.modalities if len(model.modalities) > 1 else ():
-        if name in spared:
-            continue
-        less = answers_of(
-            model,
-            learner,
-            dataset,
-            collate,
-            batch_size=size,
-            workers=workers,
-            change=functools.partial(Batch.without, modality=name),
-        )
-        missing[name] = learner.measure(less)["accuracy"]
-    found["missing"] = missing
+    ask = functools.partial(answers_of, model, learner, dataset, collate, batch_size=size, workers=workers)
     if not isinstance(model, FusionClassifier):
+        answers = ask()
+        found = {"samples": len(answers.labels), **learner.measure(answers), "missing": {}}
+        spared = (model.speech,) if isinstance(model, Transcriber) else ()
+        for name in () if isinstance(model, TwoTower) or len(model.modalities) == 1 else model.modalities:
+            if name not in spared:
+                less = ask(change=functools.partial(Batch.without, modality=name))
+                found["missing"][name] = learner.measure(less)["accuracy"]
         return found
+    assert isinstance(learner, ClassifierLearner)
+    count = len(model.modalities)
+    sets = modality_sets(count)[: count + 1 if count > 1 else 1]  # all of them, then each one left out
+    model.eval()
+    answers, *less_each = learner.answer_sets(model, evaluation_loader(dataset, collate, size, workers=workers), sets)
+    found = {"samples": len(answers.labels), **learner.measure(answers)}
+    found["missing"] = {
+        name: learner.measure(less)["accuracy"] for name, less in zip(model.modalities, less_each, strict=False)
+    }
     found["mass"] = mean_mass(model, dataset, collate, size)
     if description["task"] == "classification":
         found["classes"] = report(answers.outputs, answers.labels, tuple(description["classes"]))

@@ -100,6 +100,7 @@ class ClassifierLearner:
             loss = loss + self.expert_weight * (each * present[name]).mean()
         for name, logits in output.auxiliary.items():
             each = loss_per_sample(logits, batch.auxiliary[name], "classification", self.smoothing)
+            each = each.flatten(1).mean(1) if each.ndim > 1 else each  # over the cells of an image
             loss = loss + self.auxiliary_weight * (each * present[name]).mean()
         samples = len(batch.labels)
         shown = {"loss": objective.full.detach() * samples}
@@ -107,14 +108,25 @@ class ClassifierLearner:
             shown["accuracy"] = (output.logits[0].argmax(1) == batch.labels).sum()
         return Step(loss, shown, samples)
 
-    @torch.no_grad()
     def answer(self, model: nn.Module, batches: Iterable[Batch]) -> Answers:
+        return self.answer_sets(model, batches, None)[0]
+
+    @torch.no_grad()
+    def answer_sets(self, model: nn.Module, batches: Iterable[Batch], sets: Tensor | None) -> list[Answers]:
+        """:meth:`answer` from each set of modalities, which are encoded once for all of them.
+
+        Args:
+            model, batches: see :class:`Learner`.
+            sets: ``(sets, modalities)`` bool; None is one set, of all.
+        """
         outputs, labels = [], []
         for batch in batches:
             batch = batch.only(*self.modalities)
-            outputs.append(model(batch.inputs, batch.lengths).logits.float().cpu())
+            where = None if sets is None else sets.to(batch.labels.device)
+            logits = model(batch.inputs, batch.lengths, sets=where).logits.float().cpu()
+            outputs.append(logits.unsqueeze(0) if sets is None else logits)
             labels.append(batch.labels.cpu())
-        return Answers(torch.cat(outputs), torch.cat(labels))
+        return [Answers(one, torch.cat(labels)) for one in torch.cat(outputs, 1)]
 
     def measure(self, answers: Answers) -> dict[str, float]:
         return quality_of(answers.outputs, answers.labels, self.task)

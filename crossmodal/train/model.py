@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from crossmodal.data.sample import Modality, Splits, Task
+from crossmodal.data.sample import Dataset, Modality, Question, Splits, Task
 from crossmodal.encoders.build import build_encoder
 from crossmodal.models.captioner import Captioner
 from crossmodal.models.fusion_classifier import FusionClassifier
@@ -20,7 +20,7 @@ TWO_TOWER = "two_tower"
 _SPELLERS = ("transcriber", "captioner")
 Model = FusionClassifier | TwoTower | Transcriber | Captioner
 _SHARED = ("width", "num_heads", "num_queries", "dropout")
-_OF_CLASSIFIER = ("fusion", "layers", "quality", "experts")
+_OF_CLASSIFIER = ("fusion", "layers", "sharpness", "quality", "experts")
 _OF_TOWERS = ("adversary",)
 
 
@@ -39,11 +39,23 @@ def describe_model(config: TrainConfig, splits: Splits) -> dict[str, Any]:
         "task": data.task,
         "classes": list(data.classes),
         "modalities": {name: asdict(data.modalities[name]) for name in wanted},
-        "auxiliary": {name: count for name, count in data.auxiliary_classes.items() if name in wanted},
+        "auxiliary": {name: list(data.questions[name]) for name in _questions(config, data) if name in wanted},
         "encoders": {name: dict(config.encoders.get(name, {})) for name in wanted},
         "model": {name: getattr(config, name) for name in (*_SHARED, *_OF_CLASSIFIER, *_OF_TOWERS)},
         "data": splits.description,
     }
+
+
+def _questions(config: TrainConfig, data: Dataset) -> tuple[str, ...]:
+    """The modalities whose questions are asked beside the task's.
+
+    Raises:
+        ValueError: when the data have no such question.
+    """
+    asked = tuple(data.questions) if config.auxiliary is None else config.auxiliary
+    if unknown := [name for name in asked if name not in data.questions]:
+        raise ValueError(f"auxiliary must be among {', '.join(data.questions) or 'nothing'}, got {', '.join(unknown)}")
+    return asked
 
 
 def _kind_of(fusion: str, task: Task) -> str:
@@ -104,11 +116,33 @@ def build_model(description: dict[str, Any], *, seed: int = 0) -> Model:
             encoders,
             channels=channels,
             num_classes=len(description["classes"]),
-            auxiliary=description["auxiliary"],
+            auxiliary={name: Question(*values) for name, values in description["auxiliary"].items()},
             dropout=options["dropout"],
             **shared,
             **{name: options[name] for name in _OF_CLASSIFIER},
         )
+
+
+def begin_with(model: Model, modality: str, path: Path) -> None:
+    """Copy a trained model's encoder of a modality, and its projection into the common space, into another model.
+
+    Args:
+        model: whose weights are replaced.
+        modality: of both models.
+        path: the checkpoint of the trained one.
+
+    Raises:
+        FileNotFoundError: when there is no such file.
+        ValueError: when the other model has no such modality, or parts of another shape.
+    """
+    weights, _ = load_checkpoint(path)
+    mine = model.state_dict()
+    for prefix in (f"encoders.{modality}.", f"to_common.{modality}."):
+        chosen = {name: value for name, value in weights.items() if name.startswith(prefix)}
+        wanted = {name: value.shape for name, value in mine.items() if name.startswith(prefix)}
+        if not wanted or {name: value.shape for name, value in chosen.items()} != wanted:
+            raise ValueError(f"start must name runs with the same {prefix[:-1]}, got {path}")
+        model.load_state_dict(chosen, strict=False)
 
 
 def load_model(path: Path) -> tuple[Model, dict[str, Any]]:

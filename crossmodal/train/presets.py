@@ -4,6 +4,13 @@ from typing import Any
 
 _CRNN: dict[str, Any] = {"name": "crnn", "augment": {}}
 
+_CLEAN: dict[str, Any] = {
+    "epochs": 2,
+    "samples": 25_600,
+    "ema": 0.99,
+    "encoders": {"image": {"name": "resnet"}, "audio": _CRNN},
+}
+
 PRESETS: dict[str, dict[str, Any]] = {
     "digits": {
         "epochs": 8,
@@ -12,8 +19,8 @@ PRESETS: dict[str, dict[str, Any]] = {
         "spoiled": 0.1,
         "encoders": {"image": {"name": "cnn"}, "text": {"name": "lstm"}, "audio": {"name": "gru"}},
     },
-    "avmnist": {"epochs": 3, "ema": 0.999, "encoders": {"image": {"name": "resnet"}, "audio": _CRNN}},
-    "avmnist-speaker": {"epochs": 3, "ema": 0.999, "encoders": {"image": {"name": "resnet"}, "audio": _CRNN}},
+    "avmnist": _CLEAN,
+    "avmnist-speaker": _CLEAN,
     "avmnist-hard": {
         "epochs": 8,
         "ema": 0.999,
@@ -25,27 +32,33 @@ PRESETS: dict[str, dict[str, Any]] = {
         },
     },
     "avfind": {
-        "epochs": 8,
+        "epochs": 4,
         "fusion": "cross",
         "batch_size": 64,
+        "learning_rate": 3e-3,
         "num_heads": 2,
+        "sharpness": 4.0,
         "ema": 0.99,
         "sets": False,
         "encoders": {
-            "image": {"name": "resnet", "stem": 4, "widths": [16, 48], "normalize": "image"},
+            "image": {"name": "resnet", "stem": 4, "widths": [16, 32, 64], "normalize": "image"},
             "audio": _CRNN,
             "text": {"name": "gru"},
         },
     },
 }
 PRESETS["digit-strings"] = {
-    "epochs": 8,
+    "epochs": 6,
+    "samples": 12_800,
+    "batch_size": 64,
+    "learning_rate": 3e-3,
+    "ema": 0.99,
     "fusion": "transcriber",
     "modality_dropout": 0.15,
     "encoders": {
-        "image": {"name": "resnet", "stem": 2, "widths": [16, 32]},
+        "image": {"name": "resnet", "stem": 4, "widths": [16, 32]},
         # 20 ms a token: spelling needs more tokens than letters.
-        "audio": {"name": "crnn", "augment": {}, "log_mel": {"window": 200, "hop": 80}},
+        "audio": {"name": "crnn", "hidden": 64, "augment": {}, "log_mel": {"window": 200, "hop": 80}},
     },
 }
 PRESETS["avfind-text"] = PRESETS["avfind"]

@@ -13,12 +13,13 @@ import torch
 from crossmodal._extras import require
 from crossmodal.data.collate import Collate
 from crossmodal.data.open import open_data
+from crossmodal.data.sample import Splits
 from crossmodal.train.checkpoint import load_checkpoint
 from crossmodal.train.config import TrainConfig, make_config, read_config
 from crossmodal.train.examine import examine, summary
 from crossmodal.train.learners import make_learner
 from crossmodal.train.loop import Progress, Trainer, averages_of
-from crossmodal.train.model import build_model, describe_model, load_model, modalities_of
+from crossmodal.train.model import begin_with, build_model, describe_model, load_model, modalities_of
 from crossmodal.train.processes import Processes, load_whole_state, whole_state, whole_tensor
 from crossmodal.train.progress import EpochLine
 from crossmodal.train.state import flatten, unflatten, write_tensors, write_text
@@ -32,7 +33,9 @@ class RunError(RuntimeError):
     """A run cannot begin or go on; the message is one line that says why."""
 
 
-def start_run(config: TrainConfig, out: Path, stream: TextIO | None = None) -> dict[str, Any]:
+def start_run(
+    config: TrainConfig, out: Path, stream: TextIO | None = None, *, splits: Splits | None = None
+) -> dict[str, Any]:
     """Train, select on validation data, test; see :func:`resume_run` for what comes after an interruption.
 
     Args:
@@ -41,6 +44,7 @@ def start_run(config: TrainConfig, out: Path, stream: TextIO | None = None) -> d
             ``state.safetensors`` (to go on from), ``log.csv``, TensorBoard's files and ``metrics.json``; what an
             earlier run left there is removed.
         stream: where to print; None is standard output.
+        splits: the data of ``config``, where they are open already.
 
     Returns:
         What ``metrics.json`` holds.
@@ -59,10 +63,10 @@ def start_run(config: TrainConfig, out: Path, stream: TextIO | None = None) -> d
         write_text(out / CONFIG, config.as_yaml())
         print(config.as_yaml(), file=stream or sys.stdout, flush=True)
     processes.wait()
-    return _Run(config, out, processes, stream).go()
+    return _Run(config, out, processes, stream, splits).go()
 
 
-def resume_run(out: Path, stream: TextIO | None = None) -> dict[str, Any]:
+def resume_run(out: Path, stream: TextIO | None = None, *, splits: Splits | None = None) -> dict[str, Any]:
     """Go on with a run that was ended by anything, at any moment: the result is that of a run that never was.
 
     Raises:
@@ -75,7 +79,7 @@ def resume_run(out: Path, stream: TextIO | None = None) -> dict[str, Any]:
     processes = Processes(config)
     if (out / METRICS).exists() and not (out / STATE).exists():
         raise RunError(f"{out} holds no state to go on from")
-    return _Run(config, out, processes, stream).go()
+    return _Run(config, out, processes, stream, splits).go()
 
 
 def _of_others(error: RuntimeError) -> str:
@@ -94,21 +98,27 @@ def _first_line(error: BaseException) -> str:
 
 
 class _Run:
-    def __init__(self, config: TrainConfig, out: Path, processes: Processes, stream: TextIO | None) -> None:
+    def __init__(
+        self, config: TrainConfig, out: Path, processes: Processes, stream: TextIO | None, splits: Splits | None
+    ) -> None:
         torch.set_num_threads(config.threads)
         self.config, self.out, self.processes = config, out, processes
         self.stream = (stream or sys.stdout) if processes.is_first else io.StringIO()
-        self.splits = open_data(
+        self.splits = splits or open_data(
             config.data,
             None if config.root is None else Path(config.root),
             seed=config.seed,
             strict=config.strict,
             options=config.options,
+            only=config.modalities,
         )
         self.description = describe_model(config, self.splits)
         if config.parallel == "fsdp" and processes.count > 1 and self.description["kind"] == "captioner":
             raise ValueError("parallel must be ddp for a captioner: it is asked symbol by symbol, past FSDP's hooks")
         model = build_model(self.description, seed=config.seed)
+        if not (out / STATE).exists():
+            for name, run in config.start.items():
+                begin_with(model, name, Path(run) / MODEL)
         self.trainer = Trainer(
             model,
             make_learner(self.description, config),

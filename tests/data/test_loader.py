@@ -18,7 +18,7 @@ MODALITIES = {"sound": Modality("audio", sample_rate=8000), "words": Modality("t
 class Numbers:
     """Sample i has i % 5 samples of sound, and no words where i is odd."""
 
-    modalities, task, classes, auxiliary_classes = MODALITIES, "classification", ("a",), {}
+    modalities, task, classes, questions = MODALITIES, "classification", ("a",), {}
     deadly = None
 
     def __len__(self):

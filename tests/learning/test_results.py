@@ -2,6 +2,7 @@
 
 import io
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -30,7 +31,7 @@ def test_every_case_has_settings_of_its_own():
     assert len(set(cases)) == len(cases) == 2 * sum(len(forms) for _, forms in TASKS.values())
     assert len({case.name for case in cases}) == len(cases)
     for case in cases:
-        config = config_of(case, "here")
+        config = config_of(case, "here", Path("runs"))
         assert config.seed == case.seed and config.data == TASKS[case.task][0]
 
 
@@ -155,7 +156,8 @@ def test_pointing_counts_right_answers_alone():
 
 
 def test_mass_is_told_for_every_ratio(root):
-    config = config_of(Case("hard", "queries with quality", 0), str(root))
-    description = describe_model(config, av_mnist(root, "hard"))
-    shares = mass_by_snr(build_model(description).eval(), description, root)
+    config = config_of(Case("hard", "queries with quality", 0), str(root), root)
+    splits = av_mnist(root, "hard")
+    description = describe_model(config, splits)
+    shares = mass_by_snr(build_model(description).eval(), description, splits.test)
     assert len(shares) == 8 and all(0 < share < 1 for share in shares.values())

@@ -24,7 +24,9 @@ class CrossFusion(Fusion):
         self.out_features = form.modalities * form.width
         self.layers = nn.ModuleList(
             nn.ModuleList(
-                CrossModalBlock(form.width, form.num_heads, implementation=form.implementation)
+                CrossModalBlock(
+                    form.width, form.num_heads, sharpness=form.sharpness, implementation=form.implementation
+                )
                 for _ in range(form.modalities)
             )
             for _ in range(form.layers)
