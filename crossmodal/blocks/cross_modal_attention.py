@@ -17,8 +17,9 @@ class CrossModalAttention(nn.Module):
         num_heads: attention heads.
         project_values: False attends over the tokens themselves, ``y_i = sum_j w_ij x_j``, and leaves the projection
             after it out too.
-        sharpness: standard deviation of the scores at first. With 1 a query attends to nearly all tokens alike, and
-            finds late what it should look for; with 4 it attends to a few, which now and then are the right ones.
+        likeness: above 0, queries and keys begin as one projection whose scores have about this standard deviation: a
+            token begins by attending to those that are like it. 0 begins with two, and scores of deviation 1: it
+            attends to nearly all alike, and finds late what it should look for.
         implementation: of the operators.
 
     Raises:
@@ -31,7 +32,7 @@ class CrossModalAttention(nn.Module):
         num_heads: int = 4,
         *,
         project_values: bool = True,
-        sharpness: float = 1.0,
+        likeness: float = 0.0,
         implementation: Implementation = "fused",
     ) -> None:
         super().__init__()
@@ -42,8 +43,11 @@ class CrossModalAttention(nn.Module):
         self.to_value = nn.Linear(width, width) if project_values else nn.Identity()
         self.to_out = nn.Linear(width, width, bias=False) if project_values else nn.Identity()
         # Glorot's rule gives scores of deviation 1, Linear's own start a third of it.
-        nn.init.xavier_uniform_(self.to_query.weight, gain=sharpness**0.5)
-        nn.init.xavier_uniform_(self.to_key.weight, gain=sharpness**0.5)
+        nn.init.xavier_uniform_(self.to_query.weight, gain=likeness**0.5 if likeness else 1.0)
+        if likeness:
+            self.to_key.load_state_dict(self.to_query.state_dict())
+        else:
+            nn.init.xavier_uniform_(self.to_key.weight)
 
     def forward(
         self,

@@ -23,7 +23,7 @@ class CrossModalBlock(nn.Module):
         dropout: of what is added to x.
         gate: what attention is multiplied by at first, one learned number per channel; 0 begins as if the sources were
             not there (Alayrac et al., arXiv 2204.14198, multiply by tanh of a number that begins at 0).
-        sharpness: of its attention, see :class:`CrossModalAttention`.
+        likeness: of its attention, see :class:`CrossModalAttention`.
         implementation: of the operators.
 
     Raises:
@@ -38,13 +38,13 @@ class CrossModalBlock(nn.Module):
         expansion: int = 2,
         dropout: float = 0.0,
         gate: float = 1.0,
-        sharpness: float = 1.0,
+        likeness: float = 0.0,
         implementation: Implementation = "fused",
     ) -> None:
         super().__init__()
         self.query_norm = nn.LayerNorm(width)
         self.source_norm = nn.LayerNorm(width)
-        self.attention = CrossModalAttention(width, num_heads, sharpness=sharpness, implementation=implementation)
+        self.attention = CrossModalAttention(width, num_heads, likeness=likeness, implementation=implementation)
         self.attended_norm = nn.LayerNorm(width, bias=False)
         self.gate = nn.Parameter(torch.full((width,), gate))
         self.feed_forward = nn.Sequential(

@@ -55,7 +55,10 @@ class AvFind:
             else Modality("text", vocabulary=len(_LETTERS) + 1)
         )
         self.modalities: Mapping[str, Modality] = {"image": Modality("image", size=(1, EDGE, EDGE)), query: asked}
-        self.questions: Mapping[str, Question] = {"image": Question(10, (GRID, GRID)), query: Question(10)}
+        self.questions: Mapping[str, Question] = {
+            "image": Question("digit", 10, (GRID, GRID)),
+            query: Question("digit", 10),
+        }
         self._pixels = pixels.reshape(-1, 28, 28)
         self._rows = [np.flatnonzero(labels == digit) for digit in range(10)]
         self._spoken = [[r.waveform for r in recordings if r.digit == digit] for digit in range(10)]

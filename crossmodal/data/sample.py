@@ -31,11 +31,13 @@ class Question(NamedTuple):
     """An easier question, about one modality alone, that training asks beside the task's own.
 
     Attributes:
+        about: what is asked; modalities that are asked about the same thing have the same answers.
         classes: how many answers there are.
         cells: rows and columns into which an image is divided, with an answer for each cell, row by row; None: one
             answer.
     """
 
+    about: str
     classes: int
     cells: tuple[int, int] | None = None
 

@@ -35,13 +35,14 @@ _SINGLE = {
     "image": {"modalities": ["image"], "experts": "none"},
     "audio": {"modalities": ["audio"], "experts": "none"},
 }
-_TOWERS = {"fusion": "two_tower", "width": 64, "modalities": ["image", "audio"], "epochs": 3, "samples": 12_800}
+_TOWERS = {"fusion": "two_tower"}
 
-# Tasks whose fused models begin with the encoders of the single models, and what differs from the preset then.
+# Tasks whose other models begin with the encoders of single models, and what differs from the preset then.
 _CONTINUED: dict[str, dict[str, Any]] = {
     "clean": {"epochs": 1, "samples": 12_800},
     "speaker": {"epochs": 1, "samples": 12_800},
     "hard": {"epochs": 2, "samples": 27_520},
+    "retrieval": {"epochs": 2, "samples": 12_800},
 }
 _LATE = ("gated", "source", "bottleneck", "low_rank")
 
@@ -59,6 +60,7 @@ TASKS: dict[str, tuple[str, dict[str, dict[str, Any]]]] = {
             **_FORMS,
         },
     ),
+    "clean": ("avmnist", {**_SINGLE, SUM: {}, **_FORMS}),
     "retrieval": (
         "avmnist",
         {
@@ -76,7 +78,6 @@ TASKS: dict[str, tuple[str, dict[str, dict[str, Any]]]] = {
             "decoder, speech and image": {"fusion": "captioner", "layers": 2},
         },
     ),
-    "clean": ("avmnist", {**_SINGLE, SUM: {}, **_FORMS}),
     "speaker": ("avmnist-speaker", {**_SINGLE, SUM: {}, "queries": _FORMS["queries"], "concat": _FORMS["concat"]}),
 }
 
@@ -98,10 +99,10 @@ def all_cases(seeds: int, tasks: Sequence[str] = (), forms: Sequence[str] = ()) 
 
 
 def singles_of(case: Case) -> list[Case]:
-    """The single models of its task and seed, which a fused case begins with; none for a case that begins anew."""
+    """The single models of the same data and seed that a case begins with; none for one that begins anew."""
     if case.task not in _CONTINUED or case.form in _SINGLE:
         return []
-    return [Case(case.task, form, case.seed) for form in _SINGLE]
+    return [Case("clean" if case.task == "retrieval" else case.task, form, case.seed) for form in _SINGLE]
 
 
 def config_of(case: Case, root: str, runs: Path) -> TrainConfig:

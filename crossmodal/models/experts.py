@@ -43,35 +43,6 @@ class Expert(nn.Module):
         return logits
 
 
-class CellExpert(nn.Module):
-    """Answers a question about every cell of an image, from the mean of the cell's tokens.
-
-    Args:
-        width: of the tokens.
-        outputs: of the question.
-        cells: rows and columns of the cells.
-        grid: rows and columns of the tokens; multiples of those of the cells.
-
-    Raises:
-        ValueError: when tokens lie in two cells.
-    """
-
-    def __init__(self, width: int, outputs: int, *, cells: tuple[int, int], grid: tuple[int, int]) -> None:
-        super().__init__()
-        if grid[0] % cells[0] or grid[1] % cells[1]:
-            raise ValueError(f"grid must be a multiple of cells, got {grid} and {cells}")
-        self.cells, self.grid = tuple(cells), tuple(grid)
-        self.head = nn.Linear(width, outputs)
-
-    def forward(self, tokens: EncoderOutput) -> Tensor:
-        """``(B, cells, outputs)``."""
-        (rows, columns), (height, width) = self.cells, self.grid
-        shape = (rows, height // rows, columns, width // columns)
-        means = tokens.features.unflatten(1, shape).mean((2, 4)).flatten(1, 2)
-        logits: Tensor = self.head(means)
-        return logits
-
-
 class Quality(nn.Module):
     """How good the input of one modality is, from its own tokens: a number per sample.
 
@@ -110,3 +81,20 @@ def product_of_experts(answers: Sequence[Tensor], trust: Sequence[Tensor], prese
     """
     logs = torch.stack([logits.log_softmax(1) * t.unsqueeze(1) for logits, t in zip(answers, trust, strict=True)], 1)
     return (logs * present.unsqueeze(-1)).sum(-2)
+
+
+def mean_of_cells(tokens: Tensor, grid: tuple[int, int], cells: tuple[int, int]) -> Tensor:
+    """``(B, tokens, width)`` to ``(B, cells, width)``, row by row: the mean of the tokens in each cell of an image.
+
+    Args:
+        tokens: those of an image, row by row.
+        grid: rows and columns of the tokens.
+        cells: rows and columns of the cells.
+
+    Raises:
+        ValueError: when a token would lie in two cells.
+    """
+    if grid[0] % cells[0] or grid[1] % cells[1]:
+        raise ValueError(f"grid must be a multiple of cells, got {grid} and {cells}")
+    shape = (cells[0], grid[0] // cells[0], cells[1], grid[1] // cells[1])
+    return tokens.unflatten(1, shape).mean((2, 4)).flatten(1, 2)

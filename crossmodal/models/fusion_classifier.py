@@ -10,8 +10,10 @@ from torch.nn.functional import softplus
 from crossmodal.blocks.operators import Implementation
 from crossmodal.data.sample import Question
 from crossmodal.encoders.output import EncoderOutput
-from crossmodal.models.experts import CellExpert, Expert, Quality, product_of_experts
+from crossmodal.encoders.padding import zero_padding
+from crossmodal.models.experts import Expert, Quality, mean_of_cells, product_of_experts
 from crossmodal.models.fusion import Form, build_fusion
+from crossmodal.models.fusion.base import mean_over_real
 
 Experts = Literal["none", "auxiliary", "product"]
 
@@ -53,14 +55,15 @@ class FusionClassifier(nn.Module):
         num_queries: learned queries, or bottleneck tokens.
         fusion: name of the form.
         layers: of the forms that attend more than once.
-        sharpness: of the forms whose tokens ask; see :class:`crossmodal.blocks.CrossModalAttention`.
+        likeness: of the forms whose tokens ask; see :class:`crossmodal.blocks.CrossModalAttention`.
         quality: learn from each modality's tokens a bias on the scores of all of them: a modality that is noise gets
             less mass. Only for forms that weigh modalities.
         experts: ``"auxiliary"`` gives every modality a head of its own, to be trained beside the fusion; ``"product"``
             also adds their log-probabilities, each with a learned exponent, to the logits: the fusion then learns
             what they miss.
-        auxiliary: by modality, a question that this modality alone answers. One about cells needs an encoder with a
-            ``grid``.
+        auxiliary: by modality, a question that this modality alone answers, by one linear map of tokens in the common
+            space. Modalities that are asked about the same thing share it, and what means the same comes to lie near in
+            the common space. A question about cells needs an encoder with a ``grid``.
         dropout: before the head.
         implementation: ``"fused"`` for :mod:`crossmodal`, ``"reference"`` for plain torch; same weights,
             same answers.
@@ -81,7 +84,7 @@ class FusionClassifier(nn.Module):
         num_queries: int = 4,
         fusion: str = "queries",
         layers: int = 1,
-        sharpness: float = 1.0,
+        likeness: float = 0.0,
         quality: bool = False,
         experts: Experts = "none",
         auxiliary: Mapping[str, Question] | None = None,
@@ -105,7 +108,7 @@ class FusionClassifier(nn.Module):
                 num_heads,
                 num_queries,
                 layers,
-                sharpness=sharpness,
+                likeness=likeness,
                 implementation=implementation,
             ),
         )
@@ -128,14 +131,8 @@ class FusionClassifier(nn.Module):
         self.quality = qualities() if quality else None
         self.experts = nn.ModuleDict({name: expert(num_classes) for name in encoders if experts != "none"})
         self.trust = qualities() if experts == "product" else None
-        self.auxiliary = nn.ModuleDict(
-            {
-                name: expert(question.classes)
-                if question.cells is None
-                else CellExpert(width, question.classes, cells=question.cells, grid=encoders[name].grid)  # type: ignore[arg-type]
-                for name, question in (auxiliary or {}).items()
-            }
-        )
+        self.questions = dict(auxiliary or {})
+        self.auxiliary = nn.ModuleDict({q.about: nn.Linear(width, q.classes) for q in self.questions.values()})
 
     @property
     def modalities(self) -> tuple[str, ...]:
@@ -185,9 +182,9 @@ class FusionClassifier(nn.Module):
         if self.trust is not None:
             logits = logits + self._product(answers, tokens, sets)
         auxiliary = {
-            name: self.auxiliary[name](one)
+            name: self._answer(name, one)
             for name, one in zip(self.modalities, tokens, strict=True)
-            if one is not None and name in self.auxiliary
+            if one is not None and name in self.questions
         }
         return FusionOutput(logits, mass, answers, auxiliary)
 
@@ -220,6 +217,16 @@ class FusionClassifier(nn.Module):
         if self.quality is None:
             return [None] * len(tokens)
         return [one and self.quality[name](one) for name, one in zip(self.modalities, tokens, strict=True)]
+
+    def _answer(self, name: str, tokens: EncoderOutput) -> Tensor:
+        question = self.questions[name]
+        if question.cells is None:
+            asked = mean_over_real(zero_padding(tokens.features, tokens.lengths), tokens.lengths)
+        else:
+            grid: tuple[int, int] = self.encoders[name].grid  # type: ignore[assignment]
+            asked = mean_of_cells(tokens.features, grid, question.cells)
+        answer: Tensor = self.auxiliary[question.about](asked)
+        return answer
 
     def _product(
         self, answers: Mapping[str, Tensor], tokens: Sequence[EncoderOutput | None], sets: Tensor | None

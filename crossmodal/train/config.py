@@ -35,7 +35,7 @@ class TrainConfig:
         sets: learn from every set of modalities in each step (:func:`crossmodal.models.modality_sets`).
         modality_dropout: share of each modality's inputs hidden at random in training; one always stays.
         spoiled: share of each modality's inputs replaced by noise in training, one modality of a sample at most.
-        width, num_heads, num_queries, layers, sharpness, quality, experts, dropout: see
+        width, num_heads, num_queries, layers, likeness, quality, experts, dropout: see
             :class:`crossmodal.models.FusionClassifier`.
         auxiliary: modalities whose auxiliary questions are asked in training, where the data have some
             (:class:`crossmodal.data.sample.Question`); None asks all.
@@ -80,7 +80,7 @@ class TrainConfig:
     num_heads: int = 4
     num_queries: int = 4
     layers: int = 1
-    sharpness: float = 1.0
+    likeness: float = 1.0
     quality: bool = False
     experts: str = "none"
     dropout: float = 0.0

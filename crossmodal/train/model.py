@@ -20,7 +20,7 @@ TWO_TOWER = "two_tower"
 _SPELLERS = ("transcriber", "captioner")
 Model = FusionClassifier | TwoTower | Transcriber | Captioner
 _SHARED = ("width", "num_heads", "num_queries", "dropout")
-_OF_CLASSIFIER = ("fusion", "layers", "sharpness", "quality", "experts")
+_OF_CLASSIFIER = ("fusion", "layers", "likeness", "quality", "experts")
 _OF_TOWERS = ("adversary",)
 
 

@@ -37,13 +37,13 @@ PRESETS: dict[str, dict[str, Any]] = {
         "batch_size": 64,
         "learning_rate": 3e-3,
         "num_heads": 2,
-        "sharpness": 4.0,
+        "likeness": 4.0,
         "ema": 0.99,
         "sets": False,
         "encoders": {
             "image": {"name": "resnet", "stem": 4, "widths": [16, 32, 64], "normalize": "image"},
-            "audio": _CRNN,
-            "text": {"name": "gru"},
+            "audio": {"name": "crnn", "augment": {}, "summary": True},
+            "text": {"name": "gru", "summary": True},
         },
     },
 }

@@ -22,7 +22,7 @@ class Form(NamedTuple):
         num_queries: learned queries, or bottleneck tokens, where the form has some.
         layers: how many times tokens attend, where that can be more than once.
         rank: of the tensor of a low-rank fusion.
-        sharpness: of attention where tokens ask; see :class:`crossmodal.blocks.CrossModalAttention`.
+        likeness: of attention where tokens ask; see :class:`crossmodal.blocks.CrossModalAttention`.
         implementation: of the operators.
     """
 
@@ -32,7 +32,7 @@ class Form(NamedTuple):
     num_queries: int = 4
     layers: int = 1
     rank: int = 8
-    sharpness: float = 1.0
+    likeness: float = 0.0
     implementation: Implementation = "fused"
 
 

@@ -24,9 +24,7 @@ class CrossFusion(Fusion):
         self.out_features = form.modalities * form.width
         self.layers = nn.ModuleList(
             nn.ModuleList(
-                CrossModalBlock(
-                    form.width, form.num_heads, sharpness=form.sharpness, implementation=form.implementation
-                )
+                CrossModalBlock(form.width, form.num_heads, likeness=form.likeness, implementation=form.implementation)
                 for _ in range(form.modalities)
             )
             for _ in range(form.layers)
