@@ -63,6 +63,21 @@ def test_what_lies_beyond_the_length_changes_nothing(name):
     torch.testing.assert_close(again.features[1, :real], clean.features[1, :real])
 
 
+def test_summary_is_what_both_directions_know_at_their_ends():
+    lengths = torch.tensor([4000, 1700, 0])
+    encoder = CrnnEncoder(SAMPLE_RATE, 16, hidden=16).eval()
+    waves = torch.randn(3, 4000)
+    every, count = encoder(waves, lengths)
+    encoder.summary = True
+    one, there = encoder(waves, lengths)
+    assert one.shape == (3, 1, 16) and there.tolist() == [1, 1, 0]
+    for row in range(2):
+        wanted = torch.cat([every[row, count[row] - 1, :8], every[row, 0, 8:]])
+        torch.testing.assert_close(one[row, 0], wanted)
+    words = TextEncoder(9, 16, "gru", summary=True)
+    assert words(torch.randint(1, 9, (2, 5)), torch.tensor([5, 0])).lengths.tolist() == [1, 0]
+
+
 def test_log_mel_is_its_formula():
     """One frame, computed a second time with numpy from the definition."""
     window, hop, bands, lowest = 320, 160, 40, 60.0

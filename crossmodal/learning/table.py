@@ -41,6 +41,22 @@ _COLUMNS: dict[str, tuple[Column, ...]] = {
 }
 
 
+# What a reader has to know about how the rows came about.
+_NOTES = {
+    "find": (
+        "In training both are also asked which digit is spoken and which is in each cell; where to look is never told. The "
+        "strongest link is that of the right answers alone."
+    ),
+    "hard": (
+        "Fused models begin with the encoders of the single models of the same seed and see half of the data twice more; "
+        "the sum has nothing to learn."
+    ),
+    "clean": "All but the single models begin with the encoders of these.",
+    "speaker": "All but the single models begin with the encoders of these.",
+    "retrieval": "Towers begin with the encoders of the clean task's single models.",
+}
+
+
 def tables(rows: Sequence[dict[str, Any]]) -> str:
     """One table per task, in Markdown: mean over the seeds, and in brackets half of the range."""
     parts = []
@@ -48,6 +64,8 @@ def tables(rows: Sequence[dict[str, Any]]) -> str:
         found = [row for row in rows if row["task"] == task]
         if found:
             parts.append(_table(task, found))
+            if task in _NOTES:
+                parts.append(_NOTES[task])
     return "\n\n".join(parts)
 
 

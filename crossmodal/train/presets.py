@@ -32,10 +32,9 @@ PRESETS: dict[str, dict[str, Any]] = {
         },
     },
     "avfind": {
-        "epochs": 4,
+        "epochs": 5,
         "fusion": "cross",
         "batch_size": 64,
-        "learning_rate": 3e-3,
         "num_heads": 2,
         "likeness": 4.0,
         "ema": 0.99,

@@ -36,6 +36,18 @@ def test_cross_modal_attention_is_the_same_on_both_implementations(project_value
         torch.testing.assert_close(fused, reference, rtol=1e-4, atol=1e-5)
 
 
+def test_likeness_attends_to_the_like_from_the_start():
+    """Among tokens at random each finds its own noisy copy, which independent projections do not."""
+    right = {}
+    for likeness in (0.0, 4.0):
+        module = CrossModalAttention(WIDTH, HEADS, likeness=likeness)
+        query = torch.nn.functional.layer_norm(torch.randn(50, 8, WIDTH), (WIDTH,))
+        others = query + 0.1 * torch.randn_like(query)
+        (weights,) = module.weights(query, [(others, torch.full((50,), 8))])
+        right[likeness] = (weights.argmax(2) == torch.arange(8)).double().mean()
+    assert right[4.0] > 0.9 and right[0.0] < 0.5
+
+
 def test_values_that_are_not_projected_are_the_tokens_themselves():
     module = CrossModalAttention(WIDTH, HEADS, project_values=False)
     (features, lengths) = tokens(1, 1, 1)

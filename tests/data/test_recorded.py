@@ -147,6 +147,30 @@ def test_find_asks_for_the_digit_in_the_cell_of_the_answer(root):
         assert any(part[t : t + 28, le : le + 28].numpy().tobytes() in images for t, le in found)
 
 
+def test_find_names_the_digit_of_every_cell(root):
+    data = av_find(root, seed=0).train
+    sample = data[3]
+    digits = sample.auxiliary["image"]
+    assert data.questions["image"].cells == (GRID, GRID) and digits.shape == (GRID * GRID,)
+    assert digits[sample.label] == sample.auxiliary["audio"]
+    assert len(set(digits.tolist())) == GRID * GRID
+
+
+def test_modality_that_is_not_made_changes_nothing_in_the_other(root):
+    both = av_mnist(root, "hard").train[5]
+    for name in ("image", "audio"):
+        (found,) = av_mnist(root, "hard", only=[name]).train[5].inputs.items()
+        assert found[0] == name and torch.equal(found[1], both.inputs[name])
+
+
+def test_speech_at_another_ratio_is_in_the_same_noise(root):
+    data = av_mnist(root, "hard").test
+    drowned, quiet, loud = (data.at_snr(snr)[2].inputs["audio"].double() for snr in (-80, -60, -40))
+    # waveform + g noise: the differences are the noise alone, at g of 10^4 - 10^3 and 10^3 - 10^2.
+    torch.testing.assert_close(drowned - quiet, 10 * (quiet - loud), rtol=1e-3, atol=1.0)
+    assert torch.equal(data[2].inputs["audio"], data.at_snr(-5.0)[2].inputs["audio"])
+
+
 def test_sentence_of_a_string_names_its_digits(root):
     sample = digit_strings(root).train[0]
     symbols = [int(s) for s in sample.label if s > 0]

@@ -4,9 +4,10 @@ import pytest
 import torch
 from torch import nn
 
+from crossmodal.data.sample import Question
 from crossmodal.encoders import EncoderOutput
 from crossmodal.models import FusionClassifier, modality_sets
-from crossmodal.models.experts import product_of_experts
+from crossmodal.models.experts import mean_of_cells, product_of_experts
 
 WIDTH = 16
 
@@ -70,6 +71,28 @@ def test_auxiliary_experts_do_not_change_the_answer():
     batch = make_batch()
     assert torch.equal(plain(*batch).logits, beside(*batch).logits)
     assert set(beside(*batch).experts) == {"a", "b"}
+
+
+def test_question_about_cells_is_answered_from_the_tokens_in_each():
+    tokens = torch.arange(6 * 4).float().view(1, 24, 1)  # 6 rows of 4
+    found = mean_of_cells(tokens, (6, 4), (3, 2)).view(3, 2)
+    grid = tokens.view(6, 4)
+    for row in range(3):
+        for column in range(2):
+            assert found[row, column] == grid[2 * row : 2 * row + 2, 2 * column : 2 * column + 2].mean()
+    with pytest.raises(ValueError, match=r"grid must be a multiple of cells, got \(6, 4\) and \(4, 2\)"):
+        mean_of_cells(tokens, (6, 4), (4, 2))
+
+
+def test_modalities_asked_about_the_same_thing_share_the_answerer():
+    model = make_model(auxiliary={"a": Question("digit", 10), "b": Question("digit", 10)})
+    inputs, lengths = make_batch()
+    answers = model(inputs, lengths).auxiliary
+    assert list(model.auxiliary) == ["digit"] and set(answers) == {"a", "b"}
+    for name in ("a", "b"):
+        token = model.to_common[name](model.encoders[name](inputs[name], lengths[name]).features)[:, 0]
+        wanted = model.auxiliary["digit"](token * (lengths[name] > 0).unsqueeze(1))
+        torch.testing.assert_close(answers[name], wanted)
 
 
 def test_modality_that_turns_to_noise_loses_mass():

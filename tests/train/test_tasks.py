@@ -1,9 +1,11 @@
 """Every kind of data and model goes through the same loop."""
 
+import functools
 import io
 import json
 
 import pytest
+import torch
 
 pytest.importorskip("accelerate", reason="needs the extra train")
 pytest.importorskip("soundfile", reason="needs the extra train")
@@ -11,9 +13,15 @@ pytest.importorskip("sklearn", reason="needs the extra train")
 pytest.importorskip("tokenizers", reason="needs the extra train")
 
 from crossmodal.data import av_find, digit_strings
+from crossmodal.data.batch import Batch
+from crossmodal.data.collate import Collate
+from crossmodal.data.manifest import ManifestOptions, manifest_splits
+from crossmodal.train.answers import answers_of
 from crossmodal.train.config import make_config
 from crossmodal.train.evaluation import evaluate_run, open_run
 from crossmodal.train.inputs import Inputs
+from crossmodal.train.learners import make_learner
+from crossmodal.train.model import modalities_of
 from crossmodal.train.predict import predict
 from crossmodal.train.presets import PRESETS
 from crossmodal.train.run import start_run
@@ -67,3 +75,31 @@ def test_decoder_trains_in_the_same_loop(root, tmp_path, monkeypatch):
     changes = {"epochs": 1, "batch_size": 16, "fusion": "captioner"}
     config = make_config({**PRESETS["digit-strings"], **changes, "data": "digit-strings", "root": str(root)})
     assert "missing" in start_run(config, tmp_path, io.StringIO())["test"]
+
+
+def test_answers_without_a_modality_are_those_with_it_hidden(tmp_path):
+    """One pass answers from every set; hiding each modality in a pass of its own says the same."""
+    out = tmp_path / "run"
+    config = make_config({**SETTINGS, "epochs": 1, "experts": "product", "data": str(make_manifest(tmp_path))})
+    metrics = start_run(config, out, io.StringIO())
+    model, description, _ = open_run(out)
+    learner, collate = make_learner(description, config), Collate(modalities_of(description))
+    dataset = manifest_splits(tmp_path / "m.jsonl", None, ManifestOptions(image_size=(1, 8, 8)), seed=0).test
+    for name in model.modalities:
+        hidden = functools.partial(Batch.without, modality=name)
+        less = learner.measure(answers_of(model, learner, dataset, collate, change=hidden))
+        assert metrics["test"]["missing"][name] == pytest.approx(less["accuracy"])
+
+
+def test_run_begins_with_the_encoders_of_others(tmp_path):
+    same = {**SETTINGS, "epochs": 1, "data": str(make_manifest(tmp_path))}
+    start_run(make_config({**same, "modalities": ["text"]}), tmp_path / "a", io.StringIO())
+    still = {**same, "learning_rate": 1e-12}
+    start_run(make_config({**still, "start": {"text": str(tmp_path / "a")}}), tmp_path / "b", io.StringIO())
+    first, second = (open_run(tmp_path / name)[0].state_dict() for name in "ab")
+    shared = [name for name in first if name.startswith(("encoders.text.", "to_common.text."))]
+    assert shared
+    for name in shared:
+        torch.testing.assert_close(first[name], second[name])
+    with pytest.raises(ValueError, match=r"start must name runs with the same encoders\.image"):
+        start_run(make_config({**still, "start": {"image": str(tmp_path / "a")}}), tmp_path / "c", io.StringIO())
