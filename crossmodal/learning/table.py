@@ -44,11 +44,11 @@ _COLUMNS: dict[str, tuple[Column, ...]] = {
 # What a reader has to know about how the rows came about.
 _NOTES = {
     "find": (
-        "In training both are also asked which digit is spoken and which is in each cell; where to look is never told. The "
-        "strongest link is that of the right answers alone."
+        "In training both are also asked which digit is spoken and which is in each cell; where to look is never "
+        "told. The strongest link is that of the right answers alone."
     ),
     "hard": (
-        "Fused models begin with the encoders of the single models of the same seed and see half of the data twice more; "
+        "Fused models begin with the encoders of the single models of the same seed and learn for one more epoch; "
         "the sum has nothing to learn."
     ),
     "clean": "All but the single models begin with the encoders of these.",
