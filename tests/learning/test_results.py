@@ -13,7 +13,7 @@ pytest.importorskip("soundfile", reason="needs the extra train")
 from crossmodal.data.av_find import CELL, GRID
 from crossmodal.data.av_mnist import av_mnist
 from crossmodal.learning import run
-from crossmodal.learning.cases import SUM, TASKS, Case, all_cases, config_of
+from crossmodal.learning.cases import SUM, TASKS, Case, all_cases, config_of, singles_of
 from crossmodal.learning.measures import cells_of_tokens, mass_by_snr, pointing
 from crossmodal.learning.results import add_row, is_there, read_results
 from crossmodal.learning.table import speed_sentence, tables
@@ -35,10 +35,21 @@ def test_every_case_has_settings_of_its_own():
         assert config.seed == case.seed and config.data == TASKS[case.task][0]
 
 
-def test_single_models_come_before_their_sum():
-    for _, forms in TASKS.values():
-        names = list(forms)
-        assert SUM not in names or max(names.index("image"), names.index("audio")) < names.index(SUM)
+def test_single_models_come_before_what_begins_with_them():
+    cases = list(all_cases(2))
+    continued = [case for case in cases if singles_of(case)]
+    assert {case.task for case in continued} == {"hard", "clean", "retrieval", "speaker"}
+    assert all(case in continued for case in cases if case.form == SUM)
+    for case in continued:
+        assert all(cases.index(single) < cases.index(case) for single in singles_of(case))
+        start = config_of(case, "here", Path("runs")).start
+        assert start == {single.form: f"runs/{single.name}" for single in singles_of(case)}
+
+
+def test_case_without_its_single_models_is_refused(root, tmp_path):
+    case = Case("hard", "queries", 0)
+    with pytest.raises(ValueError, match=r"needs the run .*hard-image-0: make image first"):
+        run.make_results([case], root, tmp_path / "r.json", tmp_path / "runs", stream=io.StringIO())
 
 
 def test_what_the_file_has_is_not_made_again(root, tmp_path, monkeypatch):
@@ -51,23 +62,23 @@ def test_what_the_file_has_is_not_made_again(root, tmp_path, monkeypatch):
         return {"test": {"accuracy": 0.5}, "seconds": 1.0}
 
     monkeypatch.setattr(run, "_trained", fake)
-    cases = [case for case in all_cases(1, ["hard"]) if case.form != SUM]
+    cases = list(all_cases(4, ["hard"], ["image", "audio"]))
     arguments = (cases, root, tmp_path / "r.json", tmp_path / "runs")
     with pytest.raises(KeyboardInterrupt):
         run.make_results(*arguments, stream=io.StringIO())
     assert len(read_results(tmp_path / "r.json")["rows"]) == 2
     run.make_results(*arguments, stream=io.StringIO())
-    assert made == [*cases[:3], *cases[2:]]
+    assert made == [*cases[:3], *cases[2:]] and len(cases) == 8
     assert all(is_there(read_results(tmp_path / "r.json"), case) for case in cases)
 
 
 def test_case_is_trained_measured_and_summed(root, tmp_path):
     """One step each: everything runs, nothing is learnt."""
     changes = {"epochs": 1, "samples": 64, "batch_size": 64}
-    cases = [case for case in all_cases(1, ["hard"]) if case.form in ("image", "audio", SUM)]
+    cases = list(all_cases(1, ["hard"], ["image", "audio", SUM, "queries"]))
     run.make_results(cases, root, tmp_path / "r.json", tmp_path / "runs", changes=changes, stream=io.StringIO())
     rows = read_results(tmp_path / "r.json")["rows"]
-    assert [row["form"] for row in rows] == ["image", "audio", SUM]
+    assert [row["form"] for row in rows] == ["image", "audio", SUM, "queries"]
     assert all(0 <= row["test"]["accuracy"] <= 1 and row["machine"]["cpu"] for row in rows)
     assert not list((tmp_path / "runs").rglob("state.safetensors"))
 
