@@ -31,10 +31,10 @@ def plain_attention(
     """The output, or None where the call is not plain: 4-D tensors of one dtype and device, nothing transformed."""
     if torch.compiler.is_compiling() or not type(query) is type(key) is type(value) is Tensor:
         return None
-    dtype, device, shape = query.dtype, query.device, query.shape
-    if len(shape) != 4 or key.dim() != 4 or value.dim() != 4 or dtype not in FLOAT_DTYPES:
+    dtype, device = query.dtype, query.device
+    if query.dim() != 4 or key.dim() != 4 or value.dim() != 4 or dtype not in FLOAT_DTYPES:
         return None
-    batch, heads, rows, head_dim = shape
+    batch, heads, rows, head_dim = query.shape
     key_batch, key_heads, keys, key_dim = key.shape
     value_batch, value_heads, values, head_dim_v = value.shape
     if (
