@@ -82,5 +82,6 @@ def test_query_of_minus_infinity_sees_nothing_and_sends_nothing_back(isa, querie
     q[:, :, 2], dout[:, :, 2] = -torch.inf, torch.nan
     out, *gradients = run(q, dout)
     assert not out[:, :, 2].any() and not gradients[0][:, :, 2].any()
-    for got, expected in zip((out[:, :, others], gradients[0][:, :, others], *gradients[1:]), (wanted, dq, dk, dv)):
-        torch.testing.assert_close(got, expected)
+    got = (out[:, :, others], gradients[0][:, :, others], *gradients[1:])
+    for mine, expected in zip(got, (wanted, dq, dk, dv), strict=True):
+        torch.testing.assert_close(mine, expected)
