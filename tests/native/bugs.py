@@ -295,7 +295,6 @@ SHORT = (
 
 FEW_FORWARD = (
     Bug("a key beyond the length", "attention_few_fwd.h", "there[u] = block.holds(j) &&", "there[u] ="),
-    Bug("hidden keys are read by few", "few_queries.h", "if (source.num_terms == 0) return true;", "return true;"),
     Bug(
         "columns beyond the width are read by few", "few_queries.h", "min(kPerChunk, from.width - column)", "kPerChunk"
     ),
@@ -308,7 +307,6 @@ FEW_FORWARD = (
         "key_head * t.heads + row / seqlen_q",
         "key_head * t.heads",
     ),
-    Bug("queries beyond the length see keys", "few_queries.h", "!there || !is_query(r)", "!there"),
     Bug("the band is forgotten", "few_queries.h", "(!band.open && band.hides(i[r], j))", "false"),
     Bug(
         "key heads by queries' heads",
