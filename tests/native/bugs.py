@@ -350,12 +350,11 @@ FEW_FORWARD = (
     Bug("shares: the last is lost", "row_shares.h", "n < count_; ++n)", "n + 1 < count_; ++n)"),
     Bug("merging forgets the dropped", "row_shares.h", "static_cast<Acc>(p.dropout_kept) : Acc(1)", "Acc(1) : Acc(1)"),
     Bug("merged rows of other heads", "merge_rows.cu", "h = pair % heads;", "h = 0;"),
-    Bug("packed rows are merged as padded ones", "merge_rows.cu", "p.cu_seqlens_q && i >= queries.count", "false"),
 )
 
 FEW_BACKWARD = (
     Bug("a row of dK twice", "attention_few_bwd.h", "int next = share_.index * kFewWarps + warp;", "int next = warp;"),
-    Bug("blocks of a source are left out", "attention_few_bwd.h", "next -= blocks;", "next = warp;"),
+    Bug("blocks of a source are left out", "attention_few_bwd.h", "next -= blocks;", "next -= blocks - 1;"),
     Bug(
         "keys beyond the length have no gradient",
         "attention_few_bwd.h",
