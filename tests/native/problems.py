@@ -117,13 +117,13 @@ def forward_only(problem: Fusion | Varlen | WeightedSum) -> Fusion | Varlen | We
     return replace(problem, differentiated=frozenset(), asked=frozenset())
 
 
-def masked_keys_may_be_nan(dtype: torch.dtype) -> None:
+def masked_keys_may_be_nan(dtype: torch.dtype, seqlen_q: int) -> None:
     """Keys and values that a mask hides from every query, and keys that it hides from some, change nothing."""
     torch.manual_seed(0)
-    q, k, v = (torch.randn(2, 2, n, 40).to(dtype) for n in (19, 90, 90))
+    q, k, v = (torch.randn(2, 2, n, 40).to(dtype) for n in (seqlen_q, 90, 90))
     hidden = torch.rand(2, 1, 1, 90) < 0.4
     hidden[..., 7] = False
-    partly = torch.zeros(19, 90, dtype=torch.bool)
+    partly = torch.zeros(seqlen_q, 90, dtype=torch.bool)
     partly[3:, 7] = True
     mask = ~(hidden | partly)
     results = []

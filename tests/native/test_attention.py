@@ -22,8 +22,9 @@ def test_widest_heads_fit_the_smallest_gpu(emulated_once, dtype):
     check(replace(PROBLEMS["PLAIN"], dtype=dtype, seqlen_q=20, head_dim=width, head_dim_v=width))
 
 
-def test_masked_keys_may_be_nan(emulated, dtype):
-    masked_keys_may_be_nan(dtype)
+@pytest.mark.parametrize("seqlen_q", [4, 19], ids=["few_queries", "many_queries"])
+def test_masked_keys_may_be_nan(emulated, dtype, seqlen_q):
+    masked_keys_may_be_nan(dtype, seqlen_q)
 
 
 def test_gradients_are_repeatable_bit_for_bit(emulator, emulated_once):

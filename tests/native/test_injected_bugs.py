@@ -47,7 +47,11 @@ def checks_of(names, *, backward):
         return problem if backward else forward_only(problem)
 
     problems = {name: partial(check, half(name)) for name in names}
-    return {**problems, "NaN behind masks": partial(masked_keys_may_be_nan, torch.float16)}
+    behind_masks = {
+        f"NaN behind masks, {seqlen_q} queries": partial(masked_keys_may_be_nan, torch.float16, seqlen_q)
+        for seqlen_q in (4, 19)
+    }
+    return {**problems, **behind_masks}
 
 
 def with_bug(bug, folder):
