@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from crossmodal.blocks.attention_pool import AttentionPool
-from crossmodal.blocks.modality_discriminator import ModalityDiscriminator
 from crossmodal.blocks.operators import Implementation
+from crossmodal.nn import ModalityDiscriminator
 
 _LARGEST_SCALE = math.log(100.0)  # CLIP's bound: beyond it a batch's loss is decided by its hardest pair
 
@@ -82,7 +82,11 @@ class TwoTower(nn.Module):
         outputs = {"none": 0, "discriminator": len(encoders), "critic": 1}
         if adversary not in outputs:
             raise ValueError(f"adversary must be one of {', '.join(outputs)}, got {adversary!r}")
-        self.adversary = ModalityDiscriminator(width, outputs[adversary]) if outputs[adversary] else None
+        self.adversary = (
+            ModalityDiscriminator(width, outputs[adversary], hidden_dim=128, activation=nn.SiLU)
+            if outputs[adversary]
+            else None
+        )
 
     @property
     def modalities(self) -> tuple[str, ...]:

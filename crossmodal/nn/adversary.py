@@ -1,5 +1,6 @@
 """Alignment by an adversary: features of all modalities become alike because a classifier cannot tell them apart."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -48,6 +49,10 @@ class _Reversal(torch.autograd.Function):
         return -ctx.strength * dout, None
 
 
+def _leaky_relu() -> nn.Module:
+    return nn.LeakyReLU(0.2)
+
+
 class ModalityDiscriminator(nn.Module):
     """Tells which modality a feature vector comes from, and, behind :func:`gradient_reversal`, makes encoders hide it.
 
@@ -56,9 +61,11 @@ class ModalityDiscriminator(nn.Module):
 
     Args:
         features: of the vectors.
-        num_modalities: classes.
+        num_modalities: classes; 1 makes it a critic, whose answer is a score without bounds.
         hidden_dim: width of the hidden layers, ``features`` if None.
         num_layers: hidden layers.
+        activation: makes what follows each of them. A gradient penalty, which differentiates twice, wants a smooth one,
+            such as :class:`torch.nn.SiLU`; ask ``classify`` then, which turns nothing round.
         device, dtype: of the parameters.
 
     Example:
@@ -74,15 +81,17 @@ class ModalityDiscriminator(nn.Module):
         *,
         hidden_dim: int | None = None,
         num_layers: int = 2,
+        activation: Callable[[], nn.Module] = _leaky_relu,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
         factory: dict[str, Any] = {"device": device, "dtype": dtype}
+        self.num_modalities = num_modalities
         hidden_dim = features if hidden_dim is None else hidden_dim
         layers: list[nn.Module] = []
         for width in [features, *[hidden_dim] * num_layers][:num_layers]:
-            layers += [Linear(width, hidden_dim, **factory), nn.LeakyReLU(0.2)]
+            layers += [Linear(width, hidden_dim, **factory), activation()]
         self.classify = nn.Sequential(
             *layers, Linear(hidden_dim if num_layers else features, num_modalities, **factory)
         )

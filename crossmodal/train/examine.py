@@ -44,19 +44,19 @@ def examine(model: Model, description: dict[str, Any], dataset: Dataset, config:
     ask = functools.partial(answers_of, model, learner, dataset, collate, batch_size=size, workers=workers)
     if not isinstance(model, FusionClassifier):
         answers = ask()
-        found = {"samples": len(answers.labels), **learner.measure(answers), "missing": {}}
+        missing: dict[str, float] = {}
         spared = (model.speech,) if isinstance(model, Transcriber) else ()
         for name in () if isinstance(model, TwoTower) or len(model.modalities) == 1 else model.modalities:
             if name not in spared:
                 less = ask(change=functools.partial(Batch.without, modality=name))
-                found["missing"][name] = learner.measure(less)["accuracy"]
-        return found
+                missing[name] = learner.measure(less)["accuracy"]
+        return {"samples": len(answers.labels), **learner.measure(answers), "missing": missing}
     assert isinstance(learner, ClassifierLearner)
     count = len(model.modalities)
     sets = modality_sets(count)[: count + 1 if count > 1 else 1]  # all of them, then each one left out
     model.eval()
     answers, *less_each = learner.answer_sets(model, evaluation_loader(dataset, collate, size, workers=workers), sets)
-    found = {"samples": len(answers.labels), **learner.measure(answers)}
+    found: dict[str, Any] = {"samples": len(answers.labels), **learner.measure(answers)}
     found["missing"] = {
         name: learner.measure(less)["accuracy"] for name, less in zip(model.modalities, less_each, strict=False)
     }

@@ -5,12 +5,12 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-from crossmodal.blocks.modality_discriminator import ModalityDiscriminator
 from crossmodal.data.batch import Batch
 from crossmodal.models.adversary import critic_loss, discriminator_loss
 from crossmodal.models.alignment import modality_gap, recall_at
 from crossmodal.models.contrastive import info_nce, sigmoid_loss
 from crossmodal.models.two_tower import TwoTower
+from crossmodal.nn import ModalityDiscriminator
 from crossmodal.train.learner import Answers, Step
 
 
@@ -94,7 +94,8 @@ class RetrievalLearner:
         }
 
     def _adversarial(self, adversary: ModalityDiscriminator, first: Tensor, second: Tensor) -> Tensor:
-        if adversary.outputs == 1:
-            return critic_loss(adversary, first, second, strength=self.strength)
+        # ``classify``: the losses turn the gradient round themselves.
+        if adversary.num_modalities == 1:
+            return critic_loss(adversary.classify, first, second, strength=self.strength)
         kinds = torch.arange(2, device=first.device).repeat_interleave(len(first))
-        return discriminator_loss(adversary, torch.cat([first, second]), kinds, self.strength)
+        return discriminator_loss(adversary.classify, torch.cat([first, second]), kinds, self.strength)

@@ -3,12 +3,18 @@
 import torch
 from torch import nn
 
-from crossmodal.blocks import AttentionPool, ModalityDiscriminator
+from crossmodal.blocks import AttentionPool
 from crossmodal.models import critic_loss, discriminator_loss, gradient_penalty
+from crossmodal.nn import ModalityDiscriminator
+
+
+def smooth_critic(width, hidden):
+    return ModalityDiscriminator(width, 1, hidden_dim=hidden, activation=nn.SiLU).classify
 
 
 def test_discriminator_learns_and_embeddings_unlearn():
-    judge, embeddings, kinds = ModalityDiscriminator(6), torch.randn(8, 6, requires_grad=True), torch.arange(8) % 2
+    judge = ModalityDiscriminator(6, 2).classify
+    embeddings, kinds = torch.randn(8, 6, requires_grad=True), torch.arange(8) % 2
     plain = nn.functional.cross_entropy(judge(embeddings), kinds)
     wanted, *of_judge = torch.autograd.grad(plain, [embeddings, *judge.parameters()])
     turned = discriminator_loss(judge, embeddings, kinds, strength=0.5)
@@ -34,7 +40,7 @@ def test_flat_critic_has_a_finite_gradient():
 
 def test_penalty_through_fused_attention_has_the_gradient_of_finite_differences():
     torch.manual_seed(0)
-    pool, judge = AttentionPool(4, 2).double(), ModalityDiscriminator(4, 1, hidden=5).double()
+    pool, judge = AttentionPool(4, 2).double(), smooth_critic(4, hidden=5).double()
     lengths = torch.tensor([3, 2])
 
     def critic(tokens):
@@ -46,7 +52,7 @@ def test_penalty_through_fused_attention_has_the_gradient_of_finite_differences(
         torch.manual_seed(1)  # the same points between the two
         return gradient_penalty(critic, first, second)
 
-    for weight in (pool.to_key.weight, pool.queries, judge.layers[0].weight):
+    for weight in (pool.to_key.weight, pool.queries, judge[0].weight):
         (exact,) = torch.autograd.grad(penalty(), weight)
         for at in ((0, 0), (0, 3)):
             with torch.no_grad():
@@ -61,7 +67,7 @@ def test_penalty_through_fused_attention_has_the_gradient_of_finite_differences(
 def test_critic_under_penalty_estimates_a_distance():
     """Two points, 2 apart: no function of slope 1 tells them apart by more."""
     torch.manual_seed(0)
-    critic = ModalityDiscriminator(2, 1, hidden=32)
+    critic = smooth_critic(2, hidden=32)
     first, second = torch.zeros(64, 2), torch.tensor([2.0, 0.0]).expand(64, 2)
     optimizer = torch.optim.Adam(critic.parameters(), lr=5e-3)
     for _ in range(300):
