@@ -78,8 +78,14 @@ def _trained(
     return {
         "val": metrics["val"],
         "test": {name: value for name, value in metrics["test"].items() if name not in ("classes", "confusion")},
-        "config": metrics["config"],
+        "config": _portable(metrics["config"]),
         "seconds": sum(row["seconds"] for row in metrics["history"]),
         "data_share": sum(row["data_share"] for row in metrics["history"]) / len(metrics["history"]),
         **extras(out, splits, case.form),
     }
+
+
+def _portable(config: dict[str, Any]) -> dict[str, Any]:
+    """Without the places of this machine: which runs it began with, not where they are."""
+    start = {modality: Path(run).name for modality, run in config["start"].items()}
+    return {**{name: value for name, value in config.items() if name != "root"}, "start": start}

@@ -81,6 +81,8 @@ def test_case_is_trained_measured_and_summed(root, tmp_path):
     assert [row["form"] for row in rows] == ["image", "audio", SUM, "queries"]
     assert all(0 <= row["test"]["accuracy"] <= 1 and row["machine"]["cpu"] for row in rows)
     assert not list((tmp_path / "runs").rglob("state.safetensors"))
+    assert rows[3]["config"]["start"] == {"image": "hard-image-0", "audio": "hard-audio-0"}
+    assert str(tmp_path) not in json.dumps(rows) and str(root) not in json.dumps(rows)
 
 
 def test_file_of_something_else_is_refused(tmp_path):
