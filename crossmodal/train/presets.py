@@ -22,7 +22,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "avmnist": _CLEAN,
     "avmnist-speaker": _CLEAN,
     "avmnist-hard": {
-        "epochs": 8,
+        "epochs": 6,
         "ema": 0.999,
         "experts": "product",
         "encoders": {
@@ -47,7 +47,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
 }
 PRESETS["digit-strings"] = {
-    "epochs": 6,
+    "epochs": 5,
     "samples": 12_800,
     "batch_size": 64,
     "learning_rate": 3e-3,
