@@ -113,7 +113,9 @@ BackwardTiling backward_tiling(const AttentionProblem& p, const Device& device, 
 int heads_together(const AttentionProblem& p) {
   for (int s = 1; s < p.num_sources; ++s)
     if (p.sources[s].num_heads_k != p.sources[0].num_heads_k) return 1;
-  return p.num_sources == 0 ? 1 : static_cast<int>(p.num_heads / p.sources[0].num_heads_k);
+  const int64_t shared_by = p.num_sources == 0 ? 0 : p.sources[0].num_heads_k;
+  // Without a head there is nothing to divide.
+  return shared_by == 0 ? 1 : static_cast<int>(p.num_heads / shared_by);
 }
 
 FewTiling few_tiling(const AttentionProblem& p) {

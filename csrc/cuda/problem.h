@@ -30,7 +30,9 @@ inline Problem as_parameter(const AttentionProblem& p) {
   problem.sources = nullptr;
   for (int s = 0; s < p.num_sources; ++s) {
     problem.source[s] = p.sources[s];
-    problem.group[s] = static_cast<int>(p.num_heads / p.sources[s].num_heads_k);
+    // Where there is no head, no thread asks.
+    const int64_t num_heads_k = p.sources[s].num_heads_k;
+    problem.group[s] = num_heads_k ? static_cast<int>(p.num_heads / num_heads_k) : 1;
   }
   problem.inverse_softcap = p.softcap > 0 ? 1 / p.softcap : 0;
   problem.dropout_threshold = static_cast<uint64_t>(p.dropout_p * 4294967296.0);
