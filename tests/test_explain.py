@@ -101,7 +101,7 @@ def test_cuda_tensors_take_cuda_kernels(on_cuda, dtype, kernel):
 def test_cuda_kernels_are_chosen_by_the_problem_and_the_gpu(on_cuda, monkeypatch):
     def kernels(seqlen_q, seqlen_k, batch=64, heads_k=8, **options):
         q, k = on_cuda(batch, 8, seqlen_q, 64), on_cuda(batch, heads_k, seqlen_k, 64)
-        plan = explain(crossmodal.attention, q, k, k, **options)
+        plan = explain(crossmodal.attention, q, k, k, enable_gqa=True, **options)
         return plan.kernel, plan.details["backward"], plan.details["shares of keys"]
 
     monkeypatch.setattr(_cuda_plans, "device_of", lambda operand: (90, 100, 227 << 10))
@@ -124,9 +124,10 @@ def test_cuda_kernels_are_chosen_by_the_problem_and_the_gpu(on_cuda, monkeypatch
     assert kernels(64, 4096, batch=1) == ("sm80_mma", "sm80_mma", 2)
 
 
-def test_every_better_cuda_kernel_says_why_it_does_not_run(on_cuda):
+def test_every_better_cuda_kernel_says_why_it_does_not_run(on_cuda, monkeypatch):
+    monkeypatch.setattr(_cuda_plans, "device_of", lambda operand: (90, 100, 227 << 10))
     q, k = on_cuda(2, 4, 5, 64), on_cuda(2, 2, 7, 64)
-    plan = explain(crossmodal.attention, q, k, k)
+    plan = explain(crossmodal.attention, q, k, k, enable_gqa=True)
     assert [kernel for kernel, _ in plan.refused] == [
         "sm80_few_queries",
         "sm80_few_queries in backward",
@@ -135,7 +136,8 @@ def test_every_better_cuda_kernel_says_why_it_does_not_run(on_cuda):
     assert "a number of queries of 5 is more than 4" in str(plan) and "query heads share heads of keys" in str(plan)
 
 
-def test_weighted_sums_have_a_cuda_kernel_of_their_own(on_cuda):
+def test_weighted_sums_have_a_cuda_kernel_of_their_own(on_cuda, monkeypatch):
+    monkeypatch.setattr(_cuda_plans, "device_of", lambda operand: (90, 100, 227 << 10))
     weights, values = on_cuda(2, 4, 5, 7), on_cuda(2, 4, 7, 64)
     assert explain(crossmodal.weighted_sum, weights, values).kernel == "sm80_weighted_sum"
     assert explain(crossmodal.softmax_weighted_sum, weights, values).kernel == "sm80_mma"
