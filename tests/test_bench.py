@@ -201,7 +201,7 @@ def test_a_right_opponent_is_timed_in_all_passes():
 
 
 def test_a_case_that_crossmodal_leaves_to_plain_torch_is_refused_not_timed(monkeypatch):
-    monkeypatch.setattr("crossmodal.ops.attention.plain_attention", lambda *arguments, **options: None)
+    monkeypatch.setattr(sys.modules["crossmodal.ops.attention"], "plain_attention", lambda *arguments, **options: None)
     monkeypatch.setattr("crossmodal.ops._fusion.fusion_refusals", lambda problem: ["no kernel"])
     rows, notes = compare(case_with(), PEAK, BRIEF)
     assert {row.provider for row in rows} == {"reference"}
