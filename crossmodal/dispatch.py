@@ -58,7 +58,7 @@ def fusion_refusals(problem: FusionProblem) -> list[str]:
     """Why no kernel takes this problem; empty if one does."""
     tensors = fusion_tensors(problem)
     reasons = tensor_refusals(tensors)
-    reasons += width_refusals(problem.query, problem.head_dim_v)
+    reasons += width_refusals(problem.query, problem.query.shape[-1], problem.head_dim_v)
     if problem.query.is_cuda and len(problem.sources) > MOST_CUDA_SOURCES:
         reasons.append(f"CUDA kernels take {MOST_CUDA_SOURCES} sources at most, got {len(problem.sources)}")
     if problem.dropout_p > 0.0 and any(map(is_transformed, tensors)):
@@ -83,14 +83,15 @@ def second_derivative_refusals(query: Tensor, dropout_p: float) -> list[str]:
 
 def varlen_refusals(problem: VarlenProblem) -> list[str]:
     """The same for packed sequences."""
-    return tensor_refusals([problem.query]) + width_refusals(problem.query, problem.value.shape[2])
+    widths = problem.query.shape[-1], problem.value.shape[-1]
+    return tensor_refusals([problem.query]) + width_refusals(problem.query, *widths)
 
 
-def width_refusals(operand: Tensor, head_dim_v: int) -> list[str]:
-    """Reasons that lie in the widths of the main operand and of the values."""
+def width_refusals(operand: Tensor, head_dim: int, head_dim_v: int) -> list[str]:
+    """Reasons that lie in the widths of the products and of the values, on the device of an operand."""
     if not operand.is_cuda:
         return []
-    widths = {"head_dim": operand.shape[-1], "head_dim of values": head_dim_v}
+    widths = {"head_dim": head_dim, "head_dim of values": head_dim_v}
     most = most_cuda_head_dim(operand.dtype)
     return [
         f"CUDA kernels take a {name} of {most} at most, got {width}" for name, width in widths.items() if width > most

@@ -136,7 +136,6 @@ def test_every_better_cuda_kernel_says_why_it_does_not_run(on_cuda, monkeypatch)
     assert "a number of queries of 5 is more than 4" in str(plan) and "query heads share heads of keys" in str(plan)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="asks the GPU about itself")
 def test_weighted_sums_have_a_cuda_kernel_of_their_own(on_cuda, monkeypatch):
     monkeypatch.setattr(_cuda_plans, "device_of", lambda operand: (90, 100, 227 << 10))
     weights, values = on_cuda(2, 4, 5, 7), on_cuda(2, 4, 7, 64)

@@ -80,7 +80,7 @@ def _plan(arguments: dict[str, Any]) -> Plan:
 
 def _refusals(problem: SoftmaxWeightedSumProblem) -> list[str]:
     # To kernels it is attention without features: no width but that of the values.
-    return tensor_refusals([problem.scores]) + width_refusals(problem.scores[..., :0], problem.values.shape[3])
+    return tensor_refusals([problem.scores]) + width_refusals(problem.values, 0, problem.values.shape[3])
 
 
 class SoftmaxWeightedSumFunction(torch.autograd.Function):

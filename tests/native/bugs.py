@@ -469,10 +469,22 @@ QUEUED = (
     ),
     Bug("every thread draws", "tile_queue.h", "if (threadIdx.x == 0) *slot_", "*slot_"),
     Bug(
+        "samples without queries have no tile",
+        "query_tiles.h",
+        "return max(1, static_cast<int>(ceil_div(rows, tiling.block_m)));",
+        "return static_cast<int>(ceil_div(rows, tiling.block_m));",
+    ),
+    Bug(
         "tiles of the longest sample for all",
         "query_tiles.h",
         "p.cu_seqlens_q ? query_rows(p, b).count : static_cast<int>(p.seqlen_q)",
         "query_rows(p, 0).count",
+    ),
+    Bug(
+        "keys: samples without keys have no tile",
+        "key_tiles.h",
+        "return max(1, static_cast<int>(ceil_div(keys, block_m)));",
+        "return static_cast<int>(ceil_div(keys, block_m));",
     ),
     Bug(
         "keys: sources mixed up",

@@ -87,8 +87,9 @@ QUEUED = replace(
     dropout_p=0.2,
     seqlen_q=70,
 )
+# The rows beyond belong to the last sample, which has none of its own.
 QUEUED_PACKED = Varlen(
-    (33, 0, 70, 5, 40), (80, 7, 0, 150, 3), beyond_q=3, beyond_k=2, heads=3, head_dim=64, head_dim_v=64, poisoned=True
+    (33, 0, 70, 5, 0), (80, 7, 0, 150, 0), beyond_q=3, beyond_k=2, heads=3, head_dim=64, head_dim_v=64, poisoned=True
 )
 
 # One query, and few, to a head of keys; biases without a gradient, which would take the other kernels.
