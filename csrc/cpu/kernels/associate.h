@@ -189,16 +189,17 @@ class Associate {
   void emit_entropy(int64_t b, int64_t h, int64_t i, const VisibleKeys& keys, const Acc* scores,
                     Acc top, V shift, V factor, const Exponential<V>& exponential) {
     const V zero = V::zero();
+    constexpr int64_t kChain = kSumChain * V::kLanes;
     V sums = zero, products = zero;
-    for (int64_t j = 0; j < keys.count; j += kForwardBlockN) {
-      V chunk_sums = zero, chunk_products = zero;
-      for (int64_t x = j; x < min_of(keys.count, j + kForwardBlockN); x += V::kLanes) {
+    for (int64_t j = 0; j < keys.count; j += kChain) {
+      V chain_sums = zero, chain_products = zero;
+      for (int64_t x = j; x < min_of(keys.count, j + kChain); x += V::kLanes) {
         const V difference = V::load(scores + x) - shift, e = exponential(difference);
-        chunk_sums = chunk_sums + e;
-        chunk_products = chunk_products + select_equal(e, zero, zero, e * (difference * factor));
+        chain_sums = chain_sums + e;
+        chain_products = chain_products + select_equal(e, zero, zero, e * (difference * factor));
       }
-      sums = sums + chunk_sums;
-      products = products + chunk_products;
+      sums = sums + chain_sums;
+      products = products + chain_products;
     }
     const Acc sum = reduce_add(sums), log_sum = reduce_add(products) / static_cast<Acc>(kLog2E);
     const RowTotal<Acc> total = row_total(b, h, top, sum);
