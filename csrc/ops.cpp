@@ -15,6 +15,13 @@ STABLE_TORCH_LIBRARY(crossmodal, m) {
       "attention_plain(Tensor query, Tensor key, Tensor value, float scale, bool is_causal) -> "
       "Tensor");
   m.def(
+      "attention_plain_fwd(Tensor query, Tensor key, Tensor value, float scale, bool is_causal) -> "
+      "(Tensor out, Tensor statistics)");
+  m.def(
+      "attention_plain_bwd(Tensor dout, Tensor query, Tensor key, Tensor value, Tensor out, "
+      "Tensor statistics, float scale, bool is_causal, bool wants_dquery, bool wants_dkey, "
+      "bool wants_dvalue) -> (Tensor, Tensor, Tensor)");
+  m.def(
       "attention_bwd(Tensor dout, Tensor? dlse, Tensor? dmass, Tensor query, Tensor[] keys, "
       "Tensor[] values, Tensor?[] key_lengths, Tensor[] terms, int[] term_sources, "
       "Tensor? query_lengths, Tensor? sink, Tensor? dropout_seed, Tensor out, Tensor statistics, "
@@ -71,6 +78,8 @@ template <class Library>
 static void implement(Library& m) {
   m.impl("attention_fwd", TORCH_BOX(&crossmodal::attention_fwd));
   m.impl("attention_plain", TORCH_BOX(&crossmodal::attention_plain));
+  m.impl("attention_plain_fwd", TORCH_BOX(&crossmodal::attention_plain_fwd));
+  m.impl("attention_plain_bwd", TORCH_BOX(&crossmodal::attention_plain_bwd));
   m.impl("attention_bwd", TORCH_BOX(&crossmodal::attention_bwd));
   m.impl("attention_double_bwd", TORCH_BOX(&crossmodal::attention_double_bwd));
   m.impl("attention_varlen_fwd", TORCH_BOX(&crossmodal::attention_varlen_fwd));

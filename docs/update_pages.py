@@ -3,6 +3,7 @@
 benchmarks/results/*.json   by `crossmodal bench --json FILE`; the newest
 docs/trust/modules.json     by `python -m benchmarks.modules --json FILE`
 docs/trust/models.json      by `python -m benchmarks.models --json FILE`
+docs/trust/threads.json     by `python -m benchmarks.threads --json FILE`
 docs/trust/fuzz.json        by `python -m build_tools.fuzz --calls 20000 --json FILE`
 """
 
@@ -64,6 +65,25 @@ def models_section(found: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def threads_section(found: dict[str, Any]) -> str:
+    kinds = list(dict.fromkeys((row["dtype"], row["pass"]) for row in found["rows"] if row["shape"] != "control"))
+    controls = ", ".join(f"{r['median']:.2f}x in {r['dtype']}" for r in found["rows"] if r["shape"] == "control")
+    lines = [
+        "## Threads",
+        "",
+        f"{found['threads']} threads beside one ({machine_line(found['machine'])}; `python -m benchmarks.threads`). "
+        f"The control, `{next(r['pass'] for r in found['rows'] if r['shape'] == 'control')}` of matrices that fit the "
+        f"cache: {controls}. Attention, geometric mean {found['geometric mean']:.2f}x:",
+        "",
+        "| | " + " | ".join(f"{dtype}, {kind}" for dtype, kind in kinds) + " |",
+        "|---" * (1 + len(kinds)) + "|",
+    ]
+    for shape in dict.fromkeys(row["shape"] for row in found["rows"] if row["shape"] != "control"):
+        times = {(r["dtype"], r["pass"]): r["median"] for r in found["rows"] if r["shape"] == shape}
+        lines.append(f"| {shape} | " + " | ".join(f"{times[kind]:.2f}x" for kind in kinds) + " |")
+    return "\n".join(lines)
+
+
 def fuzz_section(found: dict[str, Any]) -> str:
     lines = [
         "## The same numbers",
@@ -86,7 +106,13 @@ def page() -> str:
         section = section.replace("docs/speed/", "speed/")
         # Files of the repository, which the site does not hold.
         parts += ["## Operators", re.sub(r"\[([^\]]+)\]\((?:benchmarks|docs)/[^)]*\)", r"\1", section)]
-    for name, section_of in (("modules", modules_section), ("models", models_section), ("fuzz", fuzz_section)):
+    sections = {
+        "threads": threads_section,
+        "modules": modules_section,
+        "models": models_section,
+        "fuzz": fuzz_section,
+    }
+    for name, section_of in sections.items():
         if (file := TRUST / f"{name}.json").exists():
             parts.append(section_of(json.loads(file.read_text())))
     return "\n\n".join(parts) + "\n"

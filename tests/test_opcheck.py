@@ -35,6 +35,16 @@ def test_attention_plain(is_causal):
         check("attention_plain", (query, K.repeat(1, 2, 1, 1), V.repeat(1, 2, 1, 1), 0.3, is_causal))
 
 
+@pytest.mark.parametrize("wants", [(True, True, True), (False, True, False)], ids=str)
+def test_attention_plain_with_gradients(wants):
+    heads_inside = Q.transpose(1, 2).contiguous().transpose(1, 2)
+    for query in (Q, heads_inside):
+        tensors = query, K.repeat(1, 2, 1, 1), V.repeat(1, 2, 1, 1)
+        check("attention_plain_fwd", (*tensors, 0.3, True))
+        out, statistics = OPS.attention_plain_fwd(*tensors, 0.3, True)
+        check("attention_plain_bwd", (out, *tensors, out, statistics, 0.3, True, *wants))
+
+
 def test_attention_fwd_with_a_window():
     window = (0.3, 0.0, 0.0, [2, 1], True)
     check("attention_fwd", (Q, [K], [V], [KEY_LENGTHS], [], [], QUERY_LENGTHS, None, None, *window, False, True))

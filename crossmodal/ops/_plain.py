@@ -1,22 +1,34 @@
-"""The shortest way to the kernel: attention with a mask or lengths at most, where checks would take longest.
+"""The shortest way to a kernel: calls without options, where checks and bookkeeping would take longest.
 
 What it takes it takes as the general way would; anything else it leaves to that way, errors included.
 """
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from crossmodal import _library  # noqa: F401  registers torch.ops.crossmodal
 from crossmodal._validate import FLOAT_DTYPES, MOST_KEYS, lengths_lie_within
-from crossmodal.dispatch import HAS_CUDA_KERNELS, most_cuda_head_dim
+from crossmodal.dispatch import HAS_CUDA_KERNELS, most_cuda_head_dim, needs_gradient, second_derivative_refusals
 from crossmodal.ops._apply import apply
 from crossmodal.ops._fakes import order_of
-from crossmodal.ops._fusion import FusionFunction, Layout, Operands, ScoreOptions, call_forward
+from crossmodal.ops._fusion import (
+    FusionFunction,
+    FusionGradient,
+    Layout,
+    Operands,
+    ScoreOptions,
+    accumulator,
+    call_forward,
+    differentiates_again,
+    gradients_by_formula,
+    only_needed,
+)
 
-_operator = torch.ops.crossmodal.attention_plain.default
 _TERM_DTYPES = (torch.bool, *FLOAT_DTYPES)
+_TENSORS = (Tensor, torch.nn.Parameter)  # a subclass may mean anything
 
 
 def plain_attention(
@@ -29,10 +41,7 @@ def plain_attention(
     is_causal: bool,
 ) -> Tensor | None:
     """The output, or None where the call is not plain: 4-D tensors of one dtype and device, nothing transformed."""
-    if torch.compiler.is_compiling() or not type(query) is type(key) is type(value) is Tensor:
-        return None
-    dtype, device = query.dtype, query.device
-    if query.dim() != 4 or key.dim() != 4 or value.dim() != 4 or dtype not in FLOAT_DTYPES:
+    if not are_plain(query, key, value):
         return None
     batch, heads, rows, head_dim = query.shape
     key_batch, key_heads, keys, key_dim = key.shape
@@ -43,53 +52,62 @@ def plain_attention(
         or keys != values
         or head_dim != key_dim
         or head_dim == 0
-        or not dtype == key.dtype == value.dtype
-        or not device == key.device == value.device
-        or not (
-            query.is_cpu
-            or (query.is_cuda and HAS_CUDA_KERNELS and max(head_dim, head_dim_v) <= most_cuda_head_dim(dtype))
-        )
+        or keys > MOST_KEYS
+        or type(is_causal) is not bool
+        or (query.is_cuda and max(head_dim, head_dim_v) > most_cuda_head_dim(query.dtype))
     ):
-        return None
-    if keys > MOST_KEYS or type(is_causal) is not bool:
-        return None
-    if not query.layout is key.layout is value.layout is torch.strided:
-        return None
-    if torch.is_autocast_enabled(device.type) or torch.autograd.forward_ad._current_level >= 0:
-        return None
-    if torch._C._functorch.maybe_current_level() is not None:
         return None
     if scale is None:
         scale = 1.0 / math.sqrt(head_dim)
     elif type(scale) is not float or not math.isfinite(scale):
         return None
-    tensors = [query, key, value]
+    if attn_mask is None and key_lengths is None:
+        if needs_gradient((query, key, value)):
+            out: Tensor = apply(PlainFunction, query, key, value, scale, is_causal)
+            return out
+        return torch.ops.crossmodal.attention_plain.default(query, key, value, scale, is_causal)
+
+    device, tensors = query.device, [query, key, value]
     if attn_mask is not None:
         if not _is_plain_mask(attn_mask, (batch, heads, rows, keys), device):
             return None
         tensors.append(attn_mask)
     if key_lengths is not None and not _are_plain_lengths(key_lengths, batch, keys, device):
         return None
-
-    differentiates = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
-    if not differentiates and attn_mask is None and key_lengths is None:
-        return _operator(query, key, value, scale, is_causal)
-    layout = Layout(
-        has_lengths=(key_lengths is not None,),
-        term_sources=() if attn_mask is None else (0,),
-        has_sink=False,
-        has_query_lengths=False,
-        has_seed=False,
-        options=ScoreOptions(scale, window=(-1, 0 if is_causal else -1)),
-        return_mass=False,
-    )
-    if differentiates:
+    layout = _layout(scale, is_causal, has_lengths=key_lengths is not None, has_term=attn_mask is not None)
+    if needs_gradient(tensors):
         if key_lengths is not None:
             tensors.append(key_lengths)
-        out: Tensor = apply(FusionFunction, layout, *tensors)[0]
+        out = apply(FusionFunction, layout, *tensors)[0]
         return out
     operands = Operands(query, [key], [value], tensors[3:], None, [key_lengths], None, None)
     return call_forward(layout, operands, for_backward=False)[0]
+
+
+def are_plain_weights(weights: Tensor, values: Tensor, lengths: Tensor | None, mask: Tensor | None) -> bool:
+    """Whether weights or scores and their values can go to a kernel as they are."""
+    if lengths is not None or mask is not None or not are_plain(weights, values):
+        return False
+    return weights.shape[:2] == values.shape[:2] and weights.shape[3] == values.shape[2]
+
+
+def are_plain(main: Tensor, *others: Tensor) -> bool:
+    """4-D tensors of one dtype and of one device that has kernels, which nothing compiles, transforms or casts."""
+    if torch.compiler.is_compiling() or type(main) not in _TENSORS:
+        return False
+    dtype, device = main.dtype, main.device
+    if main.dim() != 4 or dtype not in FLOAT_DTYPES or main.layout is not torch.strided:
+        return False
+    if not (main.is_cpu or (main.is_cuda and HAS_CUDA_KERNELS)):
+        return False
+    for tensor in others:
+        if type(tensor) not in _TENSORS or tensor.dim() != 4 or tensor.layout is not torch.strided:
+            return False
+        if tensor.dtype is not dtype or tensor.device != device:
+            return False
+    if torch.is_autocast_enabled(device.type) or torch.autograd.forward_ad._current_level >= 0:
+        return False
+    return torch._C._functorch.maybe_current_level() is None
 
 
 def _is_plain_mask(mask: Tensor, full: tuple[int, ...], device: torch.device) -> bool:
@@ -113,6 +131,64 @@ def _are_plain_lengths(lengths: Tensor, batch: int, limit: int, device: torch.de
     )
 
 
+def _layout(scale: float, is_causal: bool, *, has_lengths: bool = False, has_term: bool = False) -> Layout:
+    return Layout(
+        has_lengths=(has_lengths,),
+        term_sources=(0,) if has_term else (),
+        has_sink=False,
+        has_query_lengths=False,
+        has_seed=False,
+        options=ScoreOptions(scale, window=(-1, 0 if is_causal else -1)),
+        return_mass=False,
+    )
+
+
+class PlainFunction(torch.autograd.Function):
+    """Compiled forward and backward of one source without options; it is never called under a transform."""
+
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, scale: float, is_causal: bool) -> Tensor:
+        out, statistics = torch.ops.crossmodal.attention_plain_fwd.default(query, key, value, scale, is_causal)
+        ctx.save_for_backward(query, key, value, out, statistics)
+        ctx.options = scale, is_causal
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, dout: Tensor) -> tuple[Tensor | None, ...]:
+        query, key, value, out, statistics = ctx.saved_tensors
+        needs = ctx.needs_input_grad[:3]
+        if not differentiates_again():
+            gradients = torch.ops.crossmodal.attention_plain_bwd.default(
+                dout, query, key, value, out, statistics, *ctx.options, *needs
+            )
+            return (*only_needed(gradients, needs), None, None)
+        layout = _layout(*ctx.options)
+        if second_derivative_refusals(query, 0.0):
+            operands = Operands(query, [key], [value], [], None, [None], None, None)
+            return (*gradients_by_formula(layout, operands, needs, (dout, None, None)), None, None)
+        no_mass = statistics.new_empty(0)
+        found = iter(
+            apply(FusionGradient, layout, needs, dout, None, None, query, key, value, out, statistics, no_mass)
+        )
+        return (*(next(found) if needed else None for needed in needs), None, None)
+
+
 @torch.library.register_fake("crossmodal::attention_plain")
 def _attention_plain_fake(query, key, value, scale, is_causal):  # type: ignore[no-untyped-def]
     return order_of(query, query.shape[2], value.shape[3])
+
+
+@torch.library.register_fake("crossmodal::attention_plain_fwd")
+def _attention_plain_fwd_fake(query, key, value, scale, is_causal):  # type: ignore[no-untyped-def]
+    rows = query.shape[:3].numel()
+    statistics = query.new_empty((2, rows), dtype=accumulator(query.dtype))
+    return order_of(query, query.shape[2], value.shape[3]), statistics
+
+
+@torch.library.register_fake("crossmodal::attention_plain_bwd")
+def _attention_plain_bwd_fake(dout, query, key, value, out, statistics, scale, is_causal, *wants):  # type: ignore[no-untyped-def]
+    tensors = (query, key, value)
+    return tuple(
+        order_of(t, t.shape[2], t.shape[3]) if wanted else t.new_empty((0,))
+        for t, wanted in zip(tensors, wants, strict=True)
+    )

@@ -134,6 +134,15 @@ def _attention_bwd(info: Any, in_dims: Any, dout: Tensor, dlse: Any, dmass: Any,
     )
 
 
+def _attention_plain_bwd(info: Any, in_dims: Any, dout: Tensor, *arguments: Any) -> Any:
+    query, key, value, out, statistics, *options = arguments
+    fold = _Fold(info.batch_size, _example_shape(query, in_dims[1])[0])
+    gradients = _OPS.attention_plain_bwd.default(
+        *fold.all([dout, query, key, value, out], in_dims[:5]), fold.rows(statistics, in_dims[5]), *options
+    )
+    return tuple(zip(*map(fold.undo, gradients), strict=True))
+
+
 def _attention_double_bwd(info: Any, in_dims: Any, ddquery: Any, *arguments: Any) -> Any:
     ddkeys, ddvalues, ddterms, ddsink, dout, dlse, dmass, query, keys, values, lengths, terms, *rest = arguments
     owners, query_lengths, sink, seed, statistics, *options = rest
@@ -246,6 +255,7 @@ def _softmax_weighted_sum_bwd(info: Any, in_dims: Any, dout: Tensor, *arguments:
 for _name, _rule in {
     "attention_fwd": _attention_fwd,
     "attention_bwd": _attention_bwd,
+    "attention_plain_bwd": _attention_plain_bwd,
     "attention_double_bwd": _attention_double_bwd,
     "attention_varlen_fwd": _one_by_one(_OPS.attention_varlen_fwd.default),
     "attention_varlen_bwd": _one_by_one(_OPS.attention_varlen_bwd.default),

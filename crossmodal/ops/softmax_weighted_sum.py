@@ -12,6 +12,7 @@ from crossmodal.dispatch import fall_back, needs_gradient, tensor_refusals, widt
 from crossmodal.explain import Plan, plans
 from crossmodal.ops._apply import apply
 from crossmodal.ops._fusion import accumulator, differentiates_again, distinct, gradients_of_reference, only_needed
+from crossmodal.ops._plain import are_plain_weights
 from crossmodal.ops._plans import weighted_plan
 from crossmodal.reference.softmax_weighted_sum import run_reference
 
@@ -55,6 +56,12 @@ def softmax_weighted_sum(
         >>> crossmodal.softmax_weighted_sum(scores, torch.tensor([[4.0], [8.0], [7.0]]))
         tensor([[6.]])
     """
+    if scale is None and are_plain_weights(scores, values, lengths, mask) and scores.is_cpu:
+        if needs_gradient((scores, values)):
+            out, _ = apply(SoftmaxWeightedSumFunction, 1.0, None, None, scores, values)
+        else:
+            out, _ = torch.ops.crossmodal.softmax_weighted_sum_fwd.default(scores, values, None, None, 1.0, False)
+        return out
     problem = softmax_weighted_sum_problem(scores, values, lengths, mask, scale)
     reasons = _refusals(problem)
     if reasons:

@@ -12,6 +12,7 @@ from crossmodal.dispatch import fall_back, needs_gradient, tensor_refusals
 from crossmodal.explain import Plan, plans
 from crossmodal.ops._apply import apply
 from crossmodal.ops._fusion import differentiates_again, distinct, gradients_of_reference, only_needed
+from crossmodal.ops._plain import are_plain_weights
 from crossmodal.ops._plans import weighted_plan
 from crossmodal.reference.weighted_sum import run_reference
 
@@ -41,6 +42,11 @@ def weighted_sum(
         >>> crossmodal.weighted_sum(torch.tensor([[0.25, 0.75]]), torch.tensor([[4.0], [8.0]]))
         tensor([[7.]])
     """
+    if are_plain_weights(weights, values, lengths, mask):
+        if needs_gradient((weights, values)):
+            out: Tensor = apply(WeightedSumFunction, None, None, weights, values)
+            return out
+        return torch.ops.crossmodal.weighted_sum_fwd.default(weights, values, None, None)
     problem = weighted_sum_problem(weights, values, lengths, mask)
     operands = [problem.weights, problem.values]
     reasons = tensor_refusals([problem.weights])

@@ -39,6 +39,36 @@ void bind_outputs(const Tensor& dout_in, const Tensor& out_in, int64_t rank, int
   row_strides(dout, g->dout_stride);
 }
 
+std::vector<int64_t> plain_window(bool is_causal) { return {-1, is_causal ? 0 : -1}; }
+
+// What backward needs goes to `statistics`, if that is asked for.
+Tensor plain_forward(const Tensor& query, const Tensor& key, const Tensor& value, double scale,
+                     bool is_causal, OptionalTensor* statistics) {
+  const OptionalTensor none;
+  const auto kernels = kernels_of(query);
+  BoundAttention bound({query,
+                        {key},
+                        {value},
+                        {none},
+                        {},
+                        {},
+                        none,
+                        none,
+                        none,
+                        {scale, 0, plain_window(is_causal)}});
+  AttentionProblem& p = bound.problem;
+  const Tensor out = empty_in_order_of(query, p.seqlen_q, p.head_dim_v);
+  p.out = out.mutable_data_ptr();
+  row_strides(out, p.out_stride);
+  if (statistics) {
+    const int64_t rows = p.batch * p.num_heads * p.seqlen_q;
+    *statistics = empty_statistics(query, p.dtype, rows, true);
+    bind_statistics(**statistics, rows, &p);
+  }
+  kernels->attention_fwd(p, query);
+  return out;
+}
+
 }  // namespace
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> attention_fwd(
@@ -78,28 +108,6 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> attention_fwd(
   return {out, lse, mass, statistics};
 }
 
-Tensor attention_plain(const Tensor& query, const Tensor& key, const Tensor& value, double scale,
-                       bool is_causal) {
-  const OptionalTensor none;
-  const auto kernels = kernels_of(query);
-  BoundAttention bound({query,
-                        {key},
-                        {value},
-                        {none},
-                        {},
-                        {},
-                        none,
-                        none,
-                        none,
-                        {scale, 0, {-1, is_causal ? 0 : -1}}});
-  AttentionProblem& p = bound.problem;
-  const Tensor out = empty_in_order_of(query, p.seqlen_q, p.head_dim_v);
-  p.out = out.mutable_data_ptr();
-  row_strides(out, p.out_stride);
-  kernels->attention_fwd(p, query);
-  return out;
-}
-
 TensorList attention_bwd(const Tensor& dout, const OptionalTensor& dlse,
                          const OptionalTensor& dmass, const Tensor& query, const TensorList& keys,
                          const TensorList& values, const std::vector<OptionalTensor>& key_lengths,
@@ -130,6 +138,31 @@ TensorList attention_bwd(const Tensor& dout, const OptionalTensor& dlse,
   g.dmass = optional_data(dmass, &kept, rows * p.num_sources);
   if (g.dmass) p.mass = const_cast<void*>(optional_data(mass, &kept, rows * p.num_sources));
   return attention_gradients(*kernels, {query, keys, values, terms, sink, wanted}, &bound, &g);
+}
+
+Tensor attention_plain(const Tensor& query, const Tensor& key, const Tensor& value, double scale,
+                       bool is_causal) {
+  return plain_forward(query, key, value, scale, is_causal, nullptr);
+}
+
+std::tuple<Tensor, Tensor> attention_plain_fwd(const Tensor& query, const Tensor& key,
+                                               const Tensor& value, double scale, bool is_causal) {
+  OptionalTensor statistics;
+  const Tensor out = plain_forward(query, key, value, scale, is_causal, &statistics);
+  return {out, *statistics};
+}
+
+std::tuple<Tensor, Tensor, Tensor> attention_plain_bwd(const Tensor& dout, const Tensor& query,
+                                                       const Tensor& key, const Tensor& value,
+                                                       const Tensor& out, const Tensor& statistics,
+                                                       double scale, bool is_causal,
+                                                       bool wants_dquery, bool wants_dkey,
+                                                       bool wants_dvalue) {
+  const OptionalTensor none;
+  const TensorList gradients = attention_bwd(
+      dout, none, none, query, {key}, {value}, {none}, {}, {}, none, none, none, out, statistics,
+      out, scale, 0, 0, plain_window(is_causal), false, {wants_dquery, wants_dkey, wants_dvalue});
+  return {gradients[0], gradients[1], gradients[2]};
 }
 
 std::tuple<Tensor, Tensor, Tensor> attention_varlen_fwd(

@@ -25,11 +25,21 @@ attention_fwd(const torch::stable::Tensor& query, const TensorList& keys, const 
               double softcap, double dropout_p, const std::vector<int64_t>& window,
               bool lower_right, bool return_mass, bool for_backward);
 
-// The same without options and without anything for backward: the out of one source.
+// The same of one source without options, for short calls: fewer arguments are fewer conversions.
+// out alone; out and statistics; the gradients of query, key and value, an empty tensor where none
+// is wanted.
 torch::stable::Tensor attention_plain(const torch::stable::Tensor& query,
                                       const torch::stable::Tensor& key,
                                       const torch::stable::Tensor& value, double scale,
                                       bool is_causal);
+std::tuple<torch::stable::Tensor, torch::stable::Tensor> attention_plain_fwd(
+    const torch::stable::Tensor& query, const torch::stable::Tensor& key,
+    const torch::stable::Tensor& value, double scale, bool is_causal);
+std::tuple<torch::stable::Tensor, torch::stable::Tensor, torch::stable::Tensor> attention_plain_bwd(
+    const torch::stable::Tensor& dout, const torch::stable::Tensor& query,
+    const torch::stable::Tensor& key, const torch::stable::Tensor& value,
+    const torch::stable::Tensor& out, const torch::stable::Tensor& statistics, double scale,
+    bool is_causal, bool wants_dquery, bool wants_dkey, bool wants_dvalue);
 
 // wanted: one flag for query, then for each key, each value, each term, and the sink. Returns as
 // many gradients in that order, an empty tensor where none was wanted.

@@ -40,8 +40,12 @@ def test_nothing_to_compute_equals_the_general_way(shape, general):
     assert torch.equal(crossmodal.attention(tensor, tensor, tensor), general(tensor, tensor, tensor))
 
 
+class Other(torch.Tensor):
+    pass
+
+
 NOT_PLAIN = {
-    "a parameter": lambda: (torch.nn.Parameter(Q), K, V),
+    "a subclass": lambda: (Q.as_subclass(Other), K, V),
     "three dimensions": lambda: (Q[0], K[0], V[0]),
     "batch that broadcasts": lambda: (Q, K[:1], V[:1]),
     "heads that broadcast": lambda: (Q, K[:, :1], V[:, :1]),
@@ -81,6 +85,80 @@ def test_masks_lengths_and_gradients_equal_the_general_way(name, lengths, is_cau
 
     for got, wanted in zip(results(crossmodal.attention), results(general), strict=True):
         assert torch.equal(got, wanted) and got.stride() == wanted.stride()
+
+
+@pytest.mark.parametrize("of", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("needed", [(0,), (1, 2), (0, 1, 2)], ids=str)
+def test_first_and_second_derivatives_equal_the_general_way(of, needed, general):
+    def results(call):
+        tensors = [t.to(of).clone() for t in (Q, K, V)]
+        leaves = [tensors[i].requires_grad_() for i in needed]
+        out = call(*tensors, is_causal=True)
+        first = torch.autograd.grad(out.square().sum(), leaves, create_graph=True)
+        second = torch.autograd.grad(sum(g.square().sum() for g in first), leaves)
+        return [*first, *second]
+
+    for got, wanted in zip(results(crossmodal.attention), results(general), strict=True):
+        assert torch.equal(got, wanted)
+
+
+def test_gradients_of_many_cotangents_at_once():
+    leaves = [t.clone().requires_grad_() for t in (Q, K, V)]
+    out = crossmodal.attention(*leaves)
+    cotangents = torch.randn(3, *out.shape)
+    together = torch.autograd.grad(out, leaves, cotangents, is_grads_batched=True, retain_graph=True)
+    for i, cotangent in enumerate(cotangents):
+        alone = torch.autograd.grad(out, leaves, cotangent, retain_graph=True)
+        for got, wanted in zip(together, alone, strict=True):
+            torch.testing.assert_close(got[i], wanted)
+
+
+def test_a_learned_query_is_plain():
+    assert _plain.plain_attention(torch.nn.Parameter(Q), K, V, None, None, None, False) is not None
+
+
+@pytest.fixture
+def general_weighting(monkeypatch):
+    """Calls a weighted sum with the short way closed."""
+
+    def call(name, *tensors):
+        with monkeypatch.context() as patch:
+            patch.setattr(sys.modules[f"crossmodal.ops.{name}"], "are_plain_weights", lambda *_: False)
+            return getattr(crossmodal, name)(*tensors)
+
+    return call
+
+
+@pytest.mark.parametrize("name", ["weighted_sum", "softmax_weighted_sum"])
+@pytest.mark.parametrize("shape", [(2, 4, 5, 7), (2, 4, 1, 530), (0, 4, 5, 7), (2, 4, 5, 0)], ids=str)
+def test_weighted_sums_equal_the_general_way(name, shape, dtype, general_weighting):
+    weights, values = torch.randn(shape).to(dtype), torch.randn(*shape[:2], shape[3], 6).to(dtype)
+
+    def results(call):
+        leaves = [weights.clone().requires_grad_(), values.clone().requires_grad_()]
+        out = call(*leaves)
+        with torch.no_grad():
+            again = call(*leaves)
+        return [out, again, *torch.autograd.grad(out.square().sum(), leaves)]
+
+    short = results(getattr(crossmodal, name))
+    for got, wanted in zip(short, results(lambda *tensors: general_weighting(name, *tensors)), strict=True):
+        assert torch.equal(got, wanted) and got.stride() == wanted.stride()
+
+
+WEIGHTINGS_THAT_ARE_NOT_PLAIN = {
+    "heads that broadcast": lambda: (torch.rand(2, 1, 5, 7), V, None, None),
+    "three dimensions": lambda: (torch.rand(4, 5, 7), V[0], None, None),
+    "too few values": lambda: (torch.rand(2, 4, 5, 8), V, None, None),
+    "lengths": lambda: (torch.rand(2, 4, 5, 7), V, torch.tensor([7, 2]), None),
+    "a mask": lambda: (torch.rand(2, 4, 5, 7), V, None, torch.ones(5, 7, dtype=torch.bool)),
+    "other dtypes": lambda: (torch.rand(2, 4, 5, 7).double(), V, None, None),
+}
+
+
+@pytest.mark.parametrize("name", WEIGHTINGS_THAT_ARE_NOT_PLAIN)
+def test_leaves_other_weightings_to_the_general_way(name):
+    assert not _plain.are_plain_weights(*WEIGHTINGS_THAT_ARE_NOT_PLAIN[name]())
 
 
 NOT_PLAIN_OPTIONS = {

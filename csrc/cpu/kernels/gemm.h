@@ -99,10 +99,15 @@ struct ToSums {
   int64_t ld;
 
   ToSums at(int64_t i, int64_t column) const { return {sums + i * ld + column, ld}; }
-  // Vector v of row i.
-  void put(int i, int v, V sum) const {
-    Acc* p = sums + i * ld + v * V::kLanes;
-    (kInto == Into::kAdd ? V::load(p) + sum : sum).store(p);
+  template <int kRows, int kVectors>
+  void put(const V (&tile)[kRows][kVectors]) const {
+#pragma GCC unroll 16
+    for (int i = 0; i < kRows; ++i)
+#pragma GCC unroll 8
+      for (int v = 0; v < kVectors; ++v) {
+        Acc* p = sums + i * ld + v * V::kLanes;
+        (kInto == Into::kAdd ? V::load(p) + tile[i][v] : tile[i][v]).store(p);
+      }
   }
 };
 
@@ -127,14 +132,39 @@ struct ToRows {
             earlier ? earlier + i * ld + column : nullptr,
             ld};
   }
-  void put(int i, int v, V sum) const {
-    const int64_t x = int64_t{v} * V::kLanes, rest = width - x;
-    if (earlier) sum = V::load(earlier + i * ld + x) + sum;
-    if (factors) sum = sum * V::set1(factors[i]);
-    if (rest >= V::kLanes) {
-      sum.store(rows + i * stride + x);
-    } else if (rest > 0) {
-      sum.store_first(rows + i * stride + x, static_cast<int>(rest));
+  template <int kRows, int kVectors>
+  void put(const V (&tile)[kRows][kVectors]) const {
+    if (earlier || width < kVectors * V::kLanes) {
+      Acc sums[kRows * kVectors * V::kLanes];
+      ToSums<E, Into::kStore>{sums, kVectors * V::kLanes}.put(tile);
+      return put(sums, kRows, kVectors);
+    }
+#pragma GCC unroll 16
+    for (int i = 0; i < kRows; ++i) {
+      const V factor = V::set1(factors ? factors[i] : Acc{1});
+#pragma GCC unroll 8
+      for (int v = 0; v < kVectors; ++v)
+        (tile[i][v] * factor).store(rows + i * stride + v * V::kLanes);
+    }
+  }
+
+ private:
+  // The rarer cases, once for all tiles: unrolled in each they are most of what there is to
+  // compile.
+  __attribute__((noinline)) void put(const Acc* sums, int count, int vectors) const {
+    for (int i = 0; i < count; ++i) {
+      const V factor = V::set1(factors ? factors[i] : Acc{1});
+      for (int v = 0; v < vectors; ++v) {
+        const int64_t x = int64_t{v} * V::kLanes, rest = width - x;
+        V sum = V::load(sums + (int64_t{i} * vectors + v) * V::kLanes);
+        if (earlier) sum = V::load(earlier + i * ld + x) + sum;
+        sum = sum * factor;
+        if (rest >= V::kLanes) {
+          sum.store(rows + i * stride + x);
+        } else if (rest > 0) {
+          sum.store_first(rows + i * stride + x, static_cast<int>(rest));
+        }
+      }
     }
   }
 };
@@ -190,10 +220,7 @@ void tile(int64_t words, OperandA<E> a, const typename E::Word* b, int64_t b_row
 
   // Adding at the end, not starting from C: summation chains stay as short as one contraction,
   // which is what keeps fp32 accurate over many chunks of keys.
-#pragma GCC unroll 16
-  for (int i = 0; i < kRows; ++i)
-#pragma GCC unroll 8
-    for (int v = 0; v < kVectors; ++v) to.put(i, v, acc[i][v]);
+  to.put(acc);
 }
 
 // The tile of `rows` x `vectors` as a function pointer, from tables made at compile time.
