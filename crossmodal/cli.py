@@ -95,6 +95,9 @@ def _add_bench(commands: Any) -> None:
     )
     bench.add_argument("--quick", action="store_true", help="a few small shapes, briefly: a first impression")
     bench.add_argument("--op", nargs="+", metavar="NAME", default=(), help=f"only these of {', '.join(_OPS)}")
+    bench.add_argument(
+        "--shape", nargs="+", metavar="TEXT", default=(), help="only shapes whose names contain one of these"
+    )
     bench.add_argument("--dtype", nargs="+", choices=_DTYPES, default=_DTYPES[:2], help="(default: float32 bfloat16)")
     bench.add_argument("--threads", type=_positive, default=1, metavar="N", help="CPU threads (default: 1)")
     bench.add_argument(
@@ -156,7 +159,10 @@ def _bench(options: argparse.Namespace) -> int:
             threads=options.threads,
             quick=options.quick,
             seconds=options.seconds,
+            shapes=tuple(options.shape),
         )
+        if next(config.cases(), None) is None:
+            options.fail(f"argument --shape: no shape's name contains {' or '.join(options.shape)}")
         if options.smoke:
             return command.check(config)
         return command.bench(config, command.Output(options.json, options.out))

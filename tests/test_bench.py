@@ -473,3 +473,8 @@ def test_garbage_collection_is_on_again_after_measuring():
         interleave({"a": Timed(lambda: None, lambda _: 1 / 0)}, BRIEF, random.Random(0), clock)
     interleave({"a": clock.way("a", 1.0)}, BRIEF, random.Random(0), clock)
     assert gc.isenabled()
+
+
+def test_only_shapes_whose_names_contain_a_part_are_measured():
+    config = RunConfig(ops=("attention",), shapes=("pool", "lon"), dtypes=("float32",))
+    assert [shape.name for _, shape, _ in config.cases()] == ["long", "pooling", "pooling, batch 1"]

@@ -26,6 +26,7 @@ class RunConfig:
 
     Attributes:
         ops: names of ``OPS``; empty: all.
+        shapes: parts of shapes' names; empty: all.
         dtypes: names of ``DTYPES``.
         threads: of torch.
         quick: a few small shapes, briefly, without those who compile for many seconds.
@@ -43,6 +44,7 @@ class RunConfig:
     seed: int = 0
     providers: frozenset[str] = frozenset()
     passes: tuple[str, ...] = PASSES
+    shapes: tuple[str, ...] = ()
 
     @property
     def effort(self) -> Effort:
@@ -56,9 +58,14 @@ class RunConfig:
     def cases(self) -> Iterator[tuple[str, Shape, torch.dtype]]:
         for name in self.ops or tuple(OPS):
             for shape in OPS[name].shapes:
-                if shape.quick or not self.quick:
+                if self._takes(shape):
                     for dtype in self.dtypes:
                         yield name, shape, DTYPES[dtype]
+
+    def _takes(self, shape: Shape) -> bool:
+        if self.quick and not shape.quick:
+            return False
+        return not self.shapes or any(part in shape.name for part in self.shapes)
 
 
 def run(config: RunConfig, progress: Progress | None = None) -> Results:

@@ -24,6 +24,7 @@ def smoke_config(config: RunConfig) -> RunConfig:
         seed=config.seed,
         providers=frozenset({"reference", SUBJECT}),
         passes=("forward", "both"),
+        shapes=config.shapes,
     )
 
 

@@ -61,8 +61,8 @@ std::tuple<Tensor, Tensor> softmax_weighted_sum_fwd(const Tensor& scores, const 
   bound.term(0).factor = scale;
   AttentionProblem& p = bound.problem;
   p.skips_unseen_keys = true;
-  const Tensor out =
-      torch::stable::new_empty(values, {p.batch, p.num_heads, p.seqlen_q, p.head_dim_v});
+  const Tensor out = on_large_pages(
+      torch::stable::new_empty(values, {p.batch, p.num_heads, p.seqlen_q, p.head_dim_v}));
   p.out = out.mutable_data_ptr();
   row_strides(out, p.out_stride);
   const int64_t rows = p.batch * p.num_heads * p.seqlen_q;

@@ -40,14 +40,13 @@ std::tuple<Tensor, Tensor> weighted_sum_bwd(const Tensor& dout_in, const Tensor&
   WeightedSumBackward gradients{};
   gradients.dout = dout.const_data_ptr();
   for (int64_t d = 0; d < 4; ++d) gradients.dout_stride[d] = dout.stride(d);
-  const Tensor dweights =
-      wants_dweights ? torch::stable::new_empty(weights, {problem.batch, problem.num_heads,
-                                                          problem.seqlen_q, problem.seqlen_k})
-                     : torch::stable::new_empty(weights, {0});
-  const Tensor dvalues =
-      wants_dvalues ? torch::stable::new_empty(values, {problem.batch, problem.num_heads,
-                                                        problem.seqlen_k, problem.head_dim})
-                    : torch::stable::new_empty(values, {0});
+  const auto gradient = [&](bool wanted, const Tensor& like, int64_t rows, int64_t columns) {
+    if (!wanted) return torch::stable::new_empty(like, {0});
+    return on_large_pages(
+        torch::stable::new_empty(like, {problem.batch, problem.num_heads, rows, columns}));
+  };
+  const Tensor dweights = gradient(wants_dweights, weights, problem.seqlen_q, problem.seqlen_k);
+  const Tensor dvalues = gradient(wants_dvalues, values, problem.seqlen_k, problem.head_dim);
   if (wants_dweights) gradients.dweights = dweights.mutable_data_ptr();
   if (wants_dvalues) gradients.dvalues = dvalues.mutable_data_ptr();
   kernels->weighted_sum_bwd(problem, gradients);
