@@ -279,8 +279,14 @@ class AttentionForward {
     for (int64_t i = i_begin; i < i_end; ++i) {
       const Range seen = reach(band, keys, i, i, k_begin, k_end);
       if (seen.empty()) continue;
-      add_weighted_rows<V>(scores_ + (i - i_begin) * score_row_ + seen.begin, v_rows_ + seen.begin,
-                           seen.end - seen.begin, p_.head_dim_v, out_ + (i - i_begin) * width_v_);
+      const Acc* weights = scores_ + (i - i_begin) * score_row_ + seen.begin;
+      Acc* out = out_ + (i - i_begin) * width_v_;
+      const T* const* values = v_rows_ + seen.begin;
+      if (given_ && prefetches_ && i == i_begin) {
+        add_weighted_rows<V, true>(weights, values, seen.end - seen.begin, p_.head_dim_v, out);
+      } else {
+        add_weighted_rows<V>(weights, values, seen.end - seen.begin, p_.head_dim_v, out);
+      }
     }
   }
 

@@ -32,12 +32,26 @@ inline void store_sums(VecD sums[VecD::kLanes], double* out) {
   for (int x = 0; x < VecD::kLanes; ++x) out[x] = reduce_add(sums[x]);
 }
 
+// Into the second-level cache, which has several times as many misses under way as the first: that
+// is what limits a single core's reads from DRAM.
+inline void bring(const void* line) { __builtin_prefetch(line, 0, 2); }
+
+// How many rows before its use a row is brought into the cache.
+constexpr int64_t kRowsAhead = 48;
+
+// The row that is due then, of rows[0, n). Beyond the last one the next head's begin, where heads
+// lie one after the other.
+template <class T>
+const T* row_ahead(const T* const* rows, int64_t j, int64_t n, int64_t width) {
+  return j + kRowsAhead < n ? rows[j + kRowsAhead] : rows[j] + kRowsAhead * width;
+}
+
 // s[j] = <q, rows[j]> for j < n; lanes up to a whole vector hold anything. With kBring the rows
 // ahead come into the cache, and `partners`, rows that will be read next.
 template <class V, bool kBring = false, class T>
 void dot_with_rows(const T* q, const T* const* rows, int64_t n, int64_t width,
                    typename V::Scalar* s, const T* const* partners = nullptr) {
-  constexpr int64_t kAhead = 16, kLine = 64 / sizeof(T);
+  constexpr int64_t kLine = 64 / sizeof(T);
   const int64_t whole = width / V::kLanes * V::kLanes;
   const int rest = static_cast<int>(width - whole);
   for (int64_t j = 0; j < n; j += V::kLanes) {
@@ -46,11 +60,10 @@ void dot_with_rows(const T* q, const T* const* rows, int64_t n, int64_t width,
       const int64_t here = min_of(j + x, n - 1);
       const T* row = rows[here];
       if constexpr (kBring) {
-        // Beyond the last row the next head's begin, where heads lie one after the other.
-        const T* ahead = here + kAhead < n ? rows[here + kAhead] : row + kAhead * width;
+        const T* ahead = row_ahead(rows, here, n, width);
         for (int64_t d = 0; d < width; d += kLine) {
-          __builtin_prefetch(ahead + d);
-          __builtin_prefetch(partners[here] + d);
+          bring(ahead + d);
+          bring(partners[here] + d);
         }
       }
       V sum = V::zero();
@@ -67,17 +80,23 @@ void dot_with_rows(const T* q, const T* const* rows, int64_t n, int64_t width,
 // the memory hides what it costs.
 constexpr int64_t kWeightedChain = min_of(16, kMaxChain);
 
-// out[d] += sum_j p[j] * rows[j][d] for at most kWeightedChain rows; out holds whole vectors.
-template <class V, class T>
-void add_weighted_chain(const typename V::Scalar* p, const T* const* rows, int64_t n, int64_t width,
-                        typename V::Scalar* out) {
-  constexpr int kGroup =
-      4;  // vectors of a row summed at once: enough chains to hide the latency of an addition
+// out[d] += sum_j p[j] * rows[j][d] for at most kWeightedChain rows; out holds whole vectors. With
+// kBring the rows ahead come into the cache, of `left` rows in all.
+template <class V, bool kBring, class T>
+void add_weighted_chain(const typename V::Scalar* p, const T* const* rows, int64_t n, int64_t left,
+                        int64_t width, typename V::Scalar* out) {
+  // Vectors of a row summed at once: enough chains to hide the latency of an addition.
+  constexpr int kGroup = 4;
+  constexpr int64_t kLine = 64 / sizeof(T);
   int64_t d = 0;
   for (; d + kGroup * V::kLanes <= width; d += kGroup * V::kLanes) {
     V sum[kGroup];
     for (int v = 0; v < kGroup; ++v) sum[v] = V::zero();
     for (int64_t j = 0; j < n; ++j) {
+      if constexpr (kBring) {
+        const T* ahead = row_ahead(rows, j, left, width) + d;
+        for (int64_t x = 0; x < kGroup * V::kLanes; x += kLine) bring(ahead + x);
+      }
       const V weight = V::set1(p[j]);
       for (int v = 0; v < kGroup; ++v)
         sum[v] = fmadd(weight, V::load(rows[j] + d + v * V::kLanes), sum[v]);
@@ -97,11 +116,12 @@ void add_weighted_chain(const typename V::Scalar* p, const T* const* rows, int64
 }
 
 // The same for any number of rows.
-template <class V, class T>
+template <class V, bool kBring = false, class T>
 void add_weighted_rows(const typename V::Scalar* p, const T* const* rows, int64_t n, int64_t width,
                        typename V::Scalar* out) {
   for (int64_t j = 0; j < n; j += kWeightedChain)
-    add_weighted_chain<V>(p + j, rows + j, min_of(kWeightedChain, n - j), width, out);
+    add_weighted_chain<V, kBring>(p + j, rows + j, min_of(kWeightedChain, n - j), n - j, width,
+                                  out);
 }
 
 }  // namespace

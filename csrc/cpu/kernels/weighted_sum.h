@@ -7,8 +7,10 @@
 
 #include "core/weighted_sum_problem.h"
 #include "cpu/kernels/arena.h"
+#include "cpu/kernels/few_queries.h"
 #include "cpu/kernels/gemm.h"
 #include "cpu/kernels/packing.h"
+#include "cpu/kernels/rows.h"
 #include "cpu/kernels/scores.h"
 #include "cpu/kernels/tiling.h"
 
@@ -160,6 +162,7 @@ class WeightedSumForward : WeightedSumBase<E> {
     ChunkBias<Acc> bias(this->as_.problem, this->kinds_, keys, b, h, this->key_bias_,
                         this->row_bias_);
     T* out = row_at<T>(w.out, w.out_stride, b, h, q_begin);
+    if (w.seqlen_q <= kFewQueries) return run_few(b, h, q_begin, q_end, keys, bias, out);
     if (keys.count == 0)
       for (int64_t i = 0; i < panel; ++i) zero_row(out + i * w.out_stride[2], w.head_dim);
     const Blocks chunks(keys.count, kBackwardBlockN), blocks(panel, kForwardBlockM);
@@ -192,6 +195,30 @@ class WeightedSumForward : WeightedSumBase<E> {
         }
       }
     }
+  }
+
+  // Each value is read once, where it stands.
+  void run_few(int64_t b, int64_t h, int64_t q_begin, int64_t q_end, const VisibleKeys& keys,
+               ChunkBias<Acc>& bias, T* out) {
+    const WeightedSumProblem& w = this->w_;
+    zero_row(out_, (q_end - q_begin) * this->width_);
+    const Blocks chunks(keys.count, kBackwardBlockN);
+    for (int64_t c = 0; c < chunks.count; ++c) {
+      const int64_t begin = chunks.begin(c), end = chunks.end(c), n = end - begin;
+      key_rows<T>(this->as_.problem, keys, b, h, begin, end, this->k_rows_, this->v_rows_);
+      bias.start_chunk(begin, end);
+      for (int64_t i = q_begin; i < q_end; ++i) {
+        this->gather_weights(b, h, i, keys, begin, end, bias.for_query(i), this->weights_);
+        Acc* sums = out_ + (i - q_begin) * this->width_;
+        if (prefetches_ && i == q_begin) {
+          add_weighted_rows<V, true>(this->weights_, this->v_rows_, n, w.head_dim, sums);
+        } else {
+          add_weighted_rows<V>(this->weights_, this->v_rows_, n, w.head_dim, sums);
+        }
+      }
+    }
+    for (int64_t i = 0; i < q_end - q_begin; ++i)
+      store_scaled_row<V>(out_ + i * this->width_, w.head_dim, Acc(1), out + i * w.out_stride[2]);
   }
 
   OperandB<E> values_of_chunk(const VisibleKeys& keys, int64_t n) {
