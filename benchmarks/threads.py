@@ -27,8 +27,8 @@ def ways(shape: Shape, dtype: torch.dtype) -> dict[str, Callable[[], Any]]:
     batch, heads, rows, keys, width = shape.size
     query = torch.randn(batch, heads, rows, width, dtype=dtype)
     key, value = (torch.randn(batch, heads, keys, width, dtype=dtype) for _ in range(2))
-    leaves = [t.clone().requires_grad_() for t in (query, key, value)]
-    out, dout = crossmodal.attention(*leaves), torch.randn(batch, heads, rows, width, dtype=dtype)
+    q, k, v = leaves = [t.clone().requires_grad_() for t in (query, key, value)]
+    out, dout = crossmodal.attention(q, k, v), torch.randn(batch, heads, rows, width, dtype=dtype)
     return {
         "forward": lambda: crossmodal.attention(query, key, value),
         "backward": lambda: torch.autograd.grad(out, leaves, dout, retain_graph=True),
@@ -64,7 +64,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=15)
     arguments = parser.parse_args()
     torch.manual_seed(0)
-    rows = []
+    rows: list[dict[str, Any]] = []
     for dtype in (torch.float32, torch.bfloat16):
         cases = {("control", "torch.mm"): control(dtype)}
         for shape in SHAPES:

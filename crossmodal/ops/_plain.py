@@ -4,6 +4,7 @@ What it takes it takes as the general way would; anything else it leaves to that
 """
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -26,6 +27,7 @@ from crossmodal.ops._fusion import (
     gradients_by_formula,
     only_needed,
 )
+from crossmodal.types import FusionResult, Source
 
 _TERM_DTYPES = (torch.bool, *FLOAT_DTYPES)
 _TENSORS = (Tensor, torch.nn.Parameter)  # a subclass may mean anything
@@ -82,6 +84,53 @@ def plain_attention(
         return out
     operands = Operands(query, [key], [value], tensors[3:], None, [key_lengths], None, None)
     return call_forward(layout, operands, for_backward=False)[0]
+
+
+def plain_fuse(
+    query: Tensor, sources: Sequence[Source | None], scale: float | None, return_lse: bool, return_mass: bool
+) -> FusionResult | None:
+    """The result, or None where the call is not plain: each source on the CPU, with lengths at most."""
+    if type(sources) not in (list, tuple) or not sources:
+        return None
+    keys, values, lengths = [], [], []
+    for source in sources:
+        if type(source) is not Source or source.mask is not None or source.bias is not None:
+            return None
+        keys.append(source.key)
+        values.append(source.value)
+        lengths.append(source.lengths)
+    if not are_plain(query, *keys, *values) or not query.is_cpu:
+        return None
+    batch, heads, _, head_dim = query.shape
+    head_dim_v = values[0].shape[3]
+    if head_dim == 0 or sum(key.shape[2] for key in keys) > MOST_KEYS:
+        return None
+    for key, value, length in zip(keys, values, lengths, strict=True):
+        count = key.shape[2]
+        if key.shape != (batch, heads, count, head_dim) or value.shape != (batch, heads, count, head_dim_v):
+            return None
+        if length is not None and not _are_plain_lengths(length, batch, count, query.device):
+            return None
+    if scale is None:
+        scale = 1.0 / math.sqrt(head_dim)
+    elif type(scale) is not float or not math.isfinite(scale):
+        return None
+
+    layout = Layout(
+        has_lengths=tuple(length is not None for length in lengths),
+        term_sources=(),
+        has_sink=False,
+        has_query_lengths=False,
+        has_seed=False,
+        options=ScoreOptions(scale),
+        return_mass=bool(return_mass),
+    )
+    operands = Operands(query, keys, values, [], None, lengths, None, None)
+    if needs_gradient(operands.differentiable):
+        out, lse, mass, _ = apply(FusionFunction, layout, *operands.differentiable, *operands.constant)
+    else:
+        out, lse, mass, _ = call_forward(layout, operands, for_backward=False)
+    return FusionResult(out, lse if return_lse else None, mass if return_mass else None)
 
 
 def are_plain_weights(weights: Tensor, values: Tensor, lengths: Tensor | None, mask: Tensor | None) -> bool:

@@ -9,6 +9,7 @@ from crossmodal._arguments import fuse_problem
 from crossmodal.dispatch import fusion_refusals, second_derivative_refusals
 from crossmodal.explain import Plan, plans
 from crossmodal.ops._fusion import run_fusion
+from crossmodal.ops._plain import plain_fuse
 from crossmodal.ops._plans import fusion_plan
 from crossmodal.types import FusionResult, Source
 
@@ -54,6 +55,10 @@ def fuse(
         >>> crossmodal.fuse(text, sources, return_mass=True).mass[1, 0, 0].round()
         tensor([1., 0.])
     """
+    if query_lengths is sink is dropout_seed is None and dropout_p == softcap == 0:
+        result = plain_fuse(query, sources, scale, return_lse, return_mass)
+        if result is not None:
+            return result
     problem = fuse_problem(query, sources, dropout_p, scale, query_lengths, softcap, sink, dropout_seed)
     return run_fusion("fuse", problem, return_lse=return_lse, return_mass=return_mass)
 

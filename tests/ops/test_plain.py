@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import crossmodal
+from crossmodal import Source
 from crossmodal.ops import _plain, attention
 
 Q, K, V = torch.randn(2, 4, 5, 8), torch.randn(2, 4, 7, 8), torch.randn(2, 4, 7, 6)
@@ -115,6 +116,63 @@ def test_gradients_of_many_cotangents_at_once():
 
 def test_a_learned_query_is_plain():
     assert _plain.plain_attention(torch.nn.Parameter(Q), K, V, None, None, None, False) is not None
+
+
+@pytest.fixture
+def general_fuse(monkeypatch):
+    """Calls `fuse` with the short way closed."""
+
+    def call(*arguments, **options):
+        with monkeypatch.context() as patch:
+            patch.setattr(sys.modules["crossmodal.ops.fuse"], "plain_fuse", lambda *_: None)
+            return crossmodal.fuse(*arguments, **options)
+
+    return call
+
+
+@pytest.mark.parametrize("options", [{}, {"return_mass": True}, {"return_lse": True, "scale": 0.3}], ids=str)
+@pytest.mark.parametrize("lengths", [None, torch.tensor([7, 0]), torch.tensor([3, 7], dtype=torch.int32)], ids=str)
+@pytest.mark.parametrize("count", [1, 3])
+def test_fuse_equals_the_general_way(options, lengths, count, dtype, general_fuse):
+    tensors = [t.to(dtype) for t in (Q, *[K, V] * count)]
+
+    def results(call):
+        leaves = [t.clone().requires_grad_() for t in tensors]
+
+        def result():
+            keys, values = leaves[1::2], leaves[2::2]
+            sources = [
+                Source(k, v, lengths if i == 0 else None) for i, (k, v) in enumerate(zip(keys, values, strict=True))
+            ]
+            return [t for t in call(leaves[0], sources, **options) if t is not None]
+
+        outputs = result()
+        with torch.no_grad():
+            again = result()
+        return [*outputs, *again, *torch.autograd.grad(sum(t.square().sum() for t in outputs), leaves)]
+
+    for got, wanted in zip(results(crossmodal.fuse), results(general_fuse), strict=True):
+        assert torch.equal(got, wanted) and got.stride() == wanted.stride()
+
+
+FUSIONS_THAT_ARE_NOT_PLAIN = {
+    "no sources": [],
+    "an absent source": [Source(K, V), None],
+    "a mask": [Source(K, V, mask=torch.ones(7, dtype=torch.bool))],
+    "a bias": [Source(K, V), Source(K, V, bias=torch.randn(7))],
+    "heads that broadcast": [Source(K[:, :1], V[:, :1])],
+    "more values than keys": [Source(K, torch.randn(2, 4, 8, 6))],
+    "values of two widths": [Source(K, V), Source(K, torch.randn(2, 4, 7, 5))],
+    "a length too large": [Source(K, V, torch.tensor([8, 0]))],
+    "a pair": [(K, V)],
+    "other dtypes": [Source(K.double(), V.double())],
+    "a source in place of a list": Source(K, V),
+}
+
+
+@pytest.mark.parametrize("name", FUSIONS_THAT_ARE_NOT_PLAIN)
+def test_leaves_other_fusions_to_the_general_way(name):
+    assert _plain.plain_fuse(Q, FUSIONS_THAT_ARE_NOT_PLAIN[name], None, False, False) is None
 
 
 @pytest.fixture
