@@ -56,7 +56,8 @@ std::tuple<Tensor, Tensor, Tensor> associate_fwd(
   const ScalarType accumulator = accumulator_type(p.dtype);
   AssociateProblem request{};
   request.output = output_of(output);
-  Tensor weights = torch::stable::new_empty(query, shape_of(p, request.output, topk), accumulator);
+  Tensor weights = on_large_pages(
+      torch::stable::new_empty(query, shape_of(p, request.output, topk), accumulator));
   Tensor indices = torch::stable::new_empty(query, {0}, ScalarType::Long);
   if (request.output == AssociateOutput::kTopK) {
     request.topk = topk;

@@ -183,7 +183,8 @@ std::tuple<Tensor, Tensor, Tensor> attention_varlen_fwd(
                         {scale, softcap, window, lower_right, dropout_p},
                         kernels->read_on_host()});
   AttentionProblem& p = bound.problem;
-  Tensor out = torch::stable::new_empty(query, {p.total_q, p.num_heads, p.head_dim_v});
+  Tensor out =
+      on_large_pages(torch::stable::new_empty(query, {p.total_q, p.num_heads, p.head_dim_v}));
   Tensor lse = torch::stable::new_empty(query, {p.num_heads, p.total_q}, accumulator_type(p.dtype));
   if (bound.leaves_out_queries()) {
     torch::stable::zero_(out);

@@ -10,9 +10,9 @@ namespace crossmodal {
 using torch::stable::Tensor;
 
 Tensor empty_gradient(const Tensor& like, bool zero, void** data, int64_t (&strides)[3]) {
-  Tensor gradient =
-      like.dim() == 4 ? empty_in_order_of(like, like.size(2), like.size(3))
-                      : torch::stable::new_empty(like, {like.size(0), like.size(1), like.size(2)});
+  Tensor gradient = like.dim() == 4 ? empty_in_order_of(like, like.size(2), like.size(3))
+                                    : on_large_pages(torch::stable::new_empty(
+                                          like, {like.size(0), like.size(1), like.size(2)}));
   if (zero) torch::stable::zero_(gradient);
   *data = gradient.mutable_data_ptr();
   row_strides(gradient, strides);

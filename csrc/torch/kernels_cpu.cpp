@@ -36,8 +36,8 @@ Tensor sink_gradient(const Tensor& sink, const Tensor& shares) {
 
 // The gradient of scores that are read as they are, which is written once.
 Tensor empty_dscores(const Tensor& scores, const AttentionProblem& p, ScoreTerm* term) {
-  const Tensor dscores =
-      torch::stable::new_empty(scores, {p.batch, p.num_heads, p.seqlen_q, p.total_keys});
+  const Tensor dscores = on_large_pages(
+      torch::stable::new_empty(scores, {p.batch, p.num_heads, p.seqlen_q, p.total_keys}));
   term->dscores = dscores.mutable_data_ptr();
   return dscores;
 }
