@@ -1,5 +1,6 @@
 """What happens when no kernel fits: the reference answers, and says why, or strict mode refuses."""
 
+import functools
 import logging
 import os
 from collections.abc import Iterator, Sequence
@@ -16,6 +17,7 @@ logger = logging.getLogger("crossmodal")
 HAS_CUDA_KERNELS = _library.introspection.build_info()["cuda"] is not None
 # What the CUDA kernels take, as csrc/cuda/attention.cu and problem.h have it.
 MOST_CUDA_SOURCES = 8
+_OLDEST_GPU = (8, 0)  # whose instructions all kernels are made of
 
 
 def most_cuda_head_dim(dtype: torch.dtype) -> int:
@@ -104,12 +106,20 @@ def tensor_refusals(tensors: Sequence[Tensor]) -> list[str]:
     device = tensors[0].device.type
     if device == "cuda" and not HAS_CUDA_KERNELS:
         reasons.append("this build has no CUDA kernels")
+    elif device == "cuda" and not torch.compiler.is_compiling() and is_too_old(tensors[0].device):
+        reasons.append("CUDA kernels need a GPU from sm_80 on")
     elif device not in ("cpu", "cuda"):
         reasons.append(f"no kernel for device type {device!r} yet")
     if torch.autograd.forward_ad._current_level >= 0:
         # A custom operator has no forward-mode rule: its tangents would be silent zeros.
         reasons.append("forward-mode differentiation runs through plain torch")
     return reasons
+
+
+@functools.cache
+def is_too_old(gpu: torch.device) -> bool:
+    """Whether a GPU lacks the instructions that CUDA kernels are made of."""
+    return torch.cuda.is_available() and torch.cuda.get_device_capability(gpu) < _OLDEST_GPU
 
 
 def is_transformed(tensor: Tensor) -> bool:

@@ -154,6 +154,19 @@ def test_cuda_kernels_say_what_they_refuse(on_cuda):
         assert plan.kernel == "reference" and [reason in why for _, why in plan.refused] == [True]
 
 
+def test_a_gpu_before_the_oldest_with_kernels_runs_plain_torch(on_cuda, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda gpu: (7, 5))
+    monkeypatch.setattr(_cuda_plans, "device_of", lambda operand: (75, 40, 64 << 10))
+    dispatch.is_too_old.cache_clear()
+    q = on_cuda(2, 4, 5, 64)
+    try:
+        plan = explain(crossmodal.attention, q, q, q)
+    finally:
+        dispatch.is_too_old.cache_clear()
+    assert plan.kernel == "reference" and [why for _, why in plan.refused] == ["CUDA kernels need a GPU from sm_80 on"]
+
+
 def test_a_build_without_cuda_kernels_says_so(on_cuda, monkeypatch):
     monkeypatch.setattr(dispatch, "HAS_CUDA_KERNELS", False)
     q = on_cuda(2, 4, 5, 64)

@@ -12,7 +12,13 @@ from torch import Tensor
 
 from crossmodal import _library  # noqa: F401  registers torch.ops.crossmodal
 from crossmodal._validate import FLOAT_DTYPES, MOST_KEYS, lengths_lie_within
-from crossmodal.dispatch import HAS_CUDA_KERNELS, most_cuda_head_dim, needs_gradient, second_derivative_refusals
+from crossmodal.dispatch import (
+    HAS_CUDA_KERNELS,
+    is_too_old,
+    most_cuda_head_dim,
+    needs_gradient,
+    second_derivative_refusals,
+)
 from crossmodal.ops._apply import apply
 from crossmodal.ops._fakes import order_of
 from crossmodal.ops._fusion import (
@@ -147,7 +153,7 @@ def are_plain(main: Tensor, *others: Tensor) -> bool:
     dtype, device = main.dtype, main.device
     if main.dim() != 4 or dtype not in FLOAT_DTYPES or main.layout is not torch.strided:
         return False
-    if not (main.is_cpu or (main.is_cuda and HAS_CUDA_KERNELS)):
+    if not (main.is_cpu or (main.is_cuda and HAS_CUDA_KERNELS and not is_too_old(device))):
         return False
     for tensor in others:
         if type(tensor) not in _TENSORS or tensor.dim() != 4 or tensor.layout is not torch.strided:
