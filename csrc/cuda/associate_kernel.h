@@ -158,7 +158,6 @@ class AssociateBlock {
         top[at] = weight;
         index[at] = offset + x;
       }
-      __syncwarp();
     }
     for (int64_t x = found; owns && x < a_.topk; ++x) {
       top[x] = 0;
@@ -202,7 +201,6 @@ class AssociateBlock {
   // Weights and scores of one head's queries and a block of keys.
   __device__ void weigh(int h, int m_begin, const KeyBlock& keys, Fragment& weights,
                         Fragment& scores) {
-    __syncthreads();  // what was there has been read
     load(h, m_begin, keys);
     commit_copies();
     wait_for_copies<0>();
@@ -236,7 +234,7 @@ class AssociateBlock {
     const int last = min(m_begin + t_.block_m, queries_.count) - 1;
     bool* seen = seen_keys();
     note_seen_keys(p_, keys, b_, h, m_begin, last, kBlockN, seen);
-    __syncthreads();
+    __syncthreads();  // flags are there, and what stood in the tiles has been read
     load_tile(query_tile(), t_.panels, t_.block_m,
               {row_at<const T>(p_.q, p_.q_stride, b_, h, m_begin), p_.q_stride[2],
                static_cast<int>(p_.head_dim), aligned_.query()},
