@@ -1,4 +1,4 @@
-"""Builds the emulated kernels with g++: once for all tests, and once more for each injected bug."""
+"""Builds the emulated kernels with g++: as they are, and once more with every injected bug."""
 
 from __future__ import annotations
 
@@ -10,9 +10,24 @@ from pathlib import Path
 
 from ninja import ninja_syntax
 
+from tests.native.bugs import Bug
+from tests.native.mutants import with_bugs
+
 ROOT = Path(__file__).resolve().parent.parent.parent
 NATIVE = Path(__file__).resolve().parent
 BUILD = ROOT / "build" / "emulator"
+# One instance of each kernel is enough to have its bugs.
+MUTANTS = (
+    "cuda/associate/f16.cu",
+    "cuda/attention_bwd/f16_64.cu",
+    "cuda/attention_bwd_short/f16_64.cu",
+    "cuda/attention_few/f16.cu",
+    "cuda/attention_fwd/f16_64.cu",
+    "cuda/attention_fwd/f16_128.cu",
+    "cuda/merge_rows.cu",
+    "cuda/order_tiles.cu",
+    "cuda/weighted_sum.cu",
+)
 
 # half.h of the CPU serves the emulator too, under a name of its own.
 FLAGS = "-std=c++17 -O1 -fPIC -fvisibility=hidden -Wall -Wno-unknown-pragmas -DCROSSMODAL_ISA=emulated"
@@ -28,9 +43,16 @@ def build() -> tuple[Path, Path]:
     return BUILD / "operators.so", BUILD / "kernels.so"
 
 
-def build_kernels(folder: Path, csrc: Path, sources: Sequence[str]) -> Path:
-    """Kernels of another csrc, as far as some of its sources go; the rest comes from the build of all."""
-    _write_ninja(folder / "build.ninja", csrc, sources, with_operators=False)
+def build_mutants(bugs: Sequence[Bug]) -> Path:
+    """Kernels that have all bugs, each in force when told; what has none comes from the build of all."""
+    folder = BUILD / "mutants"
+    csrc = folder / "csrc"
+    sources = {csrc / "cuda" / file: text for file, text in with_bugs(ROOT / "csrc" / "cuda", bugs).items()}
+    for stale in {path for path in csrc.glob("**/*") if path.is_file()} - set(sources):
+        stale.unlink()
+    for path, text in sources.items():
+        _write_if_changed(path, text)
+    _write_ninja(folder / "build.ninja", csrc, MUTANTS, with_operators=False)
     _ninja(folder / "build.ninja")
     return folder / "kernels.so"
 
@@ -67,7 +89,8 @@ def _write_ninja(file: Path, csrc: Path, kernels: Sequence[str], *, with_operato
             ninja.build([objects[-1]], "cxx", [str(source)], variables={"flags": flags})
 
         for name in kernels:
-            compile_one(csrc / name, _stem(name))
+            own = csrc / name
+            compile_one(own if own.exists() else ROOT / "csrc" / name, _stem(name))
         emulator = [str(BUILD / f"{name}.o") for name in ("fiber", "machine", "entry_points")]
         shared = [str(BUILD / f"{_stem(name)}.o") for name in cuda_sources() if name not in kernels]
         if with_operators:
@@ -97,6 +120,7 @@ def _write_ninja(file: Path, csrc: Path, kernels: Sequence[str], *, with_operato
 
 
 def _write_if_changed(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
     if not path.exists() or path.read_text() != text:
         path.write_text(text)
 

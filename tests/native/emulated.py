@@ -14,8 +14,10 @@ from tests.native.build import build
 
 
 class Schedule(IntEnum):
-    FIRST_WARP_FIRST = 0
-    LAST_WARP_FIRST = 1
+    """Of warps and of blocks."""
+
+    FIRST_FIRST = 0
+    LAST_FIRST = 1
     RANDOM = 2
 
 
@@ -25,10 +27,11 @@ class Copies(IntEnum):
     RANDOM = 2
 
 
-# Each is the worst case of some mistake: a barrier left out, a wait too short, a stage reused too soon.
+# Each is the worst case of some mistake: a barrier left out, a wait too short, a stage reused too soon, a row that
+# another block has written already.
 MODES = (
-    (Schedule.FIRST_WARP_FIRST, Copies.EARLY),
-    (Schedule.LAST_WARP_FIRST, Copies.LATE),
+    (Schedule.FIRST_FIRST, Copies.EARLY),
+    (Schedule.LAST_FIRST, Copies.LATE),
     (Schedule.RANDOM, Copies.RANDOM),
 )
 
@@ -43,6 +46,7 @@ class Emulator:
         self._library.emulator_load.restype = ctypes.c_char_p
         self._library.emulator_load.argtypes = [ctypes.c_char_p]
         self._library.emulator_set_mode.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_uint64]
+        self._library.emulator_set_bug.argtypes = [ctypes.c_int]
         self.load(self._kernels)
 
     def load(self, kernels: Path) -> None:
@@ -53,13 +57,15 @@ class Emulator:
     def set_mode(self, schedule: Schedule, copies: Copies, seed: int = 1) -> None:
         self._library.emulator_set_mode(schedule, copies, seed)
 
+    @contextmanager
+    def refusing_after(self, launches: int) -> Iterator[None]:
+        """Within it, the device takes so many launches and no more."""
+        self._library.emulator_refuse_after(launches)
+        try:
+            yield
+        finally:
+            self._library.emulator_refuse_after(-1)
 
-@contextmanager
-def in_place_of_the_cpu() -> Iterator[None]:
-    """Within it, `crossmodal` on CPU tensors runs emulated CUDA kernels."""
-    packet = torch.ops.crossmodal
-    torch.ops.crossmodal = torch.ops.crossmodal_emulated
-    try:
-        yield
-    finally:
-        torch.ops.crossmodal = packet
+    def set_bug(self, number: int) -> None:
+        """Of the kernels that are loaded: one of those that they were built with."""
+        self._library.emulator_set_bug(number)

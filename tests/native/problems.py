@@ -1,11 +1,12 @@
-"""Small problems that together take every path through the attention kernels."""
+"""Small problems that together take every path through the kernels."""
 
 from dataclasses import replace
 
 import torch
 
 import crossmodal
-from tests.problems import Fusion, Modality, Sink, Term, Varlen, WeightedSum
+from tests.accuracy import Problem
+from tests.problems import Association, Fusion, Modality, Sink, Term, Varlen, WeightedSum
 
 ALL = frozenset({"out", "lse", "mass"})
 KEY_MASK = Term(torch.bool, (False, True, True, False), hides=0.4)
@@ -111,11 +112,58 @@ FEW_EMPTY = replace(EMPTY, seqlen_q=1, differentiated=OPERANDS)
 
 PROBLEMS = {name: problem for name, problem in globals().items() if isinstance(problem, Fusion | Varlen)}
 
+# What attended to what: more than one block of queries, keys that masks hide from all or from some.
+LINKED = replace(TRIO, seqlen_q=70, query_lengths=torch.int32, asked=frozenset({"out"}))
+LINKED_WITH_OPTIONS = replace(
+    LINKED, softcap=5.0, sink=OPTIONS.sink, heads=4, modalities=MASKED.modalities, query_lengths=None
+)
+_REDUCTIONS = {"WEIGHTS": None, "HEADS": "heads", "KEYS": "keys", "ENTROPY": "entropy", "MASS": "mass"}
+SUMMARIES = {
+    **{name: Association(LINKED, reduce) for name, reduce in _REDUCTIONS.items()},
+    **{f"{name}_WITH_OPTIONS": Association(LINKED_WITH_OPTIONS, reduce) for name, reduce in _REDUCTIONS.items()},
+    "LINKS": Association(LINKED, topk=5),
+    "LINKS_WITH_OPTIONS": Association(LINKED_WITH_OPTIONS, topk=3),
+    "MORE_LINKS_THAN_KEYS": Association(replace(EMPTY, seqlen_q=18), topk=7),
+}
 
-def forward_only(problem: Fusion | Varlen | WeightedSum) -> Fusion | Varlen | WeightedSum:
-    if isinstance(problem, WeightedSum):
-        return replace(problem, differentiated=frozenset())
+WEIGHTED = WeightedSum(
+    batch=2,
+    heads=2,
+    seqlen_q=35,
+    seqlen_k=70,
+    head_dim=40,
+    lengths=torch.int64,
+    mask=Term(torch.bool, hides=0.3),
+    poisoned=True,
+)
+WEIGHTED_SUMS = {
+    "WEIGHTED": WEIGHTED,
+    "WEIGHTED_BY_KEY": replace(WEIGHTED, mask=KEY_MASK, lengths=torch.int32),
+    "WEIGHTED_WIDE": replace(WEIGHTED, seqlen_q=3, seqlen_k=9, head_dim=150, lengths=None, mask=None, poisoned=False),
+    "WEIGHTED_IN_PLACE": replace(WEIGHTED, weights_layout="transposed_last", values_layout="heads_inside"),
+    "SCORED": replace(WEIGHTED, softmax=True, scale=0.5),
+    "SCORED_WIDE": replace(WEIGHTED, softmax=True, seqlen_q=3, head_dim=150, mask=KEY_MASK),
+}
+
+EVERY_PROBLEM = {**PROBLEMS, **SUMMARIES, **WEIGHTED_SUMS}
+
+
+def in_dtype(problem: Problem, dtype: torch.dtype) -> Problem:
+    if isinstance(problem, Association):
+        return replace(problem, fusion=in_dtype(problem.fusion, dtype))
+    return replace(problem, dtype=dtype)
+
+
+def forward_only(problem: Fusion | Varlen) -> Fusion | Varlen:
     return replace(problem, differentiated=frozenset(), asked=frozenset())
+
+
+def equal_links_keep_their_order(dtype: torch.dtype) -> None:
+    """Links of equal weight come in the order of the keys, the first of them where not all are asked for."""
+    query, keys = torch.zeros(1, 2, 18, 40, dtype=dtype), torch.randn(1, 2, 90, 40).to(dtype)
+    weights, indices = crossmodal.associate(query, keys, topk=50)
+    assert torch.equal(indices, torch.arange(50).expand_as(indices))
+    assert torch.equal(weights, weights[..., :1].expand_as(weights))
 
 
 def masked_keys_may_be_nan(dtype: torch.dtype, seqlen_q: int) -> None:

@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <cstring>
 #include <deque>
+#include <numeric>
 #include <random>
 #include <stdexcept>
 #include <string>
@@ -16,6 +17,7 @@
 namespace emulator {
 
 Index thread_index, block_index, block_size, grid_size;
+int bug = kNoBug, launches_left = kNeverRefused;
 
 namespace {
 
@@ -130,7 +132,7 @@ void run_block(int count) {
   for (int w = 0; w < num_warps; ++w) warps[w].meeting = Meeting{};
   std::vector<int> order(num_warps);
   for (int w = 0; w < num_warps; ++w)
-    order[w] = active.schedule == Schedule::kLastWarpFirst ? num_warps - 1 - w : w;
+    order[w] = active.schedule == Schedule::kLastFirst ? num_warps - 1 - w : w;
   for (int t = 0; t < count; ++t) {
     Thread& thread = threads[t];
     thread.index = {static_cast<unsigned>(t), 0, 0};
@@ -163,6 +165,14 @@ void run_block(int count) {
     while (!threads[t].fiber.finished()) run_thread(threads[t]);
 }
 
+std::vector<unsigned> order_of_blocks(int64_t blocks) {
+  std::vector<unsigned> order(blocks);
+  std::iota(order.begin(), order.end(), 0u);
+  if (active.schedule == Schedule::kLastFirst) std::reverse(order.begin(), order.end());
+  if (active.schedule == Schedule::kRandom) std::shuffle(order.begin(), order.end(), random_bits);
+  return order;
+}
+
 }  // namespace
 
 void set_mode(const Mode& mode) {
@@ -177,9 +187,10 @@ void run(int64_t blocks, int count, size_t shared_bytes, const std::function<voi
   block_size = {static_cast<unsigned>(count), 1, 1};
   grid_size = {static_cast<unsigned>(blocks), 1, 1};
   failure.clear();
-  for (int64_t b = 0; b < blocks && failure.empty(); ++b) {
-    block_index = {static_cast<unsigned>(b), 0, 0};
+  for (const unsigned b : order_of_blocks(blocks)) {
+    block_index = {b, 0, 0};
     run_block(count);
+    if (!failure.empty()) break;
   }
   body = nullptr;
   if (!failure.empty()) throw std::runtime_error(failure);

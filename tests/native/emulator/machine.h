@@ -1,9 +1,10 @@
 // A GPU in the small: one block at a time, its threads as fibers on one host thread.
 //
 // What is modelled because kernels can get it wrong: threads that run far ahead of each other until
-// a barrier holds them, warp instructions that wait for all 32 lanes, shared memory that starts as
-// NaN and ends at a page that must not be touched, asynchronous copies that land as early or as
-// late as the hardware may let them. Not modelled: memory ordering between caches.
+// a barrier holds them, warp instructions that wait for all 32 lanes, blocks that come in any
+// order, shared memory that starts as NaN and ends at a page that must not be touched, asynchronous
+// copies that land as early or as late as the hardware may let them. Not modelled: memory ordering
+// between caches, and blocks that wait for each other, which no kernel's may.
 #pragma once
 
 #include <cstddef>
@@ -19,16 +20,24 @@ struct Index {
   unsigned x = 0, y = 0, z = 0;
 };
 
-// How adversarial the next launches are. Schedule: which warp runs when none has to. Copies: when
-// an asynchronous copy lands between its issue and the wait for it.
-enum class Schedule { kFirstWarpFirst, kLastWarpFirst, kRandom };
+// How adversarial the next launches are. Schedule: which warp runs when none has to, and which
+// block comes next. Copies: when an asynchronous copy lands between its issue and the wait for it.
+enum class Schedule { kFirstFirst, kLastFirst, kRandom };
 enum class Copies { kEarly, kLate, kRandom };
 struct Mode {
-  Schedule schedule = Schedule::kFirstWarpFirst;
+  Schedule schedule = Schedule::kFirstFirst;
   Copies copies = Copies::kEarly;
   uint64_t seed = 1;
 };
 void set_mode(const Mode& mode);
+
+// Which of the bugs that a build has, see tests/native/bugs.py, is in force: none at first.
+constexpr int kNoBug = -1;
+extern int bug;
+
+// How many launches there are until the device refuses one; none at first.
+constexpr int kNeverRefused = -1;
+extern int launches_left;
 
 // Runs `threads` threads of each of `blocks` blocks with so much dynamic shared memory. Throws
 // std::runtime_error on whatever hardware would not survive: a deadlock, a misaligned or outlying

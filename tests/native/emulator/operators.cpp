@@ -16,8 +16,7 @@ const emulator::EntryPoints* kernels = nullptr;
 
 // Kernels of a shared library take over; returns null, or what is wrong with it.
 extern "C" __attribute__((visibility("default"))) const char* emulator_load(const char* library) {
-  // Lazily: a mutilated build holds one instance of all.
-  void* handle = dlopen(library, RTLD_LAZY | RTLD_LOCAL);
+  void* handle = dlopen(library, RTLD_NOW | RTLD_LOCAL);
   if (!handle) return dlerror();
   kernels = static_cast<const emulator::EntryPoints*>(dlsym(handle, "emulated_kernels"));
   return kernels ? nullptr : dlerror();
@@ -27,6 +26,14 @@ extern "C" __attribute__((visibility("default"))) void emulator_set_mode(int sch
                                                                          uint64_t seed) {
   kernels->set_mode(
       {static_cast<emulator::Schedule>(schedule), static_cast<emulator::Copies>(copies), seed});
+}
+
+extern "C" __attribute__((visibility("default"))) void emulator_set_bug(int bug) {
+  *kernels->bug = bug;
+}
+
+extern "C" __attribute__((visibility("default"))) void emulator_refuse_after(int launches) {
+  *kernels->launches_left = launches;
 }
 
 namespace crossmodal {

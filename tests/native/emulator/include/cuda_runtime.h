@@ -143,6 +143,8 @@ struct cudaLaunchConfig_t {
 template <class... Parameters, class... Arguments>
 cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(Parameters...),
                                Arguments&&... arguments) {
+  if (::emulator::launches_left == 0) return cudaErrorInvalidValue;
+  if (::emulator::launches_left > 0) --::emulator::launches_left;
   ::emulator::run(config->gridDim.x, static_cast<int>(config->blockDim.x), config->dynamicSmemBytes,
                   [&] { kernel(arguments...); });
   return cudaSuccess;

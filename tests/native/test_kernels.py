@@ -1,0 +1,132 @@
+"""The CUDA kernels, emulated: as accurate as torch, in every order that a GPU may choose."""
+
+import re
+from dataclasses import replace
+from functools import partial
+
+import pytest
+import torch
+
+import crossmodal
+from crossmodal.dispatch import most_cuda_head_dim
+from tests import test_large
+from tests.accuracy import check
+from tests.native.build import ROOT
+from tests.native.emulated import MODES
+from tests.native.problems import (
+    EVERY_PROBLEM,
+    PROBLEMS,
+    equal_links_keep_their_order,
+    in_dtype,
+    masked_keys_may_be_nan,
+)
+
+
+@pytest.mark.parametrize("name", EVERY_PROBLEM)
+def test_outputs_and_gradients_are_as_accurate_as_torch(emulated, name, dtype):
+    check(in_dtype(EVERY_PROBLEM[name], dtype))
+
+
+def test_widest_heads_fit_the_smallest_gpu(emulated_once, dtype):
+    width = most_cuda_head_dim(dtype)
+    check(replace(PROBLEMS["PLAIN"], dtype=dtype, seqlen_q=20, head_dim=width, head_dim_v=width))
+
+
+@pytest.mark.parametrize("seqlen_q", [4, 19], ids=["few_queries", "many_queries"])
+def test_masked_keys_may_be_nan(emulated, dtype, seqlen_q):
+    masked_keys_may_be_nan(dtype, seqlen_q)
+
+
+def test_equal_links_keep_their_order(emulated, dtype):
+    equal_links_keep_their_order(dtype)
+
+
+def test_gradients_are_repeatable_bit_for_bit(emulator, emulated_once):
+    """Whatever the order of blocks, threads and copies."""
+    results = []
+    for mode in MODES:
+        emulator.set_mode(*mode)
+        torch.manual_seed(0)
+        q, k, v = (torch.randn(2, 4, n, 40, dtype=torch.bfloat16, requires_grad=True) for n in (50, 90, 90))
+        bias = torch.randn(4, 1, 90, requires_grad=True)
+        out = crossmodal.attention(q, k, v, bias, 0.2, dropout_seed=torch.tensor([3]))
+        results.append(torch.autograd.grad(out.sum(), (q, k, v, bias)))
+    for other in results[1:]:
+        assert all(map(torch.equal, results[0], other))
+
+
+FAR_APART = {
+    **{
+        f"{dim} of {name} queries": partial(
+            test_large.test_offsets_of_query_key_value_and_dout_need_64_bits, None, seqlen_q, number
+        )
+        for number, dim in enumerate(("samples", "heads", "rows"))
+        for name, seqlen_q in (("few", 2), ("many", 33))
+    },
+    "packed rows": partial(test_large.test_offsets_of_packed_rows_need_64_bits, None),
+    "associated keys": partial(test_large.test_offsets_of_associated_keys_need_64_bits, None),
+    "mask": partial(test_large.test_mask_of_more_elements_gives_what_its_visible_part_gives, None),
+    "weights": partial(
+        test_large.test_weights_of_more_elements_give_what_their_visible_part_gives, None, crossmodal.weighted_sum
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FAR_APART)
+def test_offsets_need_64_bits(emulated_once, monkeypatch, name):
+    monkeypatch.setattr(torch.utils.deterministic, "fill_uninitialized_memory", False)  # gigabytes, never read
+    FAR_APART[name]()
+
+
+def attended(batch, seqlen_q, seqlen_k, *mask, **options):
+    q, k, v = (
+        torch.randn(batch, 4, n, 32, dtype=torch.float16, requires_grad=True) for n in (seqlen_q, *[seqlen_k] * 2)
+    )
+    crossmodal.attention(q, k, v, *mask, **options).sum().backward()
+
+
+def associated():
+    query, key = (torch.randn(1, 1, n, 32, requires_grad=True) for n in (9, 300))
+    crossmodal.associate(query, key, reduce="entropy").sum().backward()
+
+
+def summed():
+    weights, values = torch.randn(1, 2, 5, 9, requires_grad=True), torch.randn(1, 2, 9, 8, requires_grad=True)
+    crossmodal.weighted_sum(weights, values).sum().backward()
+
+
+LENGTHS = {"key_lengths": torch.tensor([90, 3, 0, 7])}
+BIAS = torch.randn(1, 1, 70, 90, requires_grad=True)
+PASSES = ["attention_bwd_queries", "attention_bwd_keys"]
+# Calls, with their gradients, and the kernels that they launch, one after the other.
+LAUNCHES = {
+    "short": (partial(attended, 4, 70, 90), ["attention_fwd", "attention_bwd_short"]),
+    "from a queue": (
+        partial(attended, 4, 70, 90, softcap=5.0, **LENGTHS),
+        ["order_tiles", "attention_fwd", "order_tiles", PASSES[0], "order_tiles", PASSES[1]],
+    ),
+    "bias": (partial(attended, 4, 70, 90, BIAS), ["attention_fwd", *PASSES, "attention_bwd_terms"]),
+    "one query": (partial(attended, 4, 1, 90), ["attention_few_fwd", "attention_few_bwd"]),
+    "one query of few": (
+        partial(attended, 1, 1, 4096),
+        ["attention_few_fwd", "merge_rows", "attention_few_bwd", "merge_dq"],
+    ),
+    "associate": (associated, ["attention_fwd", "merge_rows", "associate", *PASSES]),
+    "weighted_sum": (summed, ["row_sum", "row_sum", "weight_gradient"]),
+}
+
+
+def test_every_kernel_is_among_the_launches():
+    sources = "".join(path.read_text() for path in (ROOT / "csrc" / "cuda").glob("**/*.[ch]*"))
+    launched = re.findall(r'launch(?:_tiles)?\(\s*"(\w+)_kernel"', sources)
+    assert launched and set(launched) == {kernel for _, kernels in LAUNCHES.values() for kernel in kernels}
+
+
+@pytest.mark.parametrize("name", LAUNCHES)
+def test_a_launch_that_fails_is_an_error_with_the_kernels_name(emulator, emulated_once, name):
+    call, wanted = LAUNCHES[name]
+    for launched, kernel in enumerate(wanted):
+        with emulator.refusing_after(launched), pytest.raises(RuntimeError, match=f"{kernel}_kernel: invalid value"):
+            call()
+    with emulator.refusing_after(len(wanted)):
+        call()
