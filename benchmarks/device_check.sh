@@ -61,11 +61,15 @@ if cuda is None or not any(arch == sys.argv[1] or (family == "8" and arch == "80
 PY
 }
 
-run_tests() {
+run_tests() { # run_tests files-and-options...
   local several=()
   "$python" -c 'import xdist' 2>/dev/null && several=(-n 8)
   # One BLAS thread for each process: references run on the CPU.
-  OMP_NUM_THREADS=1 "$python" -m pytest -q -p no:cacheprovider -m cuda tests/cuda "${several[@]}" "$@"
+  OMP_NUM_THREADS=1 "$python" -m pytest -q -p no:cacheprovider -m cuda "${several[@]}" "$@"
+}
+
+suite() { # the CPU's tests that run on a GPU too
+  "$python" -c 'from tests.devices import SUITE; print(*(name.replace(".", "/") + ".py" for name in sorted(SUITE)))'
 }
 
 sanitize() {
@@ -73,25 +77,25 @@ sanitize() {
     echo 'no compute-sanitizer here'
     return 0
   fi
-  local code=0
+  local code=0 problems='PLAIN or TRIO or FEW_OPTIONS or QUEUED_PACKED or LINKS_WITH_OPTIONS or WEIGHTED_BY_KEY'
   for tool in memcheck racecheck initcheck; do
     echo "-- $tool"
     PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool "$tool" --error-exitcode 1 --print-limit 5 \
       "$python" -m pytest -q -p no:cacheprovider tests/cuda/test_kernels.py \
-      -k 'bfloat16 and (PLAIN or TRIO or FEW_OPTIONS or QUEUED_PACKED) and not long and not random' || code=1
+      -k "bfloat16 and ($problems) and not long and not random" || code=1
   done
   return $code
 }
 
-export -f build run_tests sanitize say_what_is_here
+export -f build run_tests suite sanitize say_what_is_here
 export python arch
 
 step 'machine' 30 bash -c say_what_is_here
 if step 'build' 150 bash -c build; then
-  step 'smoke' 40 bash -c 'run_tests -x -k "PLAIN or ONE or SHARED"'
+  step 'smoke' 40 bash -c 'run_tests tests/cuda -x -k "PLAIN or ONE or SHARED"'
   step 'benchmark' 150 "$python" benchmarks/cuda_attention.py --seconds 120 \
     --json "$results/$(date -u +%F)-sm_$arch.json"
-  step 'tests' 140 bash -c 'run_tests --maxfail=20'
+  step 'tests' 140 bash -c 'run_tests tests/cuda $(suite) --maxfail=20'
   step 'sanitizer' 80 bash -c sanitize
 fi
 

@@ -75,6 +75,29 @@ def test_a_captured_graph_follows_lengths_that_change(seqlen_q, repeats):
         assert torch.equal(out, crossmodal.attention(q, k, v, key_lengths=lengths))
 
 
+@pytest.mark.parametrize("seqlen_q", [1, 20])
+def test_captured_gradients_follow_lengths_that_change(seqlen_q):
+    inputs = [heads(3, 2, n, 64).requires_grad_() for n in (seqlen_q, 90, 90)]
+    lengths = torch.tensor([90, 1, 40], device="cuda")
+
+    def gradients():
+        out = crossmodal.attention(*inputs, key_lengths=lengths)
+        return torch.autograd.grad(out, inputs, torch.ones_like(out))
+
+    stream = torch.cuda.Stream()  # where torch wants a first run before autograd is captured
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        gradients()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = gradients()
+    for new in ([1, 90, 0], [17, 64, 65]):
+        lengths.copy_(torch.tensor(new))
+        graph.replay()
+        assert all(map(torch.equal, captured, gradients()))
+
+
 def test_a_captured_graph_follows_offsets_that_change():
     q, k = heads(60, 2, 64), heads(90, 2, 64)
     ends_q = torch.tensor([0, 30, 60], dtype=torch.int32, device="cuda")

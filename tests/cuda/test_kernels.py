@@ -7,7 +7,13 @@ import torch
 from hypothesis import HealthCheck, Phase, given, seed, settings
 
 from tests.accuracy import check
-from tests.native.problems import PROBLEMS, masked_keys_may_be_nan
+from tests.native.problems import (
+    EVERY_PROBLEM,
+    PROBLEMS,
+    equal_links_keep_their_order,
+    in_dtype,
+    masked_keys_may_be_nan,
+)
 from tests.problems import Modality
 from tests.test_random import PROBLEMS as DRAWN
 
@@ -16,9 +22,9 @@ pytestmark = pytest.mark.cuda
 EXAMPLES = 300
 
 
-@pytest.mark.parametrize("name", PROBLEMS)
+@pytest.mark.parametrize("name", EVERY_PROBLEM)
 def test_outputs_and_gradients_are_as_accurate_as_torch(on_gpu, name, dtype):
-    check(replace(PROBLEMS[name], dtype=dtype))
+    check(in_dtype(EVERY_PROBLEM[name], dtype))
 
 
 @pytest.mark.parametrize("name", ["PLAIN", "CAUSAL", "TRIO", "DROPOUT"])
@@ -41,8 +47,13 @@ def test_problems_that_fill_a_gpu_are_as_accurate_as_torch(on_gpu, problem):
     check(replace(problem, dtype=torch.bfloat16))
 
 
-def test_masked_keys_may_be_nan(on_gpu, dtype):
-    masked_keys_may_be_nan(dtype)
+@pytest.mark.parametrize("seqlen_q", [4, 19], ids=["few_queries", "many_queries"])
+def test_masked_keys_may_be_nan(on_gpu, dtype, seqlen_q):
+    masked_keys_may_be_nan(dtype, seqlen_q)
+
+
+def test_equal_links_keep_their_order(on_gpu, dtype):
+    equal_links_keep_their_order(dtype)
 
 
 @pytest.mark.slow
