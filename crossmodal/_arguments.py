@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from crossmodal._causal_bias import Causality, without_causal_bias
 from crossmodal._fold import fold, fold_term, folded, heads_of, lead_shape
 from crossmodal._problem import FusionProblem, KeySource, SoftmaxWeightedSumProblem, VarlenProblem, WeightedSumProblem
 from crossmodal._validate import (
@@ -57,6 +58,12 @@ def attention_problem(
     dropout_seed: Tensor | None,
 ) -> FusionProblem:
     """The checked problem that a call of ``attention`` describes: one source, whose fields have the caller's names."""
+    attn_mask, is_causal, causal_align = without_causal_bias(
+        Causality(attn_mask, is_causal, causal_align),
+        query,
+        key,
+        beside_others=key_lengths is not None or query_lengths is not None or window_size != (-1, -1),
+    )
     return fusion_problem(
         query,
         [Source(key, value, key_lengths, attn_mask)],

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from crossmodal._causal_bias import CausalBias
 from crossmodal._validate import FLOAT_DTYPES, check_device, check_tensor
 from crossmodal.types import Source
 
@@ -77,6 +78,8 @@ def fold_term(
 ) -> Tensor:
     """A mask or bias as 4-D with broadcast dimensions kept at 1, so that its gradient is reduced by the kernel."""
     check_tensor(name, term)
+    if isinstance(term, CausalBias):  # its memory says nothing
+        raise TypeError(f"{name} must be bool (True = attend) or floating point, got CausalBias: attention takes it")
     if term.dtype != torch.bool and term.dtype not in FLOAT_DTYPES:
         raise TypeError(f"{name} must be bool (True = attend) or floating point, got {term.dtype}")
     check_device(name, term, like, owner)

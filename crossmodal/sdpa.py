@@ -12,8 +12,9 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
+from crossmodal import dispatch
+from crossmodal._causal_bias import CausalBias
 from crossmodal._validate import FLOAT_DTYPES
-from crossmodal.dispatch import fall_back
 from crossmodal.ops.attention import attention
 
 # torch's own, whatever stands in its place later.
@@ -40,7 +41,9 @@ def scaled_dot_product_attention(
             return out
         except (TypeError, ValueError) as error:  # torch takes it, or says so in its own words
             reason = str(error)
-    fall_back("sdpa", [reason])
+    dispatch.fall_back("sdpa", [reason])
+    if isinstance(attn_mask, CausalBias):  # which looks for torch's function by its name, where ours may stand now
+        return CausalBias._dispatch(query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa)
     return _torch_sdpa(query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa)
 
 
@@ -59,13 +62,12 @@ def sdpa() -> Iterator[None]:
         >>> with crossmodal.sdpa():
         ...     out, _ = model(x, x, x, need_weights=False)
     """
-    fast_path = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
+    _switch_fast_path_off(1)
     try:
         with _Mode():
             yield
     finally:
-        torch.backends.mha.set_fastpath_enabled(fast_path)
+        _switch_fast_path_off(-1)
 
 
 class SdpaHandle:
@@ -105,22 +107,33 @@ def enable_sdpa() -> SdpaHandle:
     return SdpaHandle()
 
 
-_lock = threading.Lock()
+_lock = threading.RLock()
 _enabled = 0
-_fast_path_before = True
 
 
 def _switch(change: int) -> None:
-    global _enabled, _fast_path_before
+    global _enabled
     with _lock:
         was, _enabled = _enabled, _enabled + change
+        if (was == 0) != (_enabled == 0):
+            F.scaled_dot_product_attention = scaled_dot_product_attention if _enabled else _torch_sdpa
+        _switch_fast_path_off(change)
+
+
+_wanted_off = 0
+_fast_path_before = True
+
+
+def _switch_fast_path_off(change: int) -> None:
+    """Counts who wants it off, in any thread and in whatever order they end: the last one gives back what was."""
+    global _wanted_off, _fast_path_before
+    with _lock:
+        was, _wanted_off = _wanted_off, _wanted_off + change
         if was == 0:
             _fast_path_before = torch.backends.mha.get_fastpath_enabled()
             torch.backends.mha.set_fastpath_enabled(False)
-            F.scaled_dot_product_attention = scaled_dot_product_attention
-        elif _enabled == 0:
+        elif _wanted_off == 0:
             torch.backends.mha.set_fastpath_enabled(_fast_path_before)
-            F.scaled_dot_product_attention = _torch_sdpa
 
 
 class _Mode(TorchFunctionMode):
@@ -149,10 +162,27 @@ def _refusal(query: Any, key: Any, value: Any, attn_mask: Any) -> str | None:
     tensors = [query, key, value, *([] if attn_mask is None else [attn_mask])]
     if not all(isinstance(t, Tensor) for t in tensors):
         return "an argument is no tensor"
-    if any(t.device.type != "cpu" for t in tensors):
+    if query.device.type == "cuda" and not dispatch.HAS_CUDA_KERNELS:
+        return "this build has no CUDA kernels"
+    if query.device.type not in ("cpu", "cuda"):
         return f"no kernel for device type {query.device.type!r} yet"
     if query.dtype not in FLOAT_DTYPES:
         return f"no kernel for {query.dtype}"
-    if any(not t.is_nested and is_traceable_wrapper_subclass(t) for t in tensors):
+    if query.is_cuda and query.dim() and value.dim():
+        too_wide = dispatch.width_refusals(query, query.shape[-1], value.shape[-1])
+        if too_wide:  # torch has kernels for these, or is as plain as our reference
+            return too_wide[0]
+    if any(map(_has_its_own_way, tensors)):
         return "a tensor class of its own"
     return None
+
+
+def _has_its_own_way(tensor: Tensor) -> bool:
+    """Whether its class may answer the call itself: DTensor, masked tensors, whatever overrides torch's functions."""
+    if type(tensor) in (Tensor, torch.nn.Parameter) or tensor.is_nested or isinstance(tensor, CausalBias):
+        return False
+    of_class = getattr(type(tensor).__torch_function__, "__func__", type(tensor).__torch_function__)
+    return of_class not in _DEFAULT_WAYS or is_traceable_wrapper_subclass(tensor)
+
+
+_DEFAULT_WAYS = (Tensor.__torch_function__.__func__, torch._C._disabled_torch_function_impl)  # type: ignore[attr-defined]

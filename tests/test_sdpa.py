@@ -54,6 +54,36 @@ def test_positional_arguments_are_sdpas():
     torch.testing.assert_close(crossmodal.attention(q, k, k, *arguments), sdpa)
 
 
+@pytest.mark.parametrize("seqlen_k", [3, 5, 7])
+@pytest.mark.parametrize("variant", ["causal_upper_left", "causal_lower_right"])
+@pytest.mark.parametrize("beside", ["nothing", "lengths", "window", "causal"])
+@pytest.mark.filterwarnings("ignore:Lower right causal bias")
+def test_causal_biases_of_torch_are_their_triangles(variant, seqlen_k, beside):
+    """Of their own sizes, also where lengths would move a diagonal of ours."""
+    q, k = torch.randn(2, 3, 5, 8), torch.randn(2, 3, seqlen_k, 8)
+    bias = getattr(torch.nn.attention.bias, variant)(5, seqlen_k)
+    options = {
+        "nothing": {},
+        "lengths": {"key_lengths": torch.tensor([seqlen_k, 2]), "causal_align": "lower_right"},
+        "window": {"window_size": (1, -1)},
+        "causal": {"is_causal": True},
+    }[beside]
+    triangle = torch.ones(5, seqlen_k, dtype=torch.bool).tril(seqlen_k - 5 if variant == "causal_lower_right" else 0)
+    with crossmodal.strict():
+        got = crossmodal.attention(q, k, k, bias, **options)
+    torch.testing.assert_close(got, crossmodal.attention(q, k, k, triangle, **options))
+    torch.testing.assert_close(crossmodal.reference.attention(q, k, k, bias, **options), got)
+
+
+def test_causal_bias_that_does_not_fit_is_named():
+    q, k = torch.randn(2, 3, 5, 8), torch.randn(2, 3, 7, 8)
+    bias = torch.nn.attention.bias.causal_lower_right(4, 7)
+    with pytest.raises(ValueError, match=r"attn_mask .*\(4, 7\)"):
+        crossmodal.attention(q, k, k, bias)
+    with pytest.raises(TypeError, match=r"mask must be .* got CausalBias"):
+        crossmodal.fuse(q, [crossmodal.Source(k, k, mask=bias)])
+
+
 def test_fuse_equals_attention_on_the_concatenation():
     q = torch.randn(2, 3, 5, 8)
     sources = [crossmodal.Source(torch.randn(2, 3, n, 8), torch.randn(2, 3, n, 6)) for n in (7, 600, 1)]

@@ -8,6 +8,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch._subclasses import FakeTensorMode
+from torch.nn.attention.bias import causal_lower_right, causal_upper_left
 
 import crossmodal
 from crossmodal import dispatch
@@ -256,7 +258,103 @@ def test_enabling_ends_with_the_last_handle():
     assert F.scaled_dot_product_attention is TORCHS
 
 
+def test_fast_path_stays_off_until_the_last_of_several_ends_in_whatever_order(calls):
+    """A model of torch would pass by who is still there, or lose its fast path for good."""
+    encoder, x = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True).eval(), torch.randn(3, 5, 16)
+    first = crossmodal.sdpa()
+    first.__enter__()
+    handle = crossmodal.enable_sdpa()
+    first.__exit__(None, None, None)
+    with torch.no_grad():
+        encoder(x)
+    assert len(calls) == 1 and not torch.backends.mha.get_fastpath_enabled()
+    handle.remove()
+    assert torch.backends.mha.get_fastpath_enabled()
+
+
+def test_fast_path_of_two_threads_that_overlap():
+    entered, leave = threading.Event(), threading.Event()
+
+    def other():
+        with crossmodal.sdpa():
+            entered.set()
+            leave.wait(60)
+
+    thread = threading.Thread(target=other)
+    with crossmodal.sdpa():
+        thread.start()
+        assert entered.wait(60)
+    assert not torch.backends.mha.get_fastpath_enabled()  # the other one is still within
+    leave.set()
+    thread.join()
+    assert torch.backends.mha.get_fastpath_enabled()
+
+
 def test_both_at_once(calls):
     with crossmodal.enable_sdpa(), crossmodal.sdpa():
         F.scaled_dot_product_attention(Q, K, K)
     assert len(calls) == 1 and F.scaled_dot_product_attention is TORCHS
+
+
+CUDA = {  # head_dim, whether this build has kernels, what torch is told
+    "narrow": (64, True, None),
+    "too wide": (512, True, "CUDA kernels take a head_dim of 256 at most, got 512"),
+    "no kernels": (64, False, "this build has no CUDA kernels"),
+}
+
+
+@pytest.mark.parametrize("name", CUDA)
+def test_cuda_tensors_come_here_where_there_are_kernels_for_them(name, way, calls, caplog, monkeypatch):
+    """Shapes alone: no GPU is asked."""
+    head_dim, has_kernels, reason = CUDA[name]
+    monkeypatch.setattr(dispatch, "HAS_CUDA_KERNELS", has_kernels)
+    monkeypatch.setattr(dispatch, "_told", set())
+    with FakeTensorMode(), way(), caplog.at_level(logging.WARNING, "crossmodal"):
+        q, k = torch.empty(2, 4, 5, head_dim, device="cuda"), torch.empty(2, 4, 7, head_dim, device="cuda")
+        out = F.scaled_dot_product_attention(q, k, k)
+        assert out.shape == q.shape and out.is_cuda
+    assert len(calls) == (reason is None)
+    assert [r.getMessage() for r in caplog.records] == (
+        [] if reason is None else [f"sdpa runs in plain torch: {reason}"]
+    )
+
+
+BIASES = {
+    "upper left": (causal_upper_left(5, 7), {}),
+    "lower right": (causal_lower_right(5, 7), {}),
+    "with a scale": (causal_lower_right(5, 7), {"scale": 0.3}),
+}
+
+
+@pytest.mark.parametrize("name", BIASES)
+def test_causal_biases_of_torch_come_here(name, way, calls):
+    """Tensors without numbers, which look for torch's function by its name."""
+    bias, options = BIASES[name]
+    wanted = TORCHS(Q, K, K, bias, **options)
+    with way(), crossmodal.strict():
+        torch.testing.assert_close(F.scaled_dot_product_attention(Q, K, K, bias, **options), wanted)
+    assert len(calls) == 1
+
+
+def test_causal_bias_of_other_sizes_goes_to_torch_in_its_own_way(way):
+    bias = causal_lower_right(5, 9)
+    with pytest.raises(RuntimeError) as theirs:
+        TORCHS(Q, K, K, bias)
+    with way(), pytest.raises(RuntimeError) as ours:
+        F.scaled_dot_product_attention(Q, K, K, bias)
+    assert str(ours.value).splitlines()[0] == str(theirs.value).splitlines()[0]
+
+
+class Answers(torch.Tensor):
+    """A class that has an attention of its own."""
+
+    @classmethod
+    def __torch_function__(cls, func, types, args=(), kwargs=None):
+        return "its own" if func is TORCHS else super().__torch_function__(func, types, args, kwargs or {})
+
+
+def test_a_class_that_overrides_the_function_keeps_its_own(way, calls):
+    q = Q.as_subclass(Answers)
+    with way():
+        assert F.scaled_dot_product_attention(q, K, K) == "its own"
+    assert not calls
