@@ -1,5 +1,6 @@
 """Attention layers of transformers that compute their weights themselves, with our attention in that place."""
 
+import inspect
 from functools import cache
 from typing import Any
 
@@ -14,7 +15,18 @@ from crossmodal.types import Source
 class Adapted:
     """What an adapted layer is, beside its own class."""
 
-    adapts: type
+    adapts: type[nn.Module]
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """A pickle names the class of transformers, and adapts it anew: that of the adapter has no name of its own."""
+        _, _, *state = super().__reduce_ex__(protocol)
+        return _empty_layer, (self.adapts,), *state
+
+
+def _empty_layer(cls: type[nn.Module]) -> nn.Module:
+    adapted = adapted_class(cls)
+    assert adapted is not None, f"{cls.__name__} was adapted by another version"
+    return adapted.__new__(adapted)
 
 
 def adapted_class(cls: type[nn.Module]) -> type[nn.Module] | None:
@@ -22,10 +34,19 @@ def adapted_class(cls: type[nn.Module]) -> type[nn.Module] | None:
     return _adapted(cls)  # type: ignore[arg-type]
 
 
+def reason_not_to_adapt(cls: type[nn.Module]) -> str | None:
+    """Why a layer that an adapter is meant for stays: what the adapter would not read must not be lost silently."""
+    forward = _FORWARDS.get(cls.__name__)
+    if forward is None or not cls.__module__.startswith("transformers."):
+        return None
+    unknown = inspect.signature(cls.forward).parameters.keys() - inspect.signature(forward).parameters.keys()
+    return f"this version of {cls.__name__} takes {', '.join(sorted(unknown))}, which is not known" if unknown else None
+
+
 @cache
 def _adapted(cls: Any) -> type[nn.Module] | None:
     forward = _FORWARDS.get(cls.__name__)
-    if forward is None or not cls.__module__.startswith("transformers."):
+    if forward is None or not cls.__module__.startswith("transformers.") or reason_not_to_adapt(cls) is not None:
         return None
     return type(cls.__name__, (Adapted, cls), {"forward": forward, "adapts": cls, "__module__": cls.__module__})
 
@@ -77,11 +98,13 @@ def _blip_text(
     encoder_hidden_states: Tensor | None = None,
     encoder_attention_mask: Tensor | None = None,
     past_key_values: Any = None,
+    cache: Any = None,
     **kwargs: Any,
 ) -> tuple[Tensor, Tensor | None]:
-    """Self- and cross-attention of BLIP's text model, with a cache."""
+    """Self- and cross-attention of BLIP's text model, with a cache, which was called past_key_values before 5.24."""
     from crossmodal.integrations.transformers import weights_are_collected
 
+    past_key_values = past_key_values if cache is None else cache
     if encoder_hidden_states is None:
         k, v = _cached(self, hidden_states, past_key_values, "self_attention_cache")
         mask = attention_mask

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from crossmodal._extras import require
 from crossmodal._validate import values_are_readable
 from crossmodal.convert import Conversion
-from crossmodal.integrations._transformers_layers import Adapted, adapted_class
+from crossmodal.integrations._transformers_layers import Adapted, adapted_class, reason_not_to_adapt
 from crossmodal.ops.associate import associate
 from crossmodal.ops.attention import attention
 from crossmodal.ops.fuse import fuse
@@ -117,7 +117,8 @@ def attention_mask(*args: Any, allow_is_causal_skip: bool = True, **kwargs: Any)
     A mask that is causal and hides nothing else carries an attribute that says so: the mask of "sdpa" would be None
     then, which cannot be told from that of cross-attention.
     """
-    sdpa_mask = require("transformers.masking_utils", distribution="transformers", extra="transformers").sdpa_mask
+    from transformers.masking_utils import sdpa_mask  # of a statement the compiler knows what to make
+
     mask: Tensor | None = sdpa_mask(*args, allow_is_causal_skip=allow_is_causal_skip, **kwargs)
     if mask is not None or not allow_is_causal_skip:
         return mask
@@ -168,6 +169,8 @@ def adapt(model: nn.Module) -> Conversion:
         if ours is not None:
             module.__class__ = ours
             done.changed.append(name)
+        elif reason := reason_not_to_adapt(type(module)):
+            done.left.append((name, reason))
         elif type(module).__name__.endswith("SelfAttention") and _never_asks(type(module)):
             done.left.append((name, f"{type(module).__name__} never asks for an attention implementation"))
     return done
@@ -207,6 +210,8 @@ def weights_are_collected(kwargs: dict[str, Any]) -> bool:
         from transformers.utils.output_capturing import _active_collector
     except ImportError:  # another version of transformers passes the keyword
         return False
+    if torch.compiler.is_compiling() and not getattr(_active_collector, "compiling", False):
+        return False  # none was set in this graph; whether one was outside no compiler can ask
     return any("attentions" in name for name in _active_collector.get() or ())
 
 
