@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import nn
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from crossmodal.nn import Linear, MultiheadAttention
 
@@ -64,7 +65,7 @@ def convert(model: nn.Module, *, linear: bool = False) -> Conversion:
         elif linear and type(module) is nn.Linear:
             module.__class__ = Linear
             done.changed.append(name)
-        elif reason := _reason_to_leave(module):
+        elif reason := _reason_to_leave(module, linear):
             done.left.append((name, reason))
     return done
 
@@ -101,10 +102,13 @@ def _check(model: nn.Module) -> None:
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
 
 
-def _reason_to_leave(module: nn.Module) -> str | None:
-    """Why a module that looks like attention stays; None if it does not look like that, or is ours."""
-    if isinstance(module, MultiheadAttention):
+def _reason_to_leave(module: nn.Module, linear: bool) -> str | None:
+    """Why a module stays that looks like what is wanted; None if it does not look like that, or is ours."""
+    if isinstance(module, MultiheadAttention | Linear):
         return None
+    # Of a MultiheadAttention's out_proj only the weight is read, by whoever calls it.
+    if linear and isinstance(module, nn.Linear) and type(module) is not NonDynamicallyQuantizableLinear:
+        return f"its class {_name(module)} is a subclass of torch.nn.Linear, which may do otherwise"
     if isinstance(module, torch.jit.ScriptModule):
         return "it is compiled by TorchScript" if "Attention" in module.original_name else None
     if isinstance(module, nn.MultiheadAttention):

@@ -191,6 +191,17 @@ def test_linear_layers_are_converted_when_asked_for(name, training, monkeypatch)
     assert [type(m) for m in model.modules()] == classes
 
 
+def test_a_linear_layer_of_another_class_is_left_and_named():
+    class Adapter(nn.Linear):
+        pass
+
+    model = nn.Sequential(Adapter(2, 2), nn.MultiheadAttention(WIDTH, HEADS), nn.LazyLinear(3))
+    assert crossmodal.convert(model).left == []
+    report = crossmodal.convert(model, linear=True)
+    assert [name for name, _ in report.left] == ["0", "2"]
+    assert "Adapter is a subclass of torch.nn.Linear, which may do otherwise" in report.left[0][1]
+
+
 def test_linear_layers_stay_unless_asked_for():
     model = nn.Sequential(nn.Linear(2, 2))
     assert crossmodal.convert(model) == crossmodal.Conversion()
