@@ -7,6 +7,7 @@ from crossmodal.nn.cross_modal_attention import CrossModalAttention, CrossModalO
 from crossmodal.nn.cross_modal_block import CrossModalBlock
 from crossmodal.nn.linear import Linear
 from crossmodal.nn.multihead_attention import MultiheadAttention
+from crossmodal.nn.packed_weights import packed_weights
 
 __all__ = [
     "AttentionPool",
@@ -17,4 +18,5 @@ __all__ = [
     "ModalityDiscriminator",
     "MultiheadAttention",
     "gradient_reversal",
+    "packed_weights",
 ]

@@ -1,8 +1,11 @@
 """The linear layers inside our modules: through oneDNN where the BLAS is behind.
 
 torch sends float32 products to its BLAS, which on some CPUs leaves half of the machine unused: MKL runs AVX2 code on
-AMD's. torch brings oneDNN for its own use, and an operator that reaches it with any weight. A weight packed beforehand
-would bring 1 to 4 % more, and grow stale when someone writes to ``weight.data``; so the weight itself is read.
+AMD's. torch brings oneDNN for its own use, and an operator that reaches it with any weight. bfloat16 products are
+oneDNN's in torch, too, after a pass that writes the bias to the output, which that operator does not need.
+
+A weight packed beforehand brings 4 % more, and would grow stale when someone writes to ``weight.data``; so the weight
+itself is read, unless :func:`crossmodal.nn.packed_weights` says that it will not change.
 """
 
 from typing import Any
@@ -12,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from crossmodal.nn import _products
+from crossmodal.nn.packed_weights import as_packed
 from crossmodal.ops._fusion import differentiates_again
 
 
@@ -28,9 +32,10 @@ def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """
     if refusal(input, weight, bias) is not None:
         return F.linear(input, weight, bias)
-    if torch.is_grad_enabled() and (input.requires_grad or weight.requires_grad or _needs_gradient(bias)):
+    if needs_gradient(input, weight, bias):
         return _Linear.apply(input, weight, bias)
-    return _products.onednn_linear(input, weight, bias)
+    rows = input.numel() // input.shape[-1]
+    return _products.onednn_linear(input, as_packed(weight, rows), bias)
 
 
 def refusal(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> str | None:
@@ -39,8 +44,10 @@ def refusal(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> str | 
         return "the compiler chooses"
     if not (type(input) is Tensor and _is_plain(weight) and (bias is None or _is_plain(bias))):
         return "a tensor of another class"
-    if not (input.dtype == weight.dtype == torch.float32 and (bias is None or bias.dtype == torch.float32)):
-        return "torch sends all but float32 to oneDNN itself"
+    if input.dtype not in (torch.float32, torch.bfloat16):
+        return "only float32 and bfloat16 gain"
+    if not input.dtype == weight.dtype == (weight if bias is None else bias).dtype:
+        return "dtypes do not fit"
     if not (input.is_cpu and weight.is_cpu) or (bias is not None and not bias.is_cpu):
         return "not on the CPU"
     if input.is_nested or input.layout is not torch.strided or weight.layout is not torch.strided:
@@ -53,15 +60,16 @@ def refusal(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> str | 
         return "a transform of torch.func"
     if input.numel() * weight.shape[0] < max(1, _products.WORTHWHILE):
         return "too small to gain"
-    return None if _products.onednn_leads() else "the BLAS leads on this machine"
+    return None if _products.onednn_leads(input.dtype) else "oneDNN does not lead on this machine"
 
 
 def _is_plain(tensor: Tensor) -> bool:
     return type(tensor) in (Tensor, torch.nn.Parameter)
 
 
-def _needs_gradient(tensor: Tensor | None) -> bool:
-    return tensor is not None and tensor.requires_grad
+def needs_gradient(*operands: Tensor | None) -> bool:
+    """Whether a product has to be differentiated."""
+    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in operands)
 
 
 class _Linear(torch.autograd.Function):

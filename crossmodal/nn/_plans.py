@@ -7,13 +7,14 @@ from torch import Tensor
 
 from crossmodal.explain import Plan, explain, plans
 from crossmodal.nn import _products
-from crossmodal.nn._linear import refusal
+from crossmodal.nn._linear import needs_gradient, refusal
 from crossmodal.nn._padding import worth_skipping
 from crossmodal.nn._ragged import nested_like
 from crossmodal.nn.attention_pool import AttentionPool
 from crossmodal.nn.cross_modal_attention import CrossModalAttention
 from crossmodal.nn.linear import Linear
 from crossmodal.nn.multihead_attention import MultiheadAttention
+from crossmodal.nn.packed_weights import are_packed
 from crossmodal.ops.attention import attention
 from crossmodal.ops.fuse import fuse
 from crossmodal.types import Source
@@ -24,7 +25,11 @@ def _linear_plan(arguments: dict[str, Any]) -> Plan:
     module, input = arguments["module"], arguments["input"]
     reason = refusal(input, module.weight, module.bias)
     if reason is None:
-        return Plan("nn.Linear", "oneDNN", {"product": _product(input, module.weight), "lead": _lead()})
+        return Plan(
+            "nn.Linear",
+            "oneDNN",
+            {"product": _product(input, module.weight), **_lead(input, module.weight, module.bias)},
+        )
     return Plan("nn.Linear", "torch", {"product": _product(input, module.weight)}, [("oneDNN", reason)])
 
 
@@ -97,15 +102,20 @@ def _around(op: str, inner: Plan, details: dict[str, Any], products: list[tuple[
     refused = list(inner.refused)
     for input, weight in products:
         reason = refusal(input, weight)
-        library = f"oneDNN, {_lead()}" if reason is None else "torch"
+        library = ", ".join(["oneDNN", *_lead(input, weight).values()]) if reason is None else "torch"
         details[f"projection {_product(input, weight)}"] = library
         if reason is not None and ("oneDNN", reason) not in refused:
             refused.append(("oneDNN", reason))
     return Plan(op, inner.kernel, {**details, **inner.details}, refused)
 
 
-def _lead() -> str:
-    return f"{_products.lead():.2f} times as fast as the BLAS"
+def _lead(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> dict[str, str]:
+    """What oneDNN has ahead, by name."""
+    ahead = "no pass for the bias"
+    if input.dtype == torch.float32:
+        ahead = f"{_products.lead():.2f} times as fast as the BLAS"
+    is_packed = are_packed() and not needs_gradient(input, weight, bias)
+    return {"lead": ahead, "weight": "packed once"} if is_packed else {"lead": ahead}
 
 
 def _product(input: Tensor, weight: Tensor) -> str:

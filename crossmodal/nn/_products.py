@@ -1,4 +1,4 @@
-"""Which library multiplies float32 matrices faster here, found out once, and how oneDNN is reached."""
+"""Which library multiplies matrices faster here, found out once, and how oneDNN is reached."""
 
 import os
 import time
@@ -17,26 +17,37 @@ AHEAD_TRANSPOSED = 1.2
 
 
 def onednn_linear(input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """``input @ weight.T + bias`` by oneDNN; any strides."""
+    """``input @ weight.T + bias`` by oneDNN; any strides, or a weight that :func:`as_packed` has packed."""
     return torch.ops.mkldnn._linear_pointwise.default(input, weight, bias, "none", [], "")
 
 
 def weight_gradient(dout: Tensor, input: Tensor) -> Tensor:
     """``dout.T @ input`` for ``(rows, out_features)`` and ``(rows, in_features)``, by the faster library."""
-    if _lead("weight gradient", torch.get_num_threads()) < AHEAD_TRANSPOSED:
+    if dout.dtype != torch.float32 or _lead("weight gradient", torch.get_num_threads()) < AHEAD_TRANSPOSED:
         return dout.t() @ input
     # Computed as its transpose, in which input is what has to be brought into order: it has fewer features than dout.
     return onednn_linear(input.t(), dout.t(), None).t()
 
 
-def onednn_leads() -> bool:
-    """Whether oneDNN is faster than the BLAS; ``CROSSMODAL_LINEAR`` = "onednn" or "torch" decides instead."""
+def onednn_leads(dtype: torch.dtype) -> bool:
+    """Whether oneDNN's own operator is faster than torch; ``CROSSMODAL_LINEAR`` = "onednn" or "torch" decides instead.
+
+    In float32 the BLAS is what it is measured against. bfloat16 is oneDNN's both ways, with a pass less in ours.
+    """
     choice = os.environ.get("CROSSMODAL_LINEAR", "")
     if choice:
         if choice not in ("onednn", "torch"):
             raise ValueError(f'CROSSMODAL_LINEAR must be "onednn" or "torch", got {choice!r}')
-        return choice == "onednn" and torch.backends.mkldnn.is_available()
-    return lead() >= AHEAD
+        return choice == "onednn" and _is_there(dtype)
+    return _is_there(dtype) and (dtype == torch.bfloat16 or lead() >= AHEAD)
+
+
+def _is_there(dtype: torch.dtype) -> bool:
+    """Whether this torch and this CPU have oneDNN's products of a type, and nobody has switched them off."""
+    mkldnn = torch.backends.mkldnn
+    if not (mkldnn.is_available() and mkldnn.enabled and hasattr(torch.ops.mkldnn, "_linear_pointwise")):
+        return False
+    return dtype != torch.bfloat16 or bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def lead() -> float:
@@ -46,7 +57,7 @@ def lead() -> float:
 
 @cache
 def _lead(product: str, threads: int) -> float:
-    if not torch.backends.mkldnn.is_available() or not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
+    if not _is_there(torch.float32):
         return 0.0
     generator = torch.Generator().manual_seed(0)  # torch's own must not notice
     with torch.no_grad(), torch.autocast("cpu", enabled=False):

@@ -6,12 +6,12 @@ from crossmodal.nn._linear import linear
 
 
 class Linear(nn.Linear):
-    """:class:`torch.nn.Linear` whose float32 products go through oneDNN where that is faster than torch's BLAS.
+    """:class:`torch.nn.Linear` whose products go through oneDNN where that is faster than torch's own way.
 
     Same constructor, parameters, checkpoints and gradients. Which library is faster is measured once in a process, in
     some 100 ms at the first product of more than four million multiply-adds; the environment variable
-    ``CROSSMODAL_LINEAR`` ("onednn" or "torch") decides instead. Other dtypes, compiled and exported code go torch's
-    way.
+    ``CROSSMODAL_LINEAR`` ("onednn" or "torch") decides instead. That is float32; bfloat16 is oneDNN's in torch, too,
+    and saves a pass here. Other dtypes, compiled and exported code go torch's way. See also :func:`packed_weights`.
     """
 
     def forward(self, input: Tensor) -> Tensor:

@@ -1,5 +1,10 @@
 """Linear layers through oneDNN: torch's numbers, torch's gradients, and the weight as it is now."""
 
+import copy
+import pickle
+import sys
+from types import SimpleNamespace
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -8,6 +13,8 @@ import crossmodal
 from crossmodal.nn import _products
 from crossmodal.nn._linear import linear, refusal
 from tests.tolerance import assert_as_accurate, eps_of
+
+packed_weights = sys.modules["crossmodal.nn.packed_weights"]  # whose name the function has
 
 
 @pytest.fixture
@@ -28,14 +35,121 @@ def gradients(function, dtype, *tensors):
 SHAPES = [((64, 32), 48), ((2, 3, 16), 8), ((16,), 8), ((1, 16), 1), ((5, 1), 3), ((0, 16), 8)]
 
 
+needs_bfloat16 = pytest.mark.skipif(
+    not torch.ops.mkldnn._is_mkldnn_bf16_supported(), reason="oneDNN has no bfloat16 on this CPU"
+)
+DTYPES = [torch.float32, pytest.param(torch.bfloat16, marks=needs_bfloat16)]
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("bias", [False, True], ids=["", "bias"])
 @pytest.mark.parametrize(("shape", "features"), SHAPES)
-def test_product_and_gradients_are_as_accurate_as_torch(shape, features, bias, onednn):
+def test_product_and_gradients_are_as_accurate_as_torch(shape, features, bias, dtype, onednn):
     tensors = [torch.randn(shape), torch.randn(features, shape[-1])] + [torch.randn(features)] * bias
+    tensors = [t.to(dtype) for t in tensors]
     assert (refusal(*tensors) is None) == (tensors[0].numel() > 0)
-    exact, reference = (gradients(F.linear, dtype, *tensors) for dtype in (torch.float64, torch.float32))
-    for i, (got, r, e) in enumerate(zip(gradients(linear, torch.float32, *tensors), reference, exact, strict=True)):
-        assert_as_accurate(str(i), got, [r], e.numpy(), eps_of(torch.float32))
+    exact, reference = (gradients(F.linear, d, *tensors) for d in (torch.float64, dtype))
+    for i, (got, r, e) in enumerate(zip(gradients(linear, dtype, *tensors), reference, exact, strict=True)):
+        assert got.dtype == dtype
+        assert_as_accurate(str(i), got, [r], e.numpy(), eps_of(dtype))
+
+
+@pytest.fixture
+def packings(monkeypatch):
+    """Weights that were packed, in turn."""
+    seen = []
+    pack = torch.ops.mkldnn._reorder_linear_weight.default
+    operators = SimpleNamespace(default=lambda *a: seen.append(a[0]) or pack(*a))
+    monkeypatch.setattr(torch.ops.mkldnn, "_reorder_linear_weight", operators)
+    return seen
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("layout", ["whole", "slice", "transposed"])
+def test_packed_weight_is_packed_once_and_as_accurate(layout, dtype, onednn, packings):
+    x, b = torch.randn(7, 5, 32).to(dtype), torch.randn(24).to(dtype)
+    w = {"whole": lambda: torch.randn(24, 32), "slice": lambda: torch.randn(72, 32)[24:48]}.get(
+        layout, lambda: torch.randn(32, 24).t()
+    )().to(dtype)
+    if layout == "transposed":
+        w = w.t().contiguous().t()
+    exact, reference = F.linear(x.double(), w.double(), b.double()), F.linear(x, w, b)
+    with torch.no_grad(), crossmodal.nn.packed_weights():
+        for rows in (x, x, x[:2], x):
+            got = linear(rows, w, b)
+            assert_as_accurate("out", got, [reference[: len(rows)]], exact[: len(rows)].numpy(), eps_of(dtype))
+    assert len(packings) == 1
+
+
+def test_packed_weight_that_is_written_to_is_packed_anew(onednn, packings):
+    x, w = torch.randn(6, 8), torch.randn(5, 8)
+    with torch.no_grad(), crossmodal.nn.packed_weights():
+        for _ in range(3):
+            w.mul_(-1.5)
+            torch.testing.assert_close(linear(x, w), F.linear(x, w))
+    assert len(packings) == 3
+
+
+def test_another_weight_in_the_place_of_one_that_is_gone_is_not_taken_for_it(onednn):
+    x = torch.randn(6, 8)
+    with torch.no_grad(), crossmodal.nn.packed_weights():
+        for _ in range(20):
+            w = torch.randn(5, 8)  # the allocator likes to give the same memory again
+            torch.testing.assert_close(linear(x, w), F.linear(x, w))
+            del w
+
+
+def test_weights_are_packed_in_inference_alone_and_let_go_at_the_end(onednn, packings):
+    module = crossmodal.nn.Linear(8, 5)
+    x = torch.randn(6, 8)
+    linear(x, module.weight)
+    with crossmodal.nn.packed_weights():
+        module(x).sum().backward()  # a training step
+        assert not packings and "packed" not in str(crossmodal.explain(module, x))
+        with torch.no_grad(), crossmodal.nn.packed_weights():
+            module(x)
+            assert "packed once" in str(crossmodal.explain(module, x))
+        with torch.no_grad():
+            module(x)  # someone is still within
+        assert len(packings) == 1
+        copies = copy.deepcopy(module), pickle.loads(pickle.dumps(module))
+    assert not packed_weights._packed
+    with torch.no_grad():
+        module(x)
+        assert len(packings) == 1 and all(torch.equal(c(x), module(x)) for c in copies)
+
+
+def test_weights_without_a_version_are_not_packed(onednn, packings):
+    with torch.inference_mode(), crossmodal.nn.packed_weights():
+        x, w = torch.randn(6, 8), torch.randn(5, 8)
+        for _ in range(2):
+            torch.testing.assert_close(linear(x, w), F.linear(x, w))
+            w.mul_(2)
+    assert not packings
+
+
+def test_packed_attention_gives_what_it_gave(onednn, packings):
+    module = crossmodal.nn.MultiheadAttention(16, 2, batch_first=True).eval()
+    text, image = torch.randn(3, 5, 16), torch.randn(3, 7, 16)
+    padding = torch.arange(7) >= torch.tensor([[7], [3], [5]])
+    with torch.no_grad():
+        calls = [(text, text, text), (text, image, image), (text, image, image, padding, False)]
+        wanted = [module(*call)[0] for call in calls]
+        with crossmodal.nn.packed_weights():
+            for _ in range(2):
+                for call, there in zip(calls, wanted, strict=True):
+                    torch.testing.assert_close(module(*call)[0], there)
+    assert len(packings) == 4  # all three, queries, keys with values, outputs
+
+
+def test_onednn_that_is_switched_off_is_not_used(monkeypatch):
+    monkeypatch.setenv("CROSSMODAL_LINEAR", "onednn")
+    assert _products.onednn_leads(torch.float32)
+    torch._C._set_mkldnn_enabled(False)  # torch.backends.mkldnn.flags warns of Intel's GPUs
+    try:
+        assert not _products.onednn_leads(torch.float32)
+    finally:
+        torch._C._set_mkldnn_enabled(True)
 
 
 @pytest.mark.parametrize("layout", ["transposed input", "slice of a weight", "expanded input", "transposed weight"])
@@ -72,6 +186,7 @@ def test_frozen_weight_gets_no_gradient(onednn):
 REFUSED = {
     "nested": lambda: refusal(torch.nested.nested_tensor([torch.randn(2, 4)]), torch.randn(3, 4)),
     "dtype": lambda: refusal(torch.randn(2, 4).double(), torch.randn(3, 4).double()),
+    "dtypes": lambda: refusal(torch.randn(2, 4), torch.randn(3, 4).bfloat16()),
     "class": lambda: refusal(torch.nn.Buffer(torch.randn(2, 4)).as_subclass(Tagged), torch.randn(3, 4)),
     "small": lambda: refusal(torch.randn(2, 4), torch.randn(3, 4)),
     "shapes": lambda: refusal(torch.randn(2, 4), torch.randn(3, 5)),
@@ -79,8 +194,13 @@ REFUSED = {
 }
 REASONS = {
     "nested": "not dense",
-    "dtype": "float32", "class": "another class", "small": "too small", "shapes": "do not fit", "device": "CPU",
-}  # fmt: skip
+    "dtype": "only float32 and bfloat16",
+    "dtypes": "dtypes do not fit",
+    "class": "another class",
+    "small": "too small",
+    "shapes": "shapes do not fit",
+    "device": "CPU",
+}
 
 
 class Tagged(torch.Tensor):
@@ -110,13 +230,13 @@ def test_wrong_shapes_raise_what_torch_raises(onednn):
 def test_environment_decides(choice, taken, monkeypatch):
     monkeypatch.setenv("CROSSMODAL_LINEAR", choice)
     monkeypatch.setattr(_products, "_lead", lambda *_: pytest.fail("measured all the same"))
-    assert _products.onednn_leads() is taken
+    assert _products.onednn_leads(torch.float32) is taken
 
 
 def test_unknown_choice_in_the_environment_is_an_error(monkeypatch):
     monkeypatch.setenv("CROSSMODAL_LINEAR", "mkl")
     with pytest.raises(ValueError, match='CROSSMODAL_LINEAR must be "onednn" or "torch", got \'mkl\''):
-        _products.onednn_leads()
+        _products.onednn_leads(torch.float32)
 
 
 def test_measuring_happens_once_and_draws_nothing_from_torchs_generator():
@@ -132,7 +252,7 @@ def test_measuring_happens_once_and_draws_nothing_from_torchs_generator():
 def test_a_machine_without_onednn_uses_torch(monkeypatch):
     _products._lead.cache_clear()
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
-    assert not _products.onednn_leads()
+    assert not _products.onednn_leads(torch.float32)
     _products._lead.cache_clear()
 
 
