@@ -3,9 +3,10 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from torch._subclasses import FakeTensorMode
 
 import crossmodal
-from crossmodal import Source
+from crossmodal import Source, dispatch
 
 Q, K, V = torch.randn(2, 4, 5, 8), torch.randn(2, 4, 7, 8), torch.randn(2, 4, 7, 6)
 SINK, MASK, SCORES = torch.randn(4), torch.randn(4, 5, 7), torch.randn(2, 4, 5, 7)
@@ -82,3 +83,28 @@ def test_sink_and_float_mask_lose_no_digit():
             1
         ]
     assert lse.item() == number and sunk.item() == number
+
+
+@pytest.fixture
+def autocast_of_cuda():
+    """What torch.autocast("cuda") does, which refuses where there is no GPU."""
+    before = torch.is_autocast_enabled("cuda"), torch.get_autocast_dtype("cuda")
+    torch.set_autocast_enabled("cuda", True)
+    torch.set_autocast_dtype("cuda", torch.bfloat16)
+    yield
+    torch.set_autocast_enabled("cuda", before[0])
+    torch.set_autocast_dtype("cuda", before[1])
+
+
+def test_autocast_of_cuda_casts_cuda_tensors_alone(autocast_of_cuda, monkeypatch):
+    """Shapes and dtypes: no GPU is asked."""
+    monkeypatch.setattr(dispatch, "HAS_CUDA_KERNELS", True)
+    with FakeTensorMode():
+        q, k = torch.empty(2, 4, 5, 8, device="cuda"), torch.empty(2, 4, 7, 8, device="cuda")
+        sink, mask = torch.empty(4, device="cuda"), torch.empty(5, 7, device="cuda")
+        out, lse = crossmodal.attention(q, k, k, mask, sink=sink, return_lse=True)
+        assert out.dtype == torch.bfloat16 and lse.dtype == torch.float32 and out.is_cuda
+        fused = crossmodal.fuse(q, [Source(k, k), Source(k, k)], return_mass=True)
+        assert fused.out.dtype == torch.bfloat16 and fused.mass.dtype == torch.float32
+        assert crossmodal.attention(q.double(), k.double(), k.double()).dtype == torch.float64
+    assert crossmodal.attention(*[torch.randn(2, 4, 5, 8)] * 3).dtype == torch.float32
