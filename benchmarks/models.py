@@ -41,6 +41,19 @@ def whisper() -> tuple[Any, dict[str, Any], dict[str, Any] | None]:
     return model, {**inputs, "decoder_input_ids": torch.randint(3, 50_000, (1, 32))}, inputs
 
 
+def captioner() -> tuple[Any, dict[str, Any], dict[str, Any] | None]:
+    """ViT-B/16 and GPT-2 small: 4 images, 32 tokens about each."""
+    inputs = {"pixel_values": torch.randn(4, 3, 224, 224)}
+    return hf.VisionEncoderDecoderModel, {**inputs, "decoder_input_ids": torch.randint(3, 50_000, (4, 32))}, inputs
+
+
+def captioner_config() -> Any:
+    decoder = hf.GPT2Config(is_decoder=True, add_cross_attention=True)
+    config = hf.VisionEncoderDecoderConfig.from_encoder_decoder_configs(hf.ViTConfig(), decoder)
+    config.decoder_start_token_id = config.pad_token_id = decoder.eos_token_id
+    return config
+
+
 CONFIGS: dict[str, tuple[Callable[[], tuple[Any, dict[str, Any], dict[str, Any] | None]], Callable[[], Any]]] = {
     "CLIP ViT-B/32": (clip, lambda: hf.CLIPConfig(text_config={}, vision_config={})),
     "BART base": (
@@ -51,6 +64,7 @@ CONFIGS: dict[str, tuple[Callable[[], tuple[Any, dict[str, Any], dict[str, Any] 
         ),
     ),
     "Whisper tiny": (whisper, lambda: hf.WhisperConfig(suppress_tokens=None, begin_suppress_tokens=None)),
+    "ViT + GPT-2": (captioner, captioner_config),
 }  # fmt: skip
 
 
