@@ -5,8 +5,8 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.nn.attention.bias import CausalBias
 
-from crossmodal._causal_bias import CausalBias
 from crossmodal._validate import FLOAT_DTYPES, check_device, check_tensor
 from crossmodal.types import Source
 

@@ -9,11 +9,11 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.attention.bias import CausalBias
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from crossmodal import dispatch
-from crossmodal._causal_bias import CausalBias
 from crossmodal._validate import FLOAT_DTYPES
 from crossmodal.ops.attention import attention
 

@@ -15,12 +15,13 @@ from crossmodal.types import Source
 class Adapted:
     """What an adapted layer is, beside its own class."""
 
-    adapts: type[nn.Module]
+    adapts: type
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         """A pickle names the class of transformers, and adapts it anew: that of the adapter has no name of its own."""
-        _, _, *state = super().__reduce_ex__(protocol)
-        return _empty_layer, (self.adapts,), *state
+        reduced = super().__reduce_ex__(protocol)
+        assert isinstance(reduced, tuple)
+        return _empty_layer, (self.adapts,), *reduced[2:]
 
 
 def _empty_layer(cls: type[nn.Module]) -> nn.Module:
