@@ -83,6 +83,29 @@ def test_exported_program_takes_other_batches_and_lengths(name):
     assert_equal(program(*others), Call(name)(*others))
 
 
+@pytest.mark.parametrize("strict", [False, True])
+@pytest.mark.parametrize("name", ["attention", "fuse", "associate heads", "weighted_sum", "softmax_weighted_sum"])
+def test_dimensions_of_an_export_need_no_bounds(name, strict):
+    """Batch, queries and keys, each by its own name and nothing else."""
+    _, arguments = CALLS[name]
+    batch, queries, keys = (torch.export.Dim(n) for n in ("batch", "queries", "keys"))
+    named = {2: batch, 5: queries, 7: keys}  # the sizes of the tensors above
+    shapes = tuple(
+        {d: named[n] for d, n in enumerate(t.shape) if n in named and (d < 1 or d == 2 or t.dim() == 4 and n == 7)}
+        for t in arguments
+    )
+    program = torch.export.export(Call(name), arguments, dynamic_shapes=(shapes,), strict=strict).module()
+
+    def resized(tensor, shape):
+        for d, dim in shape.items():
+            many = {"batch": 3, "queries": 6, "keys": 11}[dim.__name__]
+            tensor = tensor.index_select(d, torch.arange(many) % tensor.shape[d])
+        return tensor
+
+    others = tuple(resized(t, shape) for t, shape in zip(arguments, shapes, strict=True))
+    assert_equal(program(*others), Call(name)(*others))
+
+
 def test_saved_program_runs_in_a_process_that_imports_crossmodal_alone(tmp_path):
     function, arguments = CALLS["fuse"]
     torch.export.save(torch.export.export(Call("fuse"), arguments), tmp_path / "program.pt2")
