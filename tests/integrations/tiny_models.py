@@ -228,8 +228,8 @@ MODELS = {
     ),
     "BLIP-2 Q-Former": Tiny(qformer, qformer_inputs, lambda o: o.last_hidden_state),
     "BridgeTower": Tiny(bridgetower, text_and_image, lambda o: torch.cat([o.pooler_output, o.image_features[:, 0]], 1)),
-    "Idefics": Tiny(idefics, idefics_inputs, lambda o: visible(o.logits, left_padding())),
-    "Mllama": Tiny(mllama, mllama_inputs, lambda o: visible(o.logits, left_padding())),
+    "Idefics": Tiny(idefics, idefics_inputs, lambda o: visible(o.logits, left_padding()), idefics_inputs),
+    "Mllama": Tiny(mllama, mllama_inputs, lambda o: visible(o.logits, left_padding()), mllama_inputs),
     "LLaVA": Tiny(llava, llava_inputs, lambda o: o.logits, llava_inputs),
     "BART": Tiny(
         bart, sequence_to_sequence, lambda o: o.logits, lambda: {"input_ids": ids(), "attention_mask": right_padding()}
