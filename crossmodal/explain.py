@@ -43,16 +43,20 @@ Planner = Callable[[dict[str, Any]], Plan]
 
 # Function or class -> planner. Each file of `crossmodal.ops` adds its own, so that this one need not import them.
 _planners: dict[Any, Planner] = {}
+# A function of torch -> ours that has its arguments, and a signature.
+_stand_ins: dict[Any, Callable[..., Any]] = {}
 
 
-def plans(function: Callable[..., Any]) -> Callable[[Planner], Planner]:
-    """Registers the planner of a public function, or of a module's class.
+def plans(function: Callable[..., Any], *, instead_of: Any = None) -> Callable[[Planner], Planner]:
+    """Registers the planner of a public function, or of a module's class; also for the function that it replaces.
 
     It gets the arguments by name, defaults filled in; that of a class also the module, as ``module``.
     """
 
     def register(planner: Planner) -> Planner:
         _planners[function] = planner
+        if instead_of is not None:
+            _stand_ins[instead_of] = function
         return planner
 
     return register
@@ -66,7 +70,8 @@ def explain(fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Plan:
     Args:
         fn: :func:`attention` (with dense or nested tensors), :func:`fuse`, :func:`attention_varlen`,
             :func:`weighted_sum`, :func:`softmax_weighted_sum` or :func:`associate`; or a module:
-            :class:`crossmodal.nn.MultiheadAttention`, ``CrossModalAttention``, ``AttentionPool`` or ``Linear``.
+            :class:`crossmodal.nn.MultiheadAttention`, ``CrossModalAttention``, ``AttentionPool`` or ``Linear``; or
+            :func:`torch.nn.functional.scaled_dot_product_attention`, as it would run within :func:`sdpa`.
         args, kwargs: what it would be called with, tensors of any shape, dtype and device that it takes.
 
     Returns:
@@ -82,6 +87,7 @@ def explain(fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Plan:
         >>> print(plan)  # doctest: +ELLIPSIS
         crossmodal.attention: ...
     """
+    fn = next((ours for theirs, ours in _stand_ins.items() if theirs is fn), fn)
     planner = next((planner for function, planner in _planners.items() if function is fn or function is type(fn)), None)
     if planner is None:
         known = ", ".join(sorted(map(_public_name, _planners)))
@@ -94,4 +100,6 @@ def explain(fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Plan:
 
 
 def _public_name(known: Any) -> str:
+    if any(known is ours for ours in _stand_ins.values()):
+        return f"torch.nn.functional.{known.__name__}"
     return f"crossmodal.nn.{known.__name__}" if inspect.isclass(known) else f"crossmodal.{known.__name__}"

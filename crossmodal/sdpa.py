@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from types import FunctionType
 from typing import Any
 
@@ -15,6 +16,7 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from crossmodal import dispatch
 from crossmodal._validate import FLOAT_DTYPES
+from crossmodal.explain import Plan, explain, plans
 from crossmodal.ops.attention import attention
 
 # torch's own, whatever stands in its place later.
@@ -45,6 +47,17 @@ def scaled_dot_product_attention(
     if isinstance(attn_mask, CausalBias):  # which looks for torch's function by its name, where ours may stand now
         return CausalBias._dispatch(query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa)
     return _torch_sdpa(query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa)
+
+
+@plans(scaled_dot_product_attention, instead_of=_torch_sdpa)
+def _plan(arguments: dict[str, Any]) -> Plan:
+    reason = _refusal(*(arguments[name] for name in ("query", "key", "value", "attn_mask")))
+    if reason is None:
+        try:
+            return replace(explain(attention, **arguments), op="sdpa")
+        except (TypeError, ValueError) as error:
+            reason = str(error)
+    return Plan("sdpa", "torch", refused=[("attention", reason)])
 
 
 @contextmanager

@@ -244,7 +244,8 @@ def test_what_is_not_explained_is_a_type_error_that_lists_what_is(function, came
     assert str(caught.value) == (
         "fn must be one of crossmodal.associate, crossmodal.attention, crossmodal.attention_varlen, crossmodal.fuse, "
         "crossmodal.nn.AttentionPool, crossmodal.nn.CrossModalAttention, crossmodal.nn.Linear, "
-        f"crossmodal.nn.MultiheadAttention, crossmodal.softmax_weighted_sum, crossmodal.weighted_sum, got {came}"
+        "crossmodal.nn.MultiheadAttention, crossmodal.softmax_weighted_sum, crossmodal.weighted_sum, "
+        f"torch.nn.functional.scaled_dot_product_attention, got {came}"
     )
 
 

@@ -2,6 +2,7 @@
 
 import copy
 import logging
+import sys
 import threading
 
 import pytest
@@ -23,8 +24,6 @@ Q, K = torch.randn(2, 4, 5, 8), torch.randn(2, 4, 7, 8)
 @pytest.fixture
 def calls(monkeypatch):
     """Counts what reaches our operator."""
-    import sys
-
     module, seen = sys.modules["crossmodal.sdpa"], []
     attention = crossmodal.attention
     monkeypatch.setattr(module, "attention", lambda *a: seen.append(a) or attention(*a))
@@ -358,3 +357,12 @@ def test_a_class_that_overrides_the_function_keeps_its_own(way, calls):
     with way():
         assert F.scaled_dot_product_attention(q, K, K) == "its own"
     assert not calls
+
+
+@pytest.mark.parametrize("function", [TORCHS, sys.modules["crossmodal.sdpa"].scaled_dot_product_attention])
+def test_explain_says_who_would_answer(function):
+    plan = crossmodal.explain(function, Q, K, K, is_causal=True)
+    assert plan.op == "sdpa" and plan.kernel == crossmodal.explain(crossmodal.attention, Q, K, K, is_causal=True).kernel
+    refused = crossmodal.explain(function, *[Q[None, None]] * 3)
+    assert refused.kernel == "torch" and "query must have 2 to 5 dimensions" in str(refused)
+    assert "device type 'meta'" in str(crossmodal.explain(function, *[Q.to("meta")] * 3))
