@@ -55,6 +55,10 @@ def flash_attn_func(
     Raises:
         TypeError, ValueError: as :func:`crossmodal.attention`, with its names for the arguments.
     """
+    for name, tensor in (("q", q), ("k", k), ("v", v)):
+        check_tensor(name, tensor)
+        if tensor.dim() != 4:
+            raise ValueError(f"{name} must be (batch, seqlen, num_heads, head_dim), got shape {tuple(tensor.shape)}")
     query, key, value = (t.transpose(1, 2) for t in (q, k, v))
     bias = None
     if alibi_slopes is not None:

@@ -129,6 +129,15 @@ def test_slopes_that_do_not_fit_are_named(packed):
             flash_attn_func(q[None], q[None], q[None], alibi_slopes=torch.zeros(3))
 
 
+@pytest.mark.parametrize("name", ["q", "k", "v"])
+def test_tensors_of_other_dimensions_are_named(name):
+    tensors = dict.fromkeys("qkv", torch.randn(2, 5, 4, 8))
+    with pytest.raises(ValueError, match=rf"{name} must be \(batch, seqlen, num_heads, head_dim\), got shape \(5, 4, 8\)"):
+        flash_attn_func(**{**tensors, name: torch.randn(5, 4, 8)})
+    with pytest.raises(TypeError, match=f"{name} must be a torch.Tensor, got NoneType"):
+        flash_attn_func(**{**tensors, name: None})
+
+
 def test_what_is_not_taken_is_named():
     q, ends = torch.randn(5, 4, 8), torch.tensor([0, 5], dtype=torch.int32)
     with pytest.raises(NotImplementedError, match="block_table must be None, got Tensor"):
