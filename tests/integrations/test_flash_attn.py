@@ -132,7 +132,8 @@ def test_slopes_that_do_not_fit_are_named(packed):
 @pytest.mark.parametrize("name", ["q", "k", "v"])
 def test_tensors_of_other_dimensions_are_named(name):
     tensors = dict.fromkeys("qkv", torch.randn(2, 5, 4, 8))
-    with pytest.raises(ValueError, match=rf"{name} must be \(batch, seqlen, num_heads, head_dim\), got shape \(5, 4, 8\)"):
+    layout = r"\(batch, seqlen, num_heads, head_dim\)"
+    with pytest.raises(ValueError, match=rf"{name} must be {layout}, got shape \(5, 4, 8\)"):
         flash_attn_func(**{**tensors, name: torch.randn(5, 4, 8)})
     with pytest.raises(TypeError, match=f"{name} must be a torch.Tensor, got NoneType"):
         flash_attn_func(**{**tensors, name: None})
