@@ -22,6 +22,7 @@ from crossmodal.encoders import (
     ViTEncoder,
     build_encoder,
 )
+from crossmodal.encoders.convolution import ConvOverTime
 
 SAMPLE_RATE = 8000
 
@@ -256,3 +257,21 @@ def test_encoder_is_built_by_name_with_its_options():
 def test_unknown_encoder_is_refused_with_the_known_ones():
     with pytest.raises(ValueError, match="encoder of text must be one of lstm, gru, transformer, got 'bert'"):
         build_encoder(Modality("text", vocabulary=9), 16, "bert")
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("length", [1, 4, 37])
+def test_convolution_over_time_is_that_of_torch(stride, length):
+    ours = ConvOverTime(12, 16, 5, stride=stride, padding=2)
+    torchs = torch.nn.Conv1d(12, 16, 5, stride=stride, padding=2).double()
+    torchs.load_state_dict(ours.state_dict())
+    tokens = torch.randn(3, length, 12, requires_grad=True)
+    exact = tokens.detach().double().requires_grad_()
+    found, wanted = ours(tokens), torchs(exact.transpose(1, 2)).transpose(1, 2)
+    torch.testing.assert_close(found.double(), wanted, atol=1e-5, rtol=1e-5)
+    upstream = torch.randn_like(wanted)
+    found.backward(upstream.float())
+    wanted.backward(upstream)
+    torch.testing.assert_close(tokens.grad.double(), exact.grad, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(ours.weight.grad.double(), torchs.weight.grad, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(ours.bias.grad.double(), torchs.bias.grad, atol=1e-4, rtol=1e-4)

@@ -3,6 +3,7 @@
 from torch import Tensor, nn
 
 from crossmodal.encoders.bidirectional import Bidirectional, last_states
+from crossmodal.encoders.convolution import ConvOverTime
 from crossmodal.encoders.log_mel import LogMel
 from crossmodal.encoders.output import EncoderOutput
 from crossmodal.encoders.padding import zero_padding
@@ -21,14 +22,14 @@ class AudioEncoder(nn.Module):
     def __init__(self, sample_rate: int, channels: int = 48, log_mel: LogMel | None = None) -> None:
         super().__init__()
         self.log_mel = log_mel or LogMel(sample_rate)
-        self.subsample = nn.Conv1d(self.log_mel.bands, channels, 5, stride=2, padding=2)
+        self.subsample = ConvOverTime(self.log_mel.bands, channels, 5, stride=2, padding=2)
         self.recurrent = Bidirectional("gru", channels, channels)
 
     def forward(self, waveform: Tensor, lengths: Tensor) -> EncoderOutput:
         """``(B, samples)`` float32 and ``(B,)`` in samples; features ``(B, frames / 2, channels)``."""
         mel, frames = self.log_mel(waveform, lengths)
         mel = standardize(mel, frames)
-        tokens = nn.functional.gelu(self.subsample(mel.transpose(1, 2))).transpose(1, 2)
+        tokens = nn.functional.gelu(self.subsample(mel))
         token_lengths = (frames + 1) // 2
         return EncoderOutput(self.recurrent(tokens, token_lengths), token_lengths)
 
@@ -61,7 +62,7 @@ class CrnnEncoder(nn.Module):
         self.log_mel = log_mel or LogMel(sample_rate)
         self.augment = augment or nn.Identity()
         self.convolutions = nn.ModuleList(
-            nn.Conv1d(inner, hidden, 5, stride=stride, padding=2)
+            ConvOverTime(inner, hidden, 5, stride=stride, padding=2)
             for inner, stride in ((self.log_mel.bands, 1), (hidden, 2), (hidden, 1))
         )
         # Over channels, not over time: a length, or the padding behind it, must not move a token.
@@ -75,8 +76,8 @@ class CrnnEncoder(nn.Module):
         mel, frames = self.log_mel(waveform, lengths)
         tokens = self.augment(standardize(mel, frames))
         for layer, norm in zip(self.convolutions, self.norms, strict=True):
-            assert isinstance(layer, nn.Conv1d)
-            found = norm(layer(tokens.transpose(1, 2)).transpose(1, 2))
+            assert isinstance(layer, ConvOverTime)
+            found = norm(layer(tokens))
             frames = (frames + 1) // 2 if layer.stride[0] == 2 else frames
             # Zero beyond the length again, or the next convolution would carry padding into the last real token.
             tokens = zero_padding(nn.functional.gelu(found), frames)

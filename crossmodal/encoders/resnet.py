@@ -101,7 +101,9 @@ class ResNetEncoder(nn.Module):
         Features are ``(B, rows * columns, channels)``, lengths 0 or their number.
         """
         blank = zero_padding(pixels.unsqueeze(1), lengths.clamp(max=1)).squeeze(1)
-        cells = self.project(self.stages(self.stem(blank))).flatten(2)
+        # Channels beside each other, as the tokens will have them; torch's convolutions are faster so on CPU too.
+        started = self.stem(blank).contiguous(memory_format=torch.channels_last)
+        cells = self.project(self.stages(started)).flatten(2)
         if isinstance(self.norm, nn.LayerNorm):
             cells = self.norm(cells.transpose(1, 2)) + self.position
         else:

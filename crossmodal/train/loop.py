@@ -68,7 +68,9 @@ class Trainer:
         self.learner, self.splits, self.config, self.processes = learner, splits, config, processes
         self.collate = collate
         self.model = processes.prepare(model)
-        self.optimizer = torch.optim.AdamW(_groups(self.model, config.weight_decay), lr=config.learning_rate)
+        self.optimizer = torch.optim.AdamW(
+            _groups(self.model, config.weight_decay), lr=config.learning_rate, fused=True
+        )
         self.average = MovingAverage(self.model, config.ema) if config.ema else None
         self.progress = Progress()
         self._scaler = torch.amp.GradScaler(processes.device.type, enabled=config.precision == "fp16")
