@@ -1,11 +1,11 @@
 """Number sentences: several digits spoken one after the other in noise, and written in a row.
 
-Definition. A sample is 3 to 5 random digits. Audio: a recording of each (FSDD), root mean square 1, 60 to 160 ms apart,
-in noise as loud as the speech: four talkers of the same split and pink noise, half of the power each. Image: the digits
-(MNIST) side by side on a canvas of 28 x 140 pixels, projected onto the first principal components of the training
-images as in the hard variant of :mod:`crossmodal.data.av_mnist`. The answer is the sentence of English number words,
-letter by letter, such as "three one four". Images and recordings are split as there; training samples are drawn afresh
-in every epoch, those of validation and test once and for all.
+Definition. A sample is 3 to 5 random digits. Audio: a recording of each (FSDD), root mean square 1, cut to 0.7 s (one
+in 28 is longer), 60 to 160 ms apart, in noise as loud as the speech: four talkers of the same split and pink noise,
+half of the power each. Image: the digits (MNIST) side by side on a canvas of 28 x 140 pixels, projected onto the first
+principal components of the training images as in the hard variant of :mod:`crossmodal.data.av_mnist`. The answer is the
+sentence of English number words, letter by letter, such as "three one four". Images and recordings are split as there;
+training samples are drawn afresh in every epoch, those of validation and test once and for all.
 """
 
 from collections.abc import Mapping
@@ -28,6 +28,7 @@ SYMBOLS = " abcdefghijklmnopqrstuvwxyz"  # numbered from 1
 _FEWEST, _MOST = 3, 5
 _EDGE = 28
 _TALKERS, _SNR_DB = 4, 0.0
+_LONGEST_WORD = round(0.7 * SAMPLE_RATE)  # a batch is padded to its longest sentence: one slow word would be paid by all
 _GAPS = tuple(round(seconds * SAMPLE_RATE) for seconds in (0.06, 0.16))
 _LONGEST = _MOST * 5 + _MOST - 1  # characters: "three" and "seven" have the most letters, and spaces
 _COMPONENTS = 4
@@ -91,7 +92,7 @@ class DigitStrings:
         parts = [np.zeros(int(rng.integers(_GAPS[0], _GAPS[1])), np.float32)]
         for digit in digits:
             spoken = self._spoken[digit]
-            parts.append(spoken[int(rng.integers(len(spoken)))])
+            parts.append(spoken[int(rng.integers(len(spoken)))][:_LONGEST_WORD])
             parts.append(np.zeros(int(rng.integers(_GAPS[0], _GAPS[1])), np.float32))
         clean = np.concatenate(parts)
         return clean + np.float32(10 ** (-_SNR_DB / 20)) * self._babble.draw(len(clean), rng)
