@@ -19,7 +19,7 @@ from crossmodal.bench.command import draw  # noqa: E402
 from crossmodal.bench.results import Results, Row, read  # noqa: E402
 from crossmodal.bench.table import mean_speedups  # noqa: E402
 from crossmodal.learning.results import read_results  # noqa: E402
-from crossmodal.learning.table import speed_sentence, tables  # noqa: E402
+from crossmodal.learning.table import speed_table, tables  # noqa: E402
 
 END = "<!-- end -->"
 DEMO = "<!-- from docs/demo/metrics.json by docs/update_readme.py -->"
@@ -86,7 +86,7 @@ def speed_section(results: Results, file: str) -> str:
 
 def learning_section(rows: list[dict[str, Any]]) -> str:
     """A table per task, and what a training step costs; empty without results."""
-    parts = [tables(rows), speed_sentence(rows)]
+    parts = [tables(rows), speed_table(rows)]
     return "\n\n".join(part for part in parts if part)
 
 

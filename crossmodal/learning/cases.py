@@ -9,6 +9,7 @@ from crossmodal.train.config import TrainConfig, make_config
 from crossmodal.train.presets import PRESETS
 
 SUM = "sum of log-probabilities"
+QUALITY = "queries with quality"  # a modality that is noise loses attention
 
 
 class Case(NamedTuple):
@@ -56,7 +57,7 @@ TASKS: dict[str, tuple[str, dict[str, dict[str, Any]]]] = {
             SUM: {},
             "queries": _FORMS["queries"],
             "queries without experts": {"fusion": "queries", "experts": "none"},
-            "queries with quality": {"fusion": "queries", "quality": True, "spoiled": 0.1},
+            QUALITY: {"fusion": "queries", "quality": True, "spoiled": 0.1},
             **_FORMS,
         },
     ),

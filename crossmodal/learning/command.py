@@ -7,9 +7,10 @@ from crossmodal.learning.cases import Case, all_cases
 from crossmodal.learning.results import add_row, is_there, read_results
 from crossmodal.learning.run import make_results
 from crossmodal.learning.speed import time_steps
-from crossmodal.learning.table import tables
+from crossmodal.learning.table import speed_table, tables
 
-SPEED = Case("speed", "queries", 0)
+# The hard task's model with the least attention, and with the most.
+SPEED = [Case("speed", form, 0) for form in ("queries", "cross")]
 
 
 def results(
@@ -27,10 +28,14 @@ def results(
     Args:
         root, file, runs, changes: see :func:`crossmodal.learning.run.make_results`.
         seeds: how many of each.
-        tasks, forms: only these; empty for all. The task ``speed`` times a training step of the hard task's model.
+        tasks, forms: only these; empty for all. The task ``speed`` times training steps.
     """
     make_results(all_cases(seeds, tasks, forms), root, file, runs, changes=changes)
-    if (not tasks or "speed" in tasks) and not is_there(read_results(file), SPEED):
-        add_row(file, SPEED, time_steps(Case("hard", "queries", 0), root), threads=1)
-    print(f"\n{tables(read_results(file)['rows'])}\n\nin {file}; python docs/update_readme.py puts them into README.md")
+    for case in SPEED if not tasks or "speed" in tasks else ():
+        if not is_there(read_results(file), case) and (not forms or case.form in forms):
+            add_row(file, case, time_steps(Case("hard", case.form, 0), root), threads=1)
+    rows = read_results(file)["rows"]
+    print(
+        f"\n{tables(rows)}\n\n{speed_table(rows)}\n\nin {file}; python docs/update_readme.py puts them into README.md"
+    )
     return 0

@@ -4,7 +4,7 @@ import statistics
 from collections.abc import Sequence
 from typing import Any
 
-from crossmodal.learning.cases import TASKS
+from crossmodal.learning.cases import QUALITY, TASKS
 
 TITLES = {
     "clean": "AV-MNIST, clean",
@@ -48,7 +48,7 @@ _NOTES = {
         "told. The strongest link is that of the right answers alone."
     ),
     "hard": (
-        "Fused models begin with the encoders of the single models of the same seed and learn for one more epoch; "
+        "Fused models begin with the encoders of the single models of the same seed and learn for one epoch more; "
         "the sum has nothing to learn."
     ),
     "clean": "All but the single models begin with the encoders of these.",
@@ -57,8 +57,14 @@ _NOTES = {
 }
 
 
+_HEAD = (
+    "On test data, the epoch selected on validation data; mean over the seeds, whose number is in the last column, and "
+    "in brackets half of their range."
+)
+
+
 def tables(rows: Sequence[dict[str, Any]]) -> str:
-    """One table per task, in Markdown: mean over the seeds, and in brackets half of the range."""
+    """One table per task, in Markdown; empty without rows."""
     parts = []
     for task in TASKS:
         found = [row for row in rows if row["task"] == task]
@@ -66,24 +72,47 @@ def tables(rows: Sequence[dict[str, Any]]) -> str:
             parts.append(_table(task, found))
             if task in _NOTES:
                 parts.append(_NOTES[task])
-    return "\n\n".join(parts)
+    if masses := [row["mass_by_snr"] for row in rows if "mass_by_snr" in row]:
+        parts.append(_mass_table(masses))
+    return "\n\n".join([_HEAD, *parts]) if parts else ""
 
 
-def speed_sentence(rows: Sequence[dict[str, Any]]) -> str:
-    """What a training step of the hard task's model costs, in a sentence; empty where it was not measured."""
+def speed_table(rows: Sequence[dict[str, Any]]) -> str:
+    """What a training step costs, in Markdown; empty where it was not measured."""
     found = [row for row in rows if row["task"] == "speed"]
     if not found:
         return ""
-    row = found[-1]
-    times = row["milliseconds"]
-    making = row["data_milliseconds"] / (row["data_milliseconds"] + times["fused"])
-    machine = row["machine"]
-    return (
-        f"A training step of the hard task's model, {machine['cpu']}, {machine['threads']} thread: "
-        f"{times['fused']:.0f} ms; with plain torch in the place of the fused operators {times['reference']:.0f} ms "
-        f"({row['speedup']:.2f}x). Of the step {row['attention_share']:.0%} is attention and "
-        f"{row['encoder_share']:.0%} the encoders, attention in them included; making the batch, where no other "
-        f"process does it, takes {making:.0%} of the whole."
+    machine = found[-1]["machine"]
+    lines = [
+        f"| training step of the hard task's model, {machine['cpu']}, {machine['threads']} thread | fused "
+        "| plain torch | attention | encoders | making the batch |",
+        "|---|---|---|---|---|---|",
+    ]
+    for row in found:
+        times = row["milliseconds"]
+        making = row["data_milliseconds"] / (row["data_milliseconds"] + times["fused"])
+        lines.append(
+            f"| {row['form']} | {times['fused']:.0f} ms | {times['reference']:.0f} ms, {row['speedup']:.2f}x as long "
+            f"| {row['attention_share']:.0%} | {row['encoder_share']:.0%} | {making:.0%} |"
+        )
+    lines += [
+        "",
+        "Shares of the fused step; attention within encoders counts in both; the last is of step and batch together, "
+        "where no other process makes it.",
+    ]
+    return "\n".join(lines)
+
+
+def _mass_table(masses: Sequence[dict[str, float]]) -> str:
+    """The mean over the seeds of what the sound receives, by signal-to-noise ratio."""
+    ratios = sorted(masses[0], key=float, reverse=True)
+    cells = [f"{statistics.mean(mass[ratio] for mass in masses):.3f}" for ratio in ratios]
+    return "\n".join(
+        [
+            f"| AV-MNIST, hard: speech over noise, dB | {' | '.join(ratios)} |",
+            "|---" * (len(ratios) + 1) + "|",
+            f"| attention on sound, {QUALITY} | {' | '.join(cells)} |",
+        ]
     )
 
 

@@ -13,10 +13,10 @@ pytest.importorskip("soundfile", reason="needs the extra train")
 from crossmodal.data.av_find import CELL, GRID
 from crossmodal.data.av_mnist import av_mnist
 from crossmodal.learning import run
-from crossmodal.learning.cases import SUM, TASKS, Case, all_cases, config_of, singles_of
+from crossmodal.learning.cases import QUALITY, SUM, TASKS, Case, all_cases, config_of, singles_of
 from crossmodal.learning.measures import cells_of_tokens, mass_by_snr, pointing
 from crossmodal.learning.results import add_row, is_there, read_results
-from crossmodal.learning.table import speed_sentence, tables
+from crossmodal.learning.table import speed_table, tables
 from crossmodal.train.model import build_model, describe_model
 from tests.data.recorded import make_root
 
@@ -97,13 +97,14 @@ def test_table_shows_means_and_half_ranges(tmp_path):
         add_row(tmp_path / "r.json", Case("hard", "queries", seed), values, threads=1)
     text = tables(read_results(tmp_path / "r.json")["rows"])
     assert "| queries | 0.5500 (0.0500) | 0.2500 (0.0000) |  | 2 |" in text
-    assert text.startswith("| AV-MNIST, hard | test accuracy |")
+    assert "\n\n| AV-MNIST, hard | test accuracy |" in text and tables([]) == ""
 
 
-def test_speed_is_a_sentence_where_it_was_measured():
-    assert speed_sentence([]) == ""
+def test_speed_has_a_row_per_form_where_it_was_measured():
+    assert speed_table([]) == ""
     row = {
         "task": "speed",
+        "form": "cross",
         "milliseconds": {"fused": 100.0, "reference": 160.0},
         "speedup": 1.6,
         "attention_share": 0.1,
@@ -111,8 +112,19 @@ def test_speed_is_a_sentence_where_it_was_measured():
         "data_milliseconds": 25.0,
         "machine": {"cpu": "X", "threads": 1},
     }
-    text = speed_sentence([row])
-    assert "100 ms" in text and "(1.60x)" in text and "takes 20%" in text
+    lines = speed_table([row, {**row, "form": "queries"}]).splitlines()
+    assert "X, 1 thread" in lines[0]
+    assert lines[2] == "| cross | 100 ms | 160 ms, 1.60x as long | 10% | 70% | 20% |"
+    assert lines[3].startswith("| queries |")
+
+
+def test_mass_against_noise_is_the_mean_over_the_seeds(tmp_path):
+    for seed, share in enumerate((0.5, 0.7)):
+        values = {"test": {"accuracy": 0.9}, "mass_by_snr": {"-40": 0.1, "20": share, "5": 0.4}}
+        add_row(tmp_path / "r.json", Case("hard", QUALITY, seed), values, threads=1)
+    text = tables(read_results(tmp_path / "r.json")["rows"])
+    assert "| speech over noise, dB | 20 | 5 | -40 |" in text.replace("AV-MNIST, hard: ", "")
+    assert "| 0.600 | 0.400 | 0.100 |" in text
 
 
 @pytest.mark.parametrize("grid", [(3, 3), (6, 6), (12, 12)])
