@@ -254,8 +254,22 @@ def test_encoder_is_built_by_name_with_its_options():
     assert build_encoder(Modality("image", size=(3, 32, 32)), 16, "vgg16")[1] == 512
 
 
+def test_backbone_is_built_by_name_and_opened_again(tmp_path):
+    """As a setting of `crossmodal train`: a folder that holds a model of transformers."""
+    tiny("ViT", image_size=16, patch_size=8).save_pretrained(tmp_path)
+    modality = Modality("image", size=(3, 16, 16))
+    encoder, channels = build_encoder(modality, 48, "huggingface", {"model": str(tmp_path), "frozen": True})
+    assert channels == 16 and not any(weight.requires_grad for weight in encoder.parameters())
+    again, _ = build_encoder(modality, 48, "huggingface", {"model": str(tmp_path)})
+    again.load_state_dict(encoder.state_dict())
+    pixels, there = torch.rand(2, 3, 16, 16), torch.tensor([1, 0])
+    torch.testing.assert_close(again.eval()(pixels, there), encoder.eval()(pixels, there))
+
+
 def test_unknown_encoder_is_refused_with_the_known_ones():
-    with pytest.raises(ValueError, match="encoder of text must be one of lstm, gru, transformer, got 'bert'"):
+    with pytest.raises(
+        ValueError, match="encoder of text must be one of lstm, gru, transformer, huggingface, got 'bert'"
+    ):
         build_encoder(Modality("text", vocabulary=9), 16, "bert")
 
 

@@ -14,7 +14,7 @@ from crossmodal.data.augment_image import ImageAugment
 from crossmodal.data.augment_text import TextAugment
 from crossmodal.data.image_file import read_image
 from crossmodal.data.sample import Modality
-from crossmodal.data.tokenizer import Model, Tokenizer, tokenizer_of, train_tokenizer
+from crossmodal.data.tokenizer import Tokenizer, read_tokenizer, tokenizer_of, train_tokenizer
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,8 @@ class ReaderOptions:
     Attributes:
         image_size: channels, height, width that every image is brought to.
         sample_rate: that every sound is brought to, in Hz.
-        vocabulary, tokens, stop_words: of the tokenizer; see :func:`train_tokenizer`.
+        vocabulary, tokens, stop_words: of the tokenizer; see :func:`train_tokenizer`. ``tokens`` may be the path of a
+            ``tokenizer.json``, such as a pretrained text encoder comes with: nothing is learnt then.
         crop, flip, erase: see :class:`ImageAugment`; in training only.
         gain_db, snr_db: see :class:`AudioAugment`; in training only.
         drop_tokens: see :class:`TextAugment`; in training only.
@@ -33,7 +34,7 @@ class ReaderOptions:
     image_size: tuple[int, int, int] = (3, 64, 64)
     sample_rate: int = 16000
     vocabulary: int = 8000
-    tokens: Model = "word"
+    tokens: str = "word"
     stop_words: tuple[str, ...] = ()
     crop: float = 1.0
     flip: bool = False
@@ -75,6 +76,9 @@ class Reader:
         """Learn the tokenizer, where there is a column of texts."""
         if "text" in self.columns:
             options = self.options
+            if options.tokens.endswith(".json"):
+                self.tokenizer = read_tokenizer(Path(options.tokens), options.stop_words)
+                return
             self.tokenizer = train_tokenizer(
                 texts, vocabulary=options.vocabulary, model=options.tokens, stop_words=options.stop_words
             )

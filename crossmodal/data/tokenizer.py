@@ -1,7 +1,8 @@
 """Text to token numbers, learned from a corpus, by Hugging Face's tokenizers."""
 
 from collections.abc import Iterable
-from typing import Any, Literal
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -9,7 +10,7 @@ from torch import Tensor
 from crossmodal._extras import require
 
 PADDING, UNKNOWN = "[PAD]", "[UNK]"
-Model = Literal["word", "bpe"]
+_MODELS = ("word", "bpe")
 
 
 class Tokenizer:
@@ -55,25 +56,37 @@ class Tokenizer:
 
     def _encoding(self, text: str) -> Any:
         if self.stop_words:
-            pieces = self._tokenizer.pre_tokenizer.pre_tokenize_str(self._tokenizer.normalizer.normalize_str(text))
-            text = " ".join(piece for piece, _ in pieces if piece not in self.stop_words)
+            text = " ".join(piece for piece in self._pieces(text) if piece not in self.stop_words)
+        if not text.strip():  # some tokenizers add tokens of their own to any text; nothing stays nothing
+            return self._tokenizer.encode("", add_special_tokens=False)
         return self._tokenizer.encode(text)
+
+    def _pieces(self, text: str) -> list[str]:
+        tokenizer = self._tokenizer
+        if tokenizer.normalizer is not None:
+            text = tokenizer.normalizer.normalize_str(text)
+        if tokenizer.pre_tokenizer is None:
+            return text.split()
+        return [piece for piece, _ in tokenizer.pre_tokenizer.pre_tokenize_str(text)]
 
 
 def train_tokenizer(
-    corpus: Iterable[str], *, vocabulary: int = 8000, model: Model = "word", stop_words: Iterable[str] = ()
+    corpus: Iterable[str], *, vocabulary: int = 8000, model: str = "word", stop_words: Iterable[str] = ()
 ) -> Tokenizer:
     """A tokenizer of the most frequent words, or byte-pair parts of words (Sennrich et al., arXiv 1508.07909).
 
     Args:
         corpus: texts.
         vocabulary: how many numbers at most, padding and unknown among them.
-        model: whole words, or parts.
+        model: ``"word"``, whole words, or ``"bpe"``, parts.
         stop_words: words that are left out.
 
     Raises:
         MissingExtraError: when tokenizers is not installed.
+        ValueError: for another ``model``.
     """
+    if model not in _MODELS:
+        raise ValueError(f"tokens must be one of {', '.join(_MODELS)} or end in .json, got {model!r}")
     library = require("tokenizers", distribution="tokenizers", extra="train")
     normalizers, splits = library.normalizers, library.pre_tokenizers
     make = library.models.WordLevel if model == "word" else library.models.BPE
@@ -84,6 +97,22 @@ def train_tokenizer(
     trainer = trainer_of(vocab_size=vocabulary, special_tokens=[PADDING, UNKNOWN], show_progress=False)
     tokenizer.train_from_iterator(corpus, trainer)
     return Tokenizer(tokenizer.to_str(), stop_words)
+
+
+def read_tokenizer(path: Path, stop_words: Iterable[str] = ()) -> Tokenizer:
+    """A tokenizer as Hugging Face's libraries save it, ``tokenizer.json``.
+
+    Raises:
+        MissingExtraError: when tokenizers is not installed.
+        FileNotFoundError: when there is no such file.
+        ValueError: when it is something else.
+    """
+    try:
+        return Tokenizer(path.read_text(encoding="utf-8"), stop_words)
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{path}: no such tokenizer") from None
+    except ValueError as error:
+        raise ValueError(f"{path} holds no tokenizer: {error}") from error
 
 
 def tokenizer_of(words: Iterable[str], *, letters: bool = False, unknown: bool = True) -> Tokenizer:

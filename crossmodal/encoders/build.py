@@ -7,6 +7,7 @@ from torch import nn
 
 from crossmodal.data.sample import Modality
 from crossmodal.encoders.audio import AudioEncoder, CrnnEncoder
+from crossmodal.encoders.backbone import HuggingFaceEncoder, TimmEncoder
 from crossmodal.encoders.image import ImageEncoder
 from crossmodal.encoders.log_mel import LogMel
 from crossmodal.encoders.resnet import ResNetEncoder
@@ -28,6 +29,14 @@ def _image(make: Callable[..., nn.Module]) -> Callable[[Modality, int, Options],
 
 def _vgg16(modality: Modality, channels: int, options: Options) -> nn.Module:
     return VGG16Encoder(**options)
+
+
+def _huggingface(modality: Modality, channels: int, options: Options) -> nn.Module:
+    return HuggingFaceEncoder(kind=modality.kind, **options)
+
+
+def _timm(modality: Modality, channels: int, options: Options) -> nn.Module:
+    return TimmEncoder(**options)
 
 
 def _text(make: Callable[..., nn.Module], **fixed: Any) -> Callable[[Modality, int, Options], nn.Module]:
@@ -56,12 +65,15 @@ ENCODERS: dict[str, dict[str, Callable[[Modality, int, Options], nn.Module]]] = 
         "cnn": _image(ImageEncoder),
         "vit": _image(ViTEncoder),
         "vgg16": _vgg16,
+        "huggingface": _huggingface,
+        "timm": _timm,
     },
-    "audio": {"crnn": _audio(CrnnEncoder), "gru": _audio(AudioEncoder)},
+    "audio": {"crnn": _audio(CrnnEncoder), "gru": _audio(AudioEncoder), "huggingface": _huggingface},
     "text": {
         "lstm": _text(TextEncoder),
         "gru": _text(TextEncoder, kind="gru"),
         "transformer": _text(TransformerTextEncoder),
+        "huggingface": _huggingface,
     },
 }
 
@@ -76,9 +88,11 @@ def build_encoder(
         channels: wanted; an encoder whose channels are fixed keeps its own.
         name: of :data:`ENCODERS`; None takes the first of its kind.
         options: further arguments of the encoder's class; for audio, ``log_mel`` and ``augment`` are those of
-            :class:`LogMel` and :class:`SpecAugment`.
+            :class:`LogMel` and :class:`SpecAugment`; for backbones, ``model`` is a name or a folder, whose files
+            have to be there whenever a run is opened.
 
     Raises:
+        MissingExtraError: when the library of a backbone is not installed.
         ValueError: for a name that is none of the modality's kind.
         TypeError: for options that the encoder does not have.
     """

@@ -4,7 +4,7 @@ import pytest
 
 pytest.importorskip("tokenizers", reason="needs the extra train")
 
-from crossmodal.data.tokenizer import Tokenizer, tokenizer_of, train_tokenizer
+from crossmodal.data.tokenizer import Tokenizer, read_tokenizer, tokenizer_of, train_tokenizer
 from crossmodal.data.vocabulary import Vocabulary
 
 CORPUS = ["The cat sat.", "the dog sat on the cat", "a dog"]
@@ -53,3 +53,47 @@ def test_closed_list_of_letters_spells():
 def test_text_that_is_no_tokenizer_is_refused():
     with pytest.raises(ValueError, match="must be the JSON of a tokenizer"):
         Tokenizer("{}")
+
+
+def pretrained(folder, **options):
+    """As a text encoder of another library comes with: tokens of its own around every text."""
+    tokenizers = pytest.importorskip("tokenizers")
+    made = tokenizers.Tokenizer(
+        tokenizers.models.WordLevel({"[PAD]": 0, "[UNK]": 1, "[CLS]": 2, "[SEP]": 3, "cat": 4}, unk_token="[UNK]")
+    )
+    if not options.get("bare"):
+        made.normalizer = tokenizers.normalizers.Lowercase()
+        made.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    made.post_processor = tokenizers.processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    made.save(str(folder / "tokenizer.json"))
+    return folder / "tokenizer.json"
+
+
+def test_tokenizer_of_another_library_is_read(tmp_path):
+    tokenizer = read_tokenizer(pretrained(tmp_path))
+    assert tokenizer.encode("Cat dog").tolist() == [2, 4, 1, 3]
+    for nothing in ("", "  "):
+        assert len(tokenizer.encode(nothing)) == 0
+
+
+@pytest.mark.parametrize("bare", [False, True])
+def test_stop_words_are_left_out_of_it_too(tmp_path, bare):
+    tokenizer = read_tokenizer(pretrained(tmp_path, bare=bare), ("dog",))
+    assert tokenizer.encode("dog cat").tolist() == [2, 4, 3]
+    assert len(tokenizer.encode("dog")) == 0
+
+
+@pytest.mark.parametrize(("content", "error"), [(None, FileNotFoundError), ("{}", ValueError)])
+def test_file_that_holds_no_tokenizer_is_named(tmp_path, content, error):
+    path = tmp_path / "tokenizer.json"
+    if content:
+        path.write_text(content)
+    with pytest.raises(error, match=str(path)):
+        read_tokenizer(path)
+
+
+def test_unknown_kind_of_tokens_is_refused():
+    with pytest.raises(ValueError, match=r"tokens must be one of word, bpe or end in \.json, got 'words'"):
+        train_tokenizer(CORPUS, model="words")
