@@ -1,7 +1,11 @@
-"""Modules made of the fused operators."""
+"""What models are made of once every modality is in the common space: tokens of one width, projections shared by all.
 
-from crossmodal.blocks.attention_pool import AttentionPool
-from crossmodal.blocks.cross_modal_attention import CrossModalAttention
-from crossmodal.blocks.cross_modal_block import CrossModalBlock
+:mod:`crossmodal.nn` is for the way there and for other people's models: features of any size, projections for each
+modality. The layers here can run on plain torch too, which is how a model is compared with itself.
+"""
 
-__all__ = ["AttentionPool", "CrossModalAttention", "CrossModalBlock"]
+from crossmodal.blocks.common_attention import CommonAttention
+from crossmodal.blocks.common_block import CommonBlock
+from crossmodal.blocks.common_pool import CommonPool
+
+__all__ = ["CommonAttention", "CommonBlock", "CommonPool"]

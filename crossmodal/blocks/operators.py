@@ -3,7 +3,7 @@
 from types import ModuleType
 from typing import Literal
 
-from torch import Tensor
+from torch import Tensor, nn
 
 import crossmodal
 
@@ -16,14 +16,11 @@ def operators_of(implementation: Implementation) -> ModuleType:
     return crossmodal if implementation == "fused" else crossmodal.reference
 
 
-def split_heads(tokens: Tensor, num_heads: int) -> Tensor:
-    """``(B, L, width)`` to ``(B, num_heads, L, width / num_heads)``, without a copy."""
-    return tokens.unflatten(2, (num_heads, -1)).transpose(1, 2)
-
-
-def merge_heads(tokens: Tensor) -> Tensor:
-    """The inverse of :func:`split_heads`; without a copy where the operators keep the layout of their query."""
-    return tokens.transpose(1, 2).flatten(2)
+def use_implementation(model: nn.Module, implementation: Implementation) -> None:
+    """All layers of a model call the operators of this implementation from now on."""
+    for module in model.modules():
+        if "implementation" in vars(module):
+            vars(module)["implementation"] = implementation
 
 
 def check_heads(width: int, num_heads: int) -> None:

@@ -5,7 +5,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from crossmodal.blocks.cross_modal_block import CrossModalBlock
+from crossmodal.blocks.common_block import CommonBlock
 from crossmodal.encoders.bidirectional import Bidirectional, last_states
 from crossmodal.encoders.output import EncoderOutput
 from crossmodal.encoders.padding import is_real
@@ -61,7 +61,7 @@ class TransformerTextEncoder(nn.Module):
         super().__init__()
         self.embedding = nn.Embedding(vocabulary, channels, padding_idx=0)
         self.position = nn.Parameter(torch.randn(longest, channels))
-        self.layers = nn.ModuleList(CrossModalBlock(channels, num_heads, dropout=dropout) for _ in range(layers))
+        self.layers = nn.ModuleList(CommonBlock(channels, num_heads, dropout=dropout) for _ in range(layers))
         self.norm = nn.LayerNorm(channels)
 
     def forward(self, words: Tensor, lengths: Tensor) -> EncoderOutput:

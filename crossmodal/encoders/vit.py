@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from crossmodal.blocks.cross_modal_block import CrossModalBlock
+from crossmodal.blocks.common_block import CommonBlock
 from crossmodal.encoders.output import EncoderOutput
 from crossmodal.encoders.padding import zero_padding
 
@@ -42,7 +42,7 @@ class ViTEncoder(nn.Module):
         self.grid = (size[0] // patch, size[1] // patch)
         self.embed = nn.Conv2d(in_channels, channels, patch, patch)
         self.position = nn.Parameter(torch.randn(self.grid[0] * self.grid[1], channels))
-        self.layers = nn.ModuleList(CrossModalBlock(channels, num_heads, dropout=dropout) for _ in range(layers))
+        self.layers = nn.ModuleList(CommonBlock(channels, num_heads, dropout=dropout) for _ in range(layers))
         self.norm = nn.LayerNorm(channels)
 
     def forward(self, pixels: Tensor, lengths: Tensor) -> EncoderOutput:

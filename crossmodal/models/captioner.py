@@ -6,10 +6,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from crossmodal.blocks.cross_modal_block import CrossModalBlock
-from crossmodal.blocks.operators import Implementation, merge_heads, operators_of, split_heads
+from crossmodal.blocks.common_block import CommonBlock
+from crossmodal.blocks.operators import Implementation, operators_of
 from crossmodal.encoders.output import EncoderOutput
 from crossmodal.models.transcriber import encode_all
+from crossmodal.nn._heads import merge_heads, split_heads
 
 END = 0  # begins and ends every text; symbols are numbered from 1
 
@@ -18,7 +19,7 @@ class DecoderBlock(nn.Module):
     """Causal attention over what was said, then over the modalities.
 
     Args:
-        width, num_heads, dropout, implementation: see :class:`CrossModalBlock`.
+        width, num_heads, dropout, implementation: see :class:`CommonBlock`.
     """
 
     def __init__(
@@ -30,7 +31,7 @@ class DecoderBlock(nn.Module):
         self.to_query_key_value = nn.Linear(width, 3 * width)
         self.to_out = nn.Linear(width, width)
         self.dropout = nn.Dropout(dropout)
-        self.cross = CrossModalBlock(width, num_heads, dropout=dropout, implementation=implementation)
+        self.cross = CommonBlock(width, num_heads, dropout=dropout, implementation=implementation)
 
     def forward(self, said: Tensor, sources: list[EncoderOutput]) -> Tensor:
         """``(B, L, width)`` to the same; symbol i sees those up to itself."""

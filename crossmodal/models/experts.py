@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from crossmodal.blocks.attention_pool import AttentionPool
+from crossmodal.blocks.common_pool import CommonPool
 from crossmodal.blocks.operators import Implementation
 from crossmodal.encoders.output import EncoderOutput
 
@@ -29,7 +29,7 @@ class Expert(nn.Module):
         implementation: Implementation = "fused",
     ) -> None:
         super().__init__()
-        self.pool = AttentionPool(width, num_heads, num_queries, implementation)
+        self.pool = CommonPool(width, num_heads, num_queries, implementation)
         self.head = nn.Sequential(
             nn.LayerNorm(self.pool.out_features),
             nn.Linear(self.pool.out_features, 2 * width),
@@ -55,7 +55,7 @@ class Quality(nn.Module):
 
     def __init__(self, width: int, num_heads: int = 4, implementation: Implementation = "fused") -> None:
         super().__init__()
-        self.pool = AttentionPool(width, num_heads, implementation=implementation)
+        self.pool = CommonPool(width, num_heads, implementation=implementation)
         self.to_score = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, width), nn.GELU(), nn.Linear(width, 1))
         last = self.to_score[-1]
         assert isinstance(last, nn.Linear)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
-from crossmodal.blocks.operators import Implementation
+from crossmodal.blocks.operators import Implementation, use_implementation
 from crossmodal.data.sample import Question
 from crossmodal.encoders.output import EncoderOutput
 from crossmodal.encoders.padding import zero_padding
@@ -55,7 +55,7 @@ class FusionClassifier(nn.Module):
         num_queries: learned queries, or bottleneck tokens.
         fusion: name of the form.
         layers: of the forms that attend more than once.
-        likeness: of the forms whose tokens ask; see :class:`crossmodal.blocks.CrossModalAttention`.
+        likeness: of the forms whose tokens ask; see :class:`crossmodal.blocks.CommonAttention`.
         quality: learn from each modality's tokens a bias on the scores of all of them: a modality that is noise gets
             less mass. Only for forms that weigh modalities.
         experts: ``"auxiliary"`` gives every modality a head of its own, to be trained beside the fusion; ``"product"``
@@ -146,9 +146,7 @@ class FusionClassifier(nn.Module):
 
     @implementation.setter
     def implementation(self, implementation: Implementation) -> None:
-        for module in self.modules():
-            if module is not self and hasattr(module, "implementation"):
-                setattr(module, "implementation", implementation)  # noqa: B010  its type is Tensor | Module here
+        use_implementation(self, implementation)
 
     def forward(
         self,

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from crossmodal.blocks.cross_modal_block import CrossModalBlock
+from crossmodal.blocks.common_block import CommonBlock
 from crossmodal.blocks.operators import Implementation
 from crossmodal.encoders.output import EncoderOutput
 from crossmodal.encoders.padding import zero_padding
@@ -62,9 +62,7 @@ class Transcriber(nn.Module):
         self.to_common = nn.ModuleDict(
             {name: nn.Sequential(nn.Linear(sizes[name], width), nn.LayerNorm(width)) for name in encoders}
         )
-        self.layers = nn.ModuleList(
-            CrossModalBlock(width, num_heads, implementation=implementation) for _ in range(layers)
-        )
+        self.layers = nn.ModuleList(CommonBlock(width, num_heads, implementation=implementation) for _ in range(layers))
         self.head = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, symbols + 1))
 
     @property

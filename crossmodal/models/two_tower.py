@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from crossmodal.blocks.attention_pool import AttentionPool
+from crossmodal.blocks.common_pool import CommonPool
 from crossmodal.blocks.operators import Implementation
 from crossmodal.nn import ModalityDiscriminator
 
@@ -64,7 +64,7 @@ class TwoTower(nn.Module):
             {name: nn.Sequential(nn.Linear(sizes[name], width), nn.LayerNorm(width)) for name in encoders}
         )
         self.pools = nn.ModuleDict(
-            {name: AttentionPool(width, num_heads, num_queries, implementation) for name in encoders}
+            {name: CommonPool(width, num_heads, num_queries, implementation) for name in encoders}
         )
         self.project = nn.ModuleDict(
             {

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from crossmodal._validate import check_tensor
+from crossmodal.nn._heads import merge_heads, split_heads
 from crossmodal.nn.linear import Linear
 from crossmodal.ops.attention import attention
 
@@ -72,12 +73,8 @@ class AttentionPool(nn.Module):
         check_tensor("tokens", tokens)
         if tokens.dim() != 3 or tokens.shape[2] != self.features:
             raise ValueError(f"tokens must have shape (batch, seqlen, {self.features}), got {tuple(tokens.shape)}")
-        key, value = (self._split_heads(t) for t in self.to_key_value(tokens).chunk(2, dim=-1))
-        query = self._split_heads(self.queries.to(key.dtype).expand(tokens.shape[0], -1, -1))
+        key, value = (split_heads(t, self.num_heads) for t in self.to_key_value(tokens).chunk(2, dim=-1))
+        query = split_heads(self.queries.to(key.dtype).expand(tokens.shape[0], -1, -1), self.num_heads)
         pooled = attention(query, key, value, mask, key_lengths=lengths)
         assert isinstance(pooled, Tensor)
-        return self.to_out(pooled.transpose(1, 2).flatten(2))
-
-    def _split_heads(self, tokens: Tensor) -> Tensor:
-        """``(batch, num_heads, seqlen, head_dim)``, a view."""
-        return tokens.unflatten(2, (self.num_heads, -1)).transpose(1, 2)
+        return self.to_out(merge_heads(pooled))

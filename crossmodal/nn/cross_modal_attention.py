@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from crossmodal._validate import check_tensor
+from crossmodal.nn._heads import merge_heads, split_heads
 from crossmodal.nn.linear import Linear
 from crossmodal.ops.fuse import fuse
 from crossmodal.types import Source
@@ -117,12 +118,12 @@ class CrossModalAttention(nn.Module):
                 if name not in self.to_key_value:
                     raise ValueError(f"{argument} may have {', '.join(self.modalities)}, got {name!r}")
         fused = fuse(
-            self._split_heads(self.to_query(query)),
+            split_heads(self.to_query(query), self.num_heads),
             [self._source(name, sources.get(name), lengths.get(name), masks.get(name)) for name in self.modalities],
             dropout_p=self.dropout if self.training else 0.0,
             return_mass=return_mass,
         )
-        return CrossModalOutput(self.to_out(fused.out.transpose(1, 2).flatten(2)), fused.mass)
+        return CrossModalOutput(self.to_out(merge_heads(fused.out)), fused.mass)
 
     def _source(self, name: str, tokens: Tensor | None, lengths: Tensor | None, mask: Tensor | None) -> Source | None:
         if tokens is None:
@@ -133,8 +134,4 @@ class CrossModalAttention(nn.Module):
                 f"sources[{name!r}] must have shape (batch, seqlen, {project.in_features}), got {tuple(tokens.shape)}"
             )
         key, value = project(tokens).chunk(2, dim=-1)
-        return Source(self._split_heads(key), self._split_heads(value), lengths, mask)
-
-    def _split_heads(self, tokens: Tensor) -> Tensor:
-        """``(batch, num_heads, seqlen, head_dim)``, a view."""
-        return tokens.unflatten(2, (self.num_heads, -1)).transpose(1, 2)
+        return Source(split_heads(key, self.num_heads), split_heads(value, self.num_heads), lengths, mask)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from crossmodal.blocks import AttentionPool, CrossModalAttention, CrossModalBlock
+from crossmodal.blocks import CommonAttention, CommonBlock, CommonPool
 from crossmodal.nn import gradient_reversal
 
 WIDTH, HEADS = 16, 4
@@ -14,7 +14,7 @@ def tokens(length, *lengths):
 
 
 def test_pool_of_nothing_is_zero():
-    pool = AttentionPool(WIDTH, HEADS, num_queries=2)
+    pool = CommonPool(WIDTH, HEADS, num_queries=2)
     pooled = pool(*tokens(5, 5, 0, 3))
     assert pooled.shape == (3, 2 * WIDTH)
     assert (pooled[1] == 0).all() and (pooled[[0, 2]] != 0).any(1).all()
@@ -22,7 +22,7 @@ def test_pool_of_nothing_is_zero():
 
 @pytest.mark.parametrize("project_values", [True, False])
 def test_cross_modal_attention_is_the_same_on_both_implementations(project_values):
-    module = CrossModalAttention(WIDTH, HEADS, project_values=project_values)
+    module = CommonAttention(WIDTH, HEADS, project_values=project_values)
     query, _ = tokens(4, 4, 4, 4)
     sources = [tokens(5, 5, 0, 3), None, tokens(7, 7, 7, 0)]
     biases = [torch.randn(3, requires_grad=True), None, None]
@@ -40,7 +40,7 @@ def test_likeness_attends_to_the_like_from_the_start():
     """Among tokens at random each finds its own noisy copy, which independent projections do not."""
     right = {}
     for likeness in (0.0, 4.0):
-        module = CrossModalAttention(WIDTH, HEADS, likeness=likeness)
+        module = CommonAttention(WIDTH, HEADS, likeness=likeness)
         query = torch.nn.functional.layer_norm(torch.randn(50, 8, WIDTH), (WIDTH,))
         others = query + 0.1 * torch.randn_like(query)
         (weights,) = module.weights(query, [(others, torch.full((50,), 8))])
@@ -49,14 +49,14 @@ def test_likeness_attends_to_the_like_from_the_start():
 
 
 def test_values_that_are_not_projected_are_the_tokens_themselves():
-    module = CrossModalAttention(WIDTH, HEADS, project_values=False)
+    module = CommonAttention(WIDTH, HEADS, project_values=False)
     (features, lengths) = tokens(1, 1, 1)
     out, _ = module(torch.randn(2, 3, WIDTH), [(features, lengths)])
     torch.testing.assert_close(out, features.expand(-1, 3, -1))
 
 
 def test_weights_add_up_to_the_mass():
-    module = CrossModalAttention(WIDTH, HEADS)
+    module = CommonAttention(WIDTH, HEADS)
     query, _ = tokens(4, 4, 4)
     sources = [tokens(5, 5, 2), tokens(3, 3, 0)]
     _, mass = module(query, sources, return_mass=True)
@@ -65,7 +65,7 @@ def test_weights_add_up_to_the_mass():
 
 
 def test_block_with_a_closed_gate_does_not_see_its_sources():
-    block = CrossModalBlock(WIDTH, HEADS, gate=0.0)
+    block = CommonBlock(WIDTH, HEADS, gate=0.0)
     query, _ = tokens(4, 4, 4)
     first, second = (block(query, [tokens(5, 5, 5)])[0] for _ in range(2))
     assert torch.equal(first, second)
@@ -85,4 +85,4 @@ def test_reversed_gradient_is_minus_the_strength_times_the_gradient():
 
 def test_heads_that_do_not_share_the_width_are_refused():
     with pytest.raises(ValueError, match="multiple of num_heads, got 10 and 4"):
-        AttentionPool(10, 4)
+        CommonPool(10, 4)

@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from crossmodal.blocks import AttentionPool
+from crossmodal.blocks import CommonPool
 from crossmodal.models import critic_loss, discriminator_loss, gradient_penalty
 from crossmodal.nn import ModalityDiscriminator
 
@@ -40,7 +40,7 @@ def test_flat_critic_has_a_finite_gradient():
 
 def test_penalty_through_fused_attention_has_the_gradient_of_finite_differences():
     torch.manual_seed(0)
-    pool, judge = AttentionPool(4, 2).double(), smooth_critic(4, hidden=5).double()
+    pool, judge = CommonPool(4, 2).double(), smooth_critic(4, hidden=5).double()
     lengths = torch.tensor([3, 2])
 
     def critic(tokens):

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from crossmodal.blocks.cross_modal_block import CrossModalBlock
+from crossmodal.blocks.common_block import CommonBlock
 from crossmodal.encoders.output import EncoderOutput
 from crossmodal.models.fusion.base import Biases, Form, Fused, Fusion, first_batch
 
@@ -23,8 +23,8 @@ class BottleneckFusion(Fusion):
         self.out_features = form.num_queries * form.width
         self.bottleneck = nn.Parameter(torch.randn(form.num_queries, form.width))
 
-        def block() -> CrossModalBlock:
-            return CrossModalBlock(form.width, form.num_heads, implementation=form.implementation)
+        def block() -> CommonBlock:
+            return CommonBlock(form.width, form.num_heads, implementation=form.implementation)
 
         self.gather = nn.ModuleList(block() for _ in range(form.layers))
         # The last gathering needs no more spreading after it.
@@ -50,7 +50,7 @@ class BottleneckFusion(Fusion):
             shared, _ = gather(shared, current, biases=biases)
             current = self._spread(layer, current, shared)
         last = self.gather[-1]
-        assert isinstance(last, CrossModalBlock)
+        assert isinstance(last, CommonBlock)
         return last.weights(shared, current, biases=biases)
 
     def _start(self, tokens: Sequence[EncoderOutput | None]) -> Tensor:

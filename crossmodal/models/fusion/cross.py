@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from crossmodal.blocks.attention_pool import AttentionPool
-from crossmodal.blocks.cross_modal_block import CrossModalBlock
+from crossmodal.blocks.common_block import CommonBlock
+from crossmodal.blocks.common_pool import CommonPool
 from crossmodal.encoders.output import EncoderOutput
 from crossmodal.encoders.padding import zero_padding
 from crossmodal.models.fusion.base import Biases, Form, Fused, Fusion, first_batch, mean_over_real
@@ -24,14 +24,13 @@ class CrossFusion(Fusion):
         self.out_features = form.modalities * form.width
         self.layers = nn.ModuleList(
             nn.ModuleList(
-                CrossModalBlock(form.width, form.num_heads, likeness=form.likeness, implementation=form.implementation)
+                CommonBlock(form.width, form.num_heads, likeness=form.likeness, implementation=form.implementation)
                 for _ in range(form.modalities)
             )
             for _ in range(form.layers)
         )
         self.pools = nn.ModuleList(
-            AttentionPool(form.width, form.num_heads, implementation=form.implementation)
-            for _ in range(form.modalities)
+            CommonPool(form.width, form.num_heads, implementation=form.implementation) for _ in range(form.modalities)
         )
 
     def forward(self, tokens: Sequence[EncoderOutput | None], biases: Biases, *, return_mass: bool = False) -> Fused:
@@ -53,7 +52,7 @@ class CrossFusion(Fusion):
         for m, (one, block) in enumerate(zip(given, blocks, strict=True)):
             if one is None:
                 continue
-            assert isinstance(block, CrossModalBlock)
+            assert isinstance(block, CommonBlock)
             weights = block.weights(one.features, _without(given, m), biases=biases)
             for column, (source, weight) in enumerate(zip(given, weights, strict=True)):
                 size = 0 if source is None else source.features.shape[1]

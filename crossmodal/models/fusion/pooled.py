@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from crossmodal.blocks.attention_pool import AttentionPool
+from crossmodal.blocks.common_pool import CommonPool
 from crossmodal.encoders.output import EncoderOutput
 from crossmodal.models.fusion.base import Biases, Form, Fused, Fusion, first_batch
 
@@ -16,8 +16,7 @@ class PooledFusion(Fusion):
     def __init__(self, form: Form) -> None:
         super().__init__(form)
         self.pools = nn.ModuleList(
-            AttentionPool(form.width, form.num_heads, implementation=form.implementation)
-            for _ in range(form.modalities)
+            CommonPool(form.width, form.num_heads, implementation=form.implementation) for _ in range(form.modalities)
         )
 
     def forward(self, tokens: Sequence[EncoderOutput | None], biases: Biases, *, return_mass: bool = False) -> Fused:

@@ -5,9 +5,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from crossmodal.blocks.operators import check_heads, merge_heads, operators_of, split_heads
+from crossmodal.blocks.operators import check_heads, operators_of
 from crossmodal.encoders.output import EncoderOutput
 from crossmodal.models.fusion.base import Biases, Form, Fused, Fusion, first_batch
+from crossmodal.nn._heads import merge_heads, split_heads
 from crossmodal.types import Source
 
 

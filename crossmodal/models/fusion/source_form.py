@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from crossmodal.blocks.cross_modal_attention import CrossModalAttention
+from crossmodal.blocks.common_attention import CommonAttention
 from crossmodal.encoders.output import EncoderOutput
 from crossmodal.encoders.padding import zero_padding
 from crossmodal.models.fusion.base import Biases, Form, Fused, Fusion, first_batch, mean_over_real
@@ -21,7 +21,7 @@ class SourceFusion(Fusion):
         super().__init__(form)
         self.out_features = form.modalities * form.width
         self.kinds = nn.Parameter(torch.randn(form.modalities, form.width))
-        self.attend = CrossModalAttention(
+        self.attend = CommonAttention(
             form.width, form.num_heads, project_values=False, implementation=form.implementation
         )
 

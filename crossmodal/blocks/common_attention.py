@@ -5,11 +5,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from crossmodal.blocks.operators import Implementation, Tokens, check_heads, merge_heads, operators_of, split_heads
+from crossmodal.blocks.operators import Implementation, Tokens, check_heads, operators_of
+from crossmodal.nn._heads import merge_heads, split_heads
 from crossmodal.types import Source
 
 
-class CrossModalAttention(nn.Module):
+class CommonAttention(nn.Module):
     """Projections around :func:`crossmodal.fuse`.
 
     Args:

@@ -5,11 +5,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from crossmodal.blocks.cross_modal_attention import CrossModalAttention
+from crossmodal.blocks.common_attention import CommonAttention
 from crossmodal.blocks.operators import Implementation, Tokens
 
 
-class CrossModalBlock(nn.Module):
+class CommonBlock(nn.Module):
     """``x += gate * norm(attention(norm(x), sources))``, then ``x += feed_forward(norm(x))``.
 
     The mean over many tokens that attention begins with is small beside x; the norm behind it (as in NormFormer,
@@ -23,7 +23,7 @@ class CrossModalBlock(nn.Module):
         dropout: of what is added to x.
         gate: what attention is multiplied by at first, one learned number per channel; 0 begins as if the sources were
             not there (Alayrac et al., arXiv 2204.14198, multiply by tanh of a number that begins at 0).
-        likeness: of its attention, see :class:`CrossModalAttention`.
+        likeness: of its attention, see :class:`CommonAttention`.
         implementation: of the operators.
 
     Raises:
@@ -44,7 +44,7 @@ class CrossModalBlock(nn.Module):
         super().__init__()
         self.query_norm = nn.LayerNorm(width)
         self.source_norm = nn.LayerNorm(width)
-        self.attention = CrossModalAttention(width, num_heads, likeness=likeness, implementation=implementation)
+        self.attention = CommonAttention(width, num_heads, likeness=likeness, implementation=implementation)
         self.attended_norm = nn.LayerNorm(width, bias=False)
         self.gate = nn.Parameter(torch.full((width,), gate))
         self.feed_forward = nn.Sequential(
@@ -66,7 +66,7 @@ class CrossModalBlock(nn.Module):
     ) -> tuple[Tensor, Tensor | None]:
         """``(B, Lq, width)`` over the sources to ``(B, Lq, width)`` and the mass or None.
 
-        Arguments as those of :class:`CrossModalAttention`.
+        Arguments as those of :class:`CommonAttention`.
         """
         attended, mass = self.attention(
             self.query_norm(tokens), self._normed(sources), biases=biases, return_mass=return_mass

@@ -3,10 +3,11 @@
 import torch
 from torch import Tensor, nn
 
-from crossmodal.blocks.operators import Implementation, check_heads, merge_heads, operators_of, split_heads
+from crossmodal.blocks.operators import Implementation, check_heads, operators_of
+from crossmodal.nn._heads import merge_heads, split_heads
 
 
-class AttentionPool(nn.Module):
+class CommonPool(nn.Module):
     """Learned queries attend over the tokens of one modality.
 
     Args:
