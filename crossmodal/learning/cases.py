@@ -89,7 +89,13 @@ def all_cases(seeds: int, tasks: Sequence[str] = (), forms: Sequence[str] = ()) 
     Args:
         seeds: how many.
         tasks, forms: only these; empty for all.
+
+    Raises:
+        ValueError: for a form that none of the tasks has.
     """
+    every = {form for task, (_, known) in TASKS.items() if not tasks or task in tasks for form in known}
+    if unknown := sorted(set(forms) - every):
+        raise ValueError(f"form must be among {', '.join(sorted(every))}, got {', '.join(unknown)}")
     for seed in range(seeds):
         for late in (False, True):
             for task, (_, known) in TASKS.items():

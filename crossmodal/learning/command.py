@@ -9,8 +9,13 @@ from crossmodal.learning.run import make_results
 from crossmodal.learning.speed import time_steps
 from crossmodal.learning.table import speed_table, tables
 
-# The hard task's model with the least attention, and with the most.
-SPEED = [Case("speed", form, 0) for form in ("queries", "cross")]
+# Models with little attention and with more, by the name of their rows.
+SPEED = {
+    "hard, queries": Case("hard", "queries", 0),
+    "hard, cross": Case("hard", "cross", 0),
+    "sentences, CTC": Case("sentences", "CTC, speech and image", 0),
+    "sentences, decoder": Case("sentences", "decoder, speech and image", 0),
+}
 
 
 def results(
@@ -28,12 +33,14 @@ def results(
     Args:
         root, file, runs, changes: see :func:`crossmodal.learning.run.make_results`.
         seeds: how many of each.
-        tasks, forms: only these; empty for all. The task ``speed`` times training steps.
+        tasks, forms: only these; empty for all. The task ``speed`` times training steps, of all forms.
     """
     make_results(all_cases(seeds, tasks, forms), root, file, runs, changes=changes)
-    for case in SPEED if not tasks or "speed" in tasks else ():
-        if not is_there(read_results(file), case) and (not forms or case.form in forms):
-            add_row(file, case, time_steps(Case("hard", case.form, 0), root), threads=1)
+    if not tasks or "speed" in tasks:
+        for name, model in SPEED.items():
+            case = Case("speed", name, 0)
+            if not is_there(read_results(file), case):
+                add_row(file, case, time_steps(model, root), threads=1)
     rows = read_results(file)["rows"]
     print(
         f"\n{tables(rows)}\n\n{speed_table(rows)}\n\nin {file}; python docs/update_readme.py puts them into README.md"

@@ -9,14 +9,13 @@ from typing import Any
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from crossmodal.blocks.operators import Implementation
+from crossmodal.blocks.operators import Implementation, use_implementation
 from crossmodal.data.batch import Batch
 from crossmodal.data.collate import Collate
 from crossmodal.data.open import open_data
 from crossmodal.learning.cases import Case, config_of
-from crossmodal.models.fusion_classifier import FusionClassifier
 from crossmodal.train.learners import make_learner
-from crossmodal.train.model import build_model, describe_model, modalities_of
+from crossmodal.train.model import Model, build_model, describe_model, modalities_of
 
 _WARM_UP = 2
 _WAYS: tuple[Implementation, ...] = ("fused", "reference")
@@ -25,8 +24,10 @@ _WAYS: tuple[Implementation, ...] = ("fused", "reference")
 def time_steps(case: Case, root: Path, *, rounds: int = 15) -> dict[str, Any]:
     """Forward, backward and step of a case's model, on one batch and one thread, in turn on both implementations.
 
+    Times are those of the processor: what else runs on the machine takes no part in them.
+
     Args:
-        case: of a classifier.
+        case: whose model.
         root: the folder of the recorded data.
         rounds: of one step on each implementation, in random order.
 
@@ -39,12 +40,11 @@ def time_steps(case: Case, root: Path, *, rounds: int = 15) -> dict[str, Any]:
     splits = open_data(config.data, root, seed=case.seed)
     description = describe_model(config, splits)
     model = build_model(description, seed=case.seed)
-    assert isinstance(model, FusionClassifier)
     learner, collate = make_learner(description, config), Collate(modalities_of(description))
-    start = time.perf_counter()
+    start = time.process_time()
     batch = collate([splits.train[index] for index in range(config.batch_size)])
-    making = time.perf_counter() - start
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
+    making = time.process_time() - start
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
 
     def step() -> None:
         optimizer.zero_grad()
@@ -55,12 +55,12 @@ def time_steps(case: Case, root: Path, *, rounds: int = 15) -> dict[str, Any]:
     order = random.Random(0)
     for number in range(_WARM_UP + rounds):
         for way in order.sample(_WAYS, len(_WAYS)):
-            model.implementation = way
-            start = time.perf_counter()
+            use_implementation(model, way)
+            start = time.process_time()
             step()
             if number >= _WARM_UP:
-                samples[way].append(time.perf_counter() - start)
-    model.implementation = "fused"
+                samples[way].append(time.process_time() - start)
+    use_implementation(model, "fused")
     ratios = [slow / fast for slow, fast in zip(samples["reference"], samples["fused"], strict=True)]
     with profile(activities=[ProfilerActivity.CPU]) as profiler:
         step()
@@ -77,13 +77,13 @@ def time_steps(case: Case, root: Path, *, rounds: int = 15) -> dict[str, Any]:
     }
 
 
-def _encoder_share(model: FusionClassifier, batch: Batch, step_seconds: float) -> float:
+def _encoder_share(model: Model, batch: Batch, step_seconds: float) -> float:
     """Forward and backward of the encoders alone, over the time of a step."""
     times = []
     for _ in range(5):
-        start = time.perf_counter()
+        start = time.process_time()
         outputs = [model.encoders[name](batch.inputs[name], batch.lengths[name]).features for name in model.modalities]
         torch.stack([output.square().mean() for output in outputs]).sum().backward()
-        times.append(time.perf_counter() - start)
+        times.append(time.process_time() - start)
     model.zero_grad()
     return statistics.median(times) / step_seconds

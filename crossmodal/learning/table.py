@@ -84,7 +84,7 @@ def speed_table(rows: Sequence[dict[str, Any]]) -> str:
         return ""
     machine = found[-1]["machine"]
     lines = [
-        f"| training step of the hard task's model, {machine['cpu']}, {machine['threads']} thread | fused "
+        f"| training step, {machine['cpu']}, {machine['threads']} thread | fused "
         "| plain torch | attention | encoders | making the batch |",
         "|---|---|---|---|---|---|",
     ]

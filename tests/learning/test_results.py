@@ -46,6 +46,11 @@ def test_single_models_come_before_what_begins_with_them():
         assert start == {single.form: f"runs/{single.name}" for single in singles_of(case)}
 
 
+def test_unknown_form_is_refused_with_the_known_ones():
+    with pytest.raises(ValueError, match=r"form must be among .*audio.*, got sum$"):
+        list(all_cases(1, ["speaker"], ["image", "sum"]))
+
+
 def test_case_without_its_single_models_is_refused(root, tmp_path):
     case = Case("hard", "queries", 0)
     with pytest.raises(ValueError, match=r"needs the run .*hard-image-0: make image first"):
