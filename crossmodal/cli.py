@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from crossmodal.arguments import natural, positive, positive_number, share
 from crossmodal.training_commands import add_training_commands
 
 _INTERRUPTED = 128 + signal.SIGINT  # what shells report for a process that SIGINT ended
@@ -57,12 +58,12 @@ def _parser() -> argparse.ArgumentParser:
         metavar="DIR",
         help="where results go; an earlier run's results there are replaced (default: ./%(default)s)",
     )
-    demo.add_argument("--seed", type=_natural, default=0, metavar="N", help="another N, another run (default: 0)")
+    demo.add_argument("--seed", type=natural, default=0, metavar="N", help="another N, another run (default: 0)")
     demo.add_argument(
-        "--epochs", type=_positive, metavar="N", help="passes over the training samples (default: 8, quick: 2)"
+        "--epochs", type=positive, metavar="N", help="passes over the training samples (default: 8, quick: 2)"
     )
     demo.add_argument(
-        "--threads", type=_positive, default=1, metavar="N", help="CPU threads, for timing too (default: 1)"
+        "--threads", type=positive, default=1, metavar="N", help="CPU threads, for timing too (default: 1)"
     )
     demo.add_argument(
         "--quick", action="store_true", help="a few seconds on a little data: everything runs, little is learnt"
@@ -99,9 +100,9 @@ def _add_bench(commands: Any) -> None:
         "--shape", nargs="+", metavar="TEXT", default=(), help="only shapes whose names contain one of these"
     )
     bench.add_argument("--dtype", nargs="+", choices=_DTYPES, default=_DTYPES[:2], help="(default: float32 bfloat16)")
-    bench.add_argument("--threads", type=_positive, default=1, metavar="N", help="CPU threads (default: 1)")
+    bench.add_argument("--threads", type=positive, default=1, metavar="N", help="CPU threads (default: 1)")
     bench.add_argument(
-        "--seconds", type=_positive_number, default=2.0, metavar="S", help="for each pass of each shape (default: 2)"
+        "--seconds", type=positive_number, default=2.0, metavar="S", help="for each pass of each shape (default: 2)"
     )
     bench.add_argument(
         "--json", type=Path, metavar="FILE", help="write all samples to FILE; a folder gets <date>-<device>.json"
@@ -120,7 +121,7 @@ def _add_bench(commands: Any) -> None:
         help="measure nothing; fail if a row of B lost more than the margin of its speed-up in A",
     )
     bench.add_argument(
-        "--margin", type=_share, default=0.1, metavar="SHARE", help="for --compare, in [0, 1) (default: 0.1)"
+        "--margin", type=share, default=0.1, metavar="SHARE", help="for --compare, in [0, 1) (default: 0.1)"
     )
     bench.set_defaults(run=_bench, fail=bench.error)
 
@@ -177,34 +178,6 @@ def _info(options: argparse.Namespace) -> int:
     info = collect_info()
     print(as_json(info) if options.json else as_text(info))
     return 0
-
-
-def _natural(text: str) -> int:
-    number = int(text)
-    if number < 0:
-        raise argparse.ArgumentTypeError(f"must be 0 or more, got {number}")
-    return number
-
-
-def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"must be 1 or more, got {number}")
-    return number
-
-
-def _positive_number(text: str) -> float:
-    number = float(text)
-    if not 0 < number < float("inf"):
-        raise argparse.ArgumentTypeError(f"must be a number above 0, got {text}")
-    return number
-
-
-def _share(text: str) -> float:
-    number = float(text)
-    if not 0 <= number < 1:
-        raise argparse.ArgumentTypeError(f"must lie in [0, 1), got {text}")
-    return number
 
 
 if __name__ == "__main__":

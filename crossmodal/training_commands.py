@@ -10,6 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from crossmodal.arguments import natural, positive
+
 _SETTINGS = (
     ("--epochs", int, "passes over the training samples"),
     ("--seed", int, "of the weights and of what is random in the data (default: 0)"),
@@ -102,7 +104,7 @@ def _add_predict(commands: Any) -> None:
     predict.add_argument("files", type=Path, nargs="+", metavar="FILE", help="images, sounds, texts, or manifests")
     predict.add_argument("--together", action="store_true", help="all files are parts of one sample")
     predict.add_argument("--root", type=Path, metavar="DIR", help="of a manifest's paths (default: its folder)")
-    predict.add_argument("--links", type=int, default=3, metavar="N", help="tokens told (default: 3)")
+    predict.add_argument("--links", type=natural, default=3, metavar="N", help="tokens told (default: 3)")
     predict.add_argument("--strict", action="store_true", help="a broken file ends it")
     predict.set_defaults(run=_guarded("predict", _predict))
 
@@ -120,7 +122,7 @@ def _add_search(commands: Any) -> None:
         "--among", type=Path, nargs="+", required=True, metavar="FILE", help="what is ranked: files or manifests"
     )
     search.add_argument("--modality", required=True, metavar="NAME", help="by which of its modalities")
-    search.add_argument("--count", type=int, default=5, metavar="N", help="how many are told (default: 5)")
+    search.add_argument("--count", type=positive, default=5, metavar="N", help="how many are told (default: 5)")
     search.add_argument("--root", type=Path, metavar="DIR", help="of a manifest's paths (default: its folder)")
     search.add_argument("--strict", action="store_true", help="a broken file ends it")
     search.set_defaults(run=_guarded("search", _search))
@@ -145,7 +147,7 @@ def _add_results(commands: Any) -> None:
     results.add_argument(
         "--runs", type=Path, default=Path("runs"), metavar="DIR", help="where runs are kept (default: ./%(default)s)"
     )
-    results.add_argument("--seeds", type=int, default=5, metavar="N", help="(default: 5)")
+    results.add_argument("--seeds", type=positive, default=5, metavar="N", help="(default: 5)")
     results.add_argument(
         "--task",
         nargs="+",

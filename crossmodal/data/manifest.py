@@ -4,7 +4,7 @@ import csv
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,6 +21,9 @@ LABEL, SPLIT = "label", "split"
 _SPLITS = {"train": "train", "val": "validation", "validation": "validation", "test": "test"}
 _SHARES = (0.8, 0.1)  # of training and validation, where no column says
 _LONGEST_FIELD = 2**24  # characters; the csv module stops at 131,072
+
+
+_TASKS: tuple[Task, ...] = ("classification", "multilabel", "regression")
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,36 @@ class ManifestOptions(ReaderOptions):
     strict: bool = False
     verify: bool = True
     shards: str | None = None
+
+
+def make_options(values: dict[str, Any], *, strict: bool = False) -> ManifestOptions:
+    """Options from names and values, such as a YAML file holds.
+
+    Args:
+        values: fields of :class:`ManifestOptions`; those left out take their defaults.
+        strict: where ``values`` do not say.
+
+    Raises:
+        ValueError: for an unknown name, or a value that cannot be one.
+    """
+    known = [field.name for field in fields(ManifestOptions)]
+    if unknown := [name for name in values if name not in known]:
+        raise ValueError(f"options must be among {', '.join(known)}, got {', '.join(unknown)}")
+    listed: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value for name, value in values.items()
+    }
+    listed.setdefault("strict", strict)
+    options = ManifestOptions(**listed)
+    size = options.image_size
+    if not (isinstance(size, tuple) and len(size) == 3 and all(type(n) is int and n > 0 for n in size)):
+        raise ValueError(f"options: image_size must be channels, height and width, got {values['image_size']!r}")
+    if options.task not in _TASKS:
+        raise ValueError(f"options: task must be one of {', '.join(_TASKS)}, got {options.task!r}")
+    for name in ("sample_rate", "vocabulary"):
+        value = getattr(options, name)
+        if type(value) is not int or value < 1:
+            raise ValueError(f"options: {name} must be an int above 0, got {value!r}")
+    return options
 
 
 class Row(NamedTuple):

@@ -93,12 +93,14 @@ def build_encoder(
 
     Raises:
         MissingExtraError: when the library of a backbone is not installed.
-        ValueError: for a name that is none of the modality's kind.
-        TypeError: for options that the encoder does not have.
+        ValueError: for a name that is none of the modality's kind, and for options that the encoder does not have.
     """
     known = ENCODERS[modality.kind]
     name = name or next(iter(known))
     if name not in known:
         raise ValueError(f"encoder of {modality.kind} must be one of {', '.join(known)}, got {name!r}")
-    encoder = known[name](modality, channels, options or {})
+    try:
+        encoder = known[name](modality, channels, options or {})
+    except TypeError as error:
+        raise ValueError(f"the encoder {name} of {modality.kind} cannot be made with {options}: {error}") from error
     return encoder, int(getattr(encoder, "channels", channels))

@@ -1,6 +1,7 @@
 """Everything that a training run depends on."""
 
 import dataclasses
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,10 @@ from typing import Any
 from crossmodal._extras import require
 
 _NAMES = ("modalities", "auxiliary")  # settings that are lists of modalities
+_COUNTS = ["epochs", "batch_size", "accumulate", "width", "num_heads", "num_queries", "layers", "checkpoint_every"]
+_COUNTS += ["threads"]
+_NOT_NEGATIVE = ["seed", "weight_decay", "patience", "workers", "likeness", "expert_weight", "auxiliary_weight"]
+_NOT_NEGATIVE += ["hardness", "adversary_strength"]
 
 
 @dataclass(frozen=True)
@@ -104,11 +109,15 @@ class TrainConfig:
     options: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "accumulate", "width", "num_heads", "num_queries", "layers"):
+        for name in _COUNTS:
             _check(name, getattr(self, name) >= 1, getattr(self, name), "1 or more")
+        _check("samples", self.samples is None or self.samples >= 1, self.samples, "1 or more, or null for all")
+        for name in _NOT_NEGATIVE:
+            _check(name, 0 <= getattr(self, name) < math.inf, getattr(self, name), "0 or more")
         for name in ("ema", "warm_up", "modality_dropout", "spoiled", "dropout", "smoothing"):
             _check(name, 0 <= getattr(self, name) < 1, getattr(self, name), "in [0, 1)")
-        _check("learning_rate", self.learning_rate > 0, self.learning_rate, "above 0")
+        for name in ("learning_rate", "max_gradient"):
+            _check(name, 0 < getattr(self, name) < math.inf, getattr(self, name), "a number above 0")
         _check("precision", self.precision in ("no", "bf16", "fp16"), self.precision, "no, bf16 or fp16")
         _check("parallel", self.parallel in ("ddp", "fsdp"), self.parallel, "ddp or fsdp")
         _check("device", self.device in ("auto", "cpu"), self.device, "auto or cpu")

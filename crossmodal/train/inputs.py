@@ -62,35 +62,37 @@ class Inputs:
 
         Raises:
             FileNotFoundError, ValueError: for files that do not exist or cannot be used, with ``strict``; for a
-                manifest or a kind of file that cannot be used in any case.
+                manifest or a kind of file that cannot be used, and for two files of a kind ``together``, in any case.
         """
-        rows: list[tuple[str, dict[str, str], Path]] = []
+        rows: list[tuple[str, dict[str, str], Path | None]] = []  # None: the cells are files, the text's too
         parts: dict[str, str] = {}
         for path in paths:
             kind = kind_of(path)
             if kind == "manifest":
                 root = self.root or path.parent
                 rows += [(f"{path} row {r.number}", r.cells, root) for r in read_manifest(path, labelled=False)]
-            elif together:
-                parts[kind] = str(path)
+            elif not together:
+                rows.append((str(path), {kind: str(path)}, None))
+            elif kind in parts:
+                raise ValueError(f"files of one sample must differ in kind, got {parts[kind]} and {path}")
             else:
-                rows.append((str(path), {kind: str(path)}, Path()))
+                parts[kind] = str(path)
         if parts:
-            rows.append((" + ".join(parts.values()), parts, Path()))
-        for name, cells, root in rows:
-            sample = self._read(name, cells, root, from_file=root == Path())
+            rows.append((" + ".join(parts.values()), parts, None))
+        for name, cells, folder in rows:
+            sample = self._read(name, cells, folder)
             if sample is not None:
                 yield sample
 
-    def _read(self, name: str, cells: dict[str, str], root: Path, *, from_file: bool) -> Sample | None:
+    def _read(self, name: str, cells: dict[str, str], root: Path | None) -> Sample | None:
         inputs = {}
         try:
             for kind, cell in cells.items():
                 if kind not in self.modalities:
                     continue
-                if kind == "text" and from_file:
+                if kind == "text" and root is None:
                     cell = _text(Path(cell))
-                values = self.reader.read(kind, cell, root)
+                values = self.reader.read(kind, cell, root or Path())
                 if kind != "text" or len(values):
                     inputs[kind] = values
             if not inputs:

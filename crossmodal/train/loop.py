@@ -93,6 +93,9 @@ class Trainer:
             ValueError: when an epoch has not a single step.
             FloatingPointError: when a gradient is not finite.
         """
+        if not self.steps_per_epoch:
+            step = self.config.batch_size * self.config.accumulate * self.processes.count
+            raise ValueError(f"an epoch needs at least one step of {step} samples, got {self._epoch_size()} samples")
         while self.progress.epoch < self.config.epochs and not self._stops_early():
             self._epoch(after_step)
             with self.averaged():

@@ -10,6 +10,7 @@ from torch import nn
 from crossmodal.data.sample import Dataset, Modality, Question, Splits, Task
 from crossmodal.encoders.build import build_encoder
 from crossmodal.models.captioner import Captioner
+from crossmodal.models.fusion import FUSIONS
 from crossmodal.models.fusion_classifier import FusionClassifier
 from crossmodal.models.transcriber import Transcriber
 from crossmodal.models.two_tower import TwoTower
@@ -28,12 +29,15 @@ def describe_model(config: TrainConfig, splits: Splits) -> dict[str, Any]:
     """What :func:`build_model` has to know, ready for JSON.
 
     Raises:
-        ValueError: when a modality is asked for that the data do not have.
+        ValueError: when a modality is asked for, or has an encoder, that the data do not have.
     """
     data = splits.train
     wanted = config.modalities or tuple(data.modalities)
     if unknown := [name for name in wanted if name not in data.modalities]:
         raise ValueError(f"modalities must be among {', '.join(data.modalities)}, got {', '.join(unknown)}")
+    # A preset may have encoders for more than this data set has; a name that nothing has is a mistake.
+    if unknown := [name for name in config.encoders if name not in {*data.modalities, "image", "audio", "text"}]:
+        raise ValueError(f"encoders must be for {', '.join(data.modalities)}, got {', '.join(unknown)}")
     return {
         "kind": _kind_of(config.fusion, data.task),
         "task": data.task,
@@ -62,8 +66,10 @@ def _kind_of(fusion: str, task: Task) -> str:
     """Of model.
 
     Raises:
-        ValueError: when the form of fusion is not for the task.
+        ValueError: when the form of fusion is unknown, or not for the task.
     """
+    if fusion not in (every := (*FUSIONS, TWO_TOWER, *_SPELLERS)):
+        raise ValueError(f"fusion must be one of {', '.join(every)}, got {fusion!r}")
     if (task == "transcription") != (fusion in _SPELLERS):
         raise ValueError(
             f"fusion must be {'' if task == 'transcription' else 'none of '}{', '.join(_SPELLERS)}"
@@ -84,7 +90,7 @@ def build_model(description: dict[str, Any], *, seed: int = 0) -> Model:
     """A fresh model with weights drawn from ``seed``; the global random state is left as it was.
 
     Raises:
-        ValueError, TypeError: for encoders, forms or options that do not exist.
+        ValueError: for encoders, forms or options that do not exist.
     """
     options = description["model"]
     with torch.random.fork_rng(devices=[]):

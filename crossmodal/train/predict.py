@@ -78,30 +78,28 @@ def _classify(
     except NotImplementedError:  # a form without attention over tokens
         return
     for index, row in enumerate(rows):
-        row["links"] = top_links(model, {name: part[index].mean(0) for name, part in attention.items()}, batch, index)[
-            :links
-        ]
+        weights = {name: part[index].mean(0) for name, part in attention.items()}
+        row["links"] = top_links(model, weights, links)
 
 
-def top_links(model: FusionClassifier, weights: dict[str, Tensor], batch: Batch, index: int) -> list[dict[str, Any]]:
+def top_links(model: FusionClassifier, weights: dict[str, Tensor], count: int) -> list[dict[str, Any]]:
     """The tokens of one sample with the most attention, most first.
 
     Args:
         model: whose encoders know the places.
         weights: by modality ``(tokens,)``.
-        batch: where the sample is.
-        index: its row.
+        count: how many at most.
     """
     found = []
     for name, values in weights.items():
-        for token in values.topk(min(10, len(values))).indices.tolist():
+        for token in values.topk(min(count, len(values))).indices.tolist():
             weight = values[token].item()
             if weight > 0:
-                found.append({"modality": name, "token": token, "weight": weight, **_place(model, name, token, batch)})
-    return sorted(found, key=lambda link: -link["weight"])
+                found.append({"modality": name, "token": token, "weight": weight, **_place(model, name, token)})
+    return sorted(found, key=lambda link: -link["weight"])[:count]
 
 
-def _place(model: FusionClassifier, name: str, token: int, batch: Batch) -> dict[str, Any]:
+def _place(model: FusionClassifier, name: str, token: int) -> dict[str, Any]:
     """Row and column of an image's grid, or seconds of a sound; nothing more is known of a text's token."""
     encoder = model.encoders[name]
     grid = getattr(encoder, "grid", None)

@@ -82,6 +82,17 @@ def test_prediction_of_files_has_scores_mass_and_links(trained, folder, capsys):
     assert len(row["links"]) == 3 and {"row", "column"} <= row["links"][0].keys()
 
 
+@pytest.mark.parametrize("count", [0, 1, 7])
+def test_as_many_links_are_told_as_were_asked_for(trained, folder, capsys, count):
+    """The row has 4 patches and 4 words."""
+    rows = [json.loads(line) for line in (folder / "m.jsonl").read_text().splitlines()]
+    (folder / "both.jsonl").write_text(json.dumps(next(row for row in rows if row["text"])))
+    assert cli.main(["predict", str(trained), str(folder / "both.jsonl"), "--links", str(count)]) == 0
+    (row,) = lines(capsys)
+    weights = [link["weight"] for link in row["links"]]
+    assert len(weights) == count and weights == sorted(weights, reverse=True)
+
+
 def test_files_together_are_one_sample(trained, folder, capsys):
     (folder / "words.txt").write_text("it is left 0")
     assert cli.main(["predict", str(trained), "--together", str(folder / "0.png"), str(folder / "words.txt")]) == 0
@@ -94,6 +105,20 @@ def test_prediction_of_a_manifest_is_right(trained, folder, capsys):
     rows = lines(capsys)
     truth = [json.loads(line)["label"] for line in (folder / "m.jsonl").read_text().splitlines()]
     assert sum(row["answer"] == label for row, label in zip(rows, truth, strict=True)) > 0.9 * len(truth)
+
+
+def test_manifest_of_the_current_folder_is_predicted_the_same(trained, folder, capsys, monkeypatch):
+    assert cli.main(["predict", str(trained), str(folder / "m.jsonl")]) == 0
+    wanted = lines(capsys)
+    monkeypatch.chdir(folder)
+    assert cli.main(["predict", str(trained), "m.jsonl"]) == 0
+    assert [row["scores"] for row in lines(capsys)] == [row["scores"] for row in wanted]
+
+
+def test_two_files_of_a_kind_are_no_sample(trained, folder, capsys):
+    files = [str(folder / "0.png"), str(folder / "1.png")]
+    assert cli.main(["predict", str(trained), "--together", *files]) == 1
+    assert "files of one sample must differ in kind" in capsys.readouterr().err
 
 
 def test_broken_file_is_named_and_skipped_or_ends_it(trained, folder, capsys):
@@ -133,6 +158,10 @@ def test_search_needs_two_towers(trained, folder, capsys):
         (["train", "--data", "digits", "--out", "{out}", "--set", "widht=3"], "unknown setting widht"),
         (["train", "--data", "digits", "--out", "{out}", "--set", "width=wide"], "width must be int, got 'wide'"),
         (["train", "--data", "digits", "--out", "{out}", "--set", "ema=2"], r"ema must be in [0, 1), got 2"),
+        (["train", "--data", "digits", "--out", "{out}", "--samples", "-5"], "samples must be 1 or more"),
+        (["train", "--data", "digits", "--out", "{out}", "--workers", "-1"], "workers must be 0 or more, got -1"),
+        (["train", "--data", "digits", "--out", "{out}", "--threads", "0"], "threads must be 1 or more, got 0"),
+        (["train", "--data", "digits", "--out", "{out}", "--set", "max_gradient=nan"], "max_gradient must be a number"),
         (["train", "--out", "{out}"], "data must name a data set"),
         (["train", "--resume", "{out}"], "holds no run"),
         (["eval", "{out}"], "holds no run"),
@@ -148,7 +177,14 @@ def test_mistake_ends_with_one_line_and_status_1(tmp_path, capsys, arguments, me
 
 
 @pytest.mark.parametrize(
-    "arguments", [["train", "--data", "digits"], ["train", "--resume", "x", "--epochs", "3"], ["search", "x", "y"]]
+    "arguments",
+    [
+        ["train", "--data", "digits"],
+        ["train", "--resume", "x", "--epochs", "3"],
+        ["search", "x", "y"],
+        ["search", "x", "y", "--among", "z", "--modality", "image", "--count", "0"],
+        ["predict", "x", "y", "--links", "-1"],
+    ],
 )
 def test_wrong_usage_ends_with_status_2(arguments):
     with pytest.raises(SystemExit) as ended:

@@ -63,9 +63,20 @@ def test_training_stops_early_when_nothing_gets_better(manifest, tmp_path):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
+        ({"fusion": "sum"}, "fusion must be one of queries, .*, two_tower, transcriber, captioner, got 'sum'"),
         ({"fusion": "transcriber"}, "fusion must be none of transcriber, captioner for the task classification"),
+        ({"encoders": {"picture": {"name": "vit"}}}, "encoders must be for image, text, got picture"),
+        (
+            {"encoders": {"image": {"name": "vit", "patches": 4}}},
+            "vit of image cannot be made with .*'patches'",
+        ),
+        ({"options": {"image_sizes": [1, 8, 8]}}, "options must be among .*image_size.*, got image_sizes"),
+        ({"options": {"image_size": 8}}, "image_size must be channels, height and width, got 8"),
+        ({"options": {"task": "ranking"}}, "task must be one of classification, .*, got 'ranking'"),
+        ({"options": {"sample_rate": 0}}, "sample_rate must be an int above 0, got 0"),
         ({"encoders": {"image": {"name": "crnn"}}}, "encoder of image must be one of"),
         ({"batch_size": 500}, "at least one step"),
+        ({"accumulate": 100}, "at least one step of 800 samples, got 36 samples"),
         ({"quality": True, "fusion": "concat"}, "quality must be False"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
