@@ -1,6 +1,8 @@
 """What goes wrong in a run is told in one line."""
 
 import io
+import os
+import signal
 
 import pytest
 import torch
@@ -9,9 +11,10 @@ pytest.importorskip("accelerate", reason="needs the extra train")
 pytest.importorskip("tokenizers", reason="needs the extra train")
 
 from crossmodal.data import Batch
+from crossmodal.data.manifest_dataset import ManifestDataset
 from crossmodal.train.config import make_config, read_config
 from crossmodal.train.learner import ClassifierLearner, hide, spoil
-from crossmodal.train.run import RunError, start_run
+from crossmodal.train.run import RunError, resume_run, start_run
 from crossmodal.train.schedule import cosine_with_warm_up
 from tests.train.runs import SETTINGS, make_manifest
 
@@ -38,12 +41,18 @@ def test_gradient_that_is_not_finite_is_named_with_its_step(manifest, tmp_path, 
 
 
 def test_process_of_batches_that_dies_is_named_and_the_run_can_go_on(manifest, tmp_path, monkeypatch):
-    def dead(self, model, batch):
-        raise RuntimeError("DataLoader worker (pid 1) exited unexpectedly")
+    get = ManifestDataset.__getitem__
 
-    monkeypatch.setattr(ClassifierLearner, "step", dead)
-    with pytest.raises(RunError, match="a process that makes batches died"):
-        train(manifest, tmp_path)
+    def deadly(self, index):
+        if torch.utils.data.get_worker_info() is not None:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return get(self, index)
+
+    monkeypatch.setattr(ManifestDataset, "__getitem__", deadly)
+    with pytest.raises(RunError, match="a process that makes batches died; go on with --resume"):
+        train(manifest, tmp_path, workers=1)
+    monkeypatch.setattr(ManifestDataset, "__getitem__", get)
+    assert len(resume_run(tmp_path, io.StringIO())["history"]) == SETTINGS["epochs"]
 
 
 def test_other_errors_stay_what_they_are(manifest, tmp_path, monkeypatch):
