@@ -18,6 +18,7 @@ from crossmodal.bench.case import SUBJECT  # noqa: E402
 from crossmodal.bench.command import draw  # noqa: E402
 from crossmodal.bench.results import Results, Row, read  # noqa: E402
 from crossmodal.bench.table import mean_speedups  # noqa: E402
+from crossmodal.learning.pictures import draw_mass  # noqa: E402
 from crossmodal.learning.results import read_results  # noqa: E402
 from crossmodal.learning.table import speed_table, tables  # noqa: E402
 
@@ -26,6 +27,7 @@ DEMO = "<!-- from docs/demo/metrics.json by docs/update_readme.py -->"
 SPEED = "<!-- from benchmarks/results by docs/update_readme.py -->"
 LEARNING = "<!-- from benchmarks/results/learning/results.json by docs/update_readme.py -->"
 LEARNING_FILE = "benchmarks/results/learning/results.json"
+MASS = "docs/learning/mass.png"
 PICTURES = "docs/speed"
 MODALITIES = ("image", "text", "audio")
 ACCURACIES = {"one modality alone": "single", "fused, this one missing": "missing", "fused, this one noise": "noise"}
@@ -85,9 +87,14 @@ def speed_section(results: Results, file: str) -> str:
 
 
 def learning_section(rows: list[dict[str, Any]]) -> str:
-    """A table per task, and what a training step costs; empty without results."""
-    parts = [tables(rows), speed_table(rows)]
+    """A table per task, a picture of attention against noise, and what a training step costs; empty without results."""
+    picture = f"![share of the attention on sound against noise]({MASS})" if _has_mass(rows) else ""
+    parts = [tables(rows), picture, speed_table(rows)]
     return "\n\n".join(part for part in parts if part)
+
+
+def _has_mass(rows: list[dict[str, Any]]) -> bool:
+    return any("mass_by_snr" in row for row in rows)
 
 
 def _problems(rows: Iterable[Row]) -> list[tuple[str, str, tuple[int, ...]]]:
@@ -116,7 +123,9 @@ def main() -> None:
     text = replace_section(
         readme.read_text(), DEMO, demo_section(json.loads((ROOT / "docs" / "demo" / "metrics.json").read_text()))
     )
-    text = replace_section(text, LEARNING, learning_section(read_results(ROOT / LEARNING_FILE)["rows"]))
+    rows = read_results(ROOT / LEARNING_FILE)["rows"]
+    draw_mass(rows, ROOT / MASS)
+    text = replace_section(text, LEARNING, learning_section(rows))
     if file := newest_results():
         results = read(file)
         draw(results, ROOT / PICTURES)

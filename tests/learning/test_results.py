@@ -15,6 +15,7 @@ from crossmodal.data.av_mnist import av_mnist
 from crossmodal.learning import run
 from crossmodal.learning.cases import QUALITY, SUM, TASKS, Case, all_cases, config_of, singles_of
 from crossmodal.learning.measures import cells_of_tokens, mass_by_snr, pointing
+from crossmodal.learning.pictures import draw_mass
 from crossmodal.learning.results import add_row, is_there, read_results
 from crossmodal.learning.table import speed_table, tables
 from crossmodal.train.model import build_model, describe_model
@@ -130,6 +131,14 @@ def test_mass_against_noise_is_the_mean_over_the_seeds(tmp_path):
     text = tables(read_results(tmp_path / "r.json")["rows"])
     assert "| speech over noise, dB | 20 | 5 | -40 |" in text.replace("AV-MNIST, hard: ", "")
     assert "| 0.600 | 0.400 | 0.100 |" in text
+
+
+def test_mass_is_drawn_where_it_was_measured(tmp_path):
+    pytest.importorskip("matplotlib", reason="needs the extra demo or bench")
+    assert not draw_mass([{"task": "hard"}], tmp_path / "mass.png") and not list(tmp_path.iterdir())
+    rows = [{"mass_by_snr": {"20": 0.5, "-5": share, "-40": 0.1}} for share in (0.2, 0.4)]
+    assert draw_mass(rows, tmp_path / "docs" / "mass.png")
+    assert (tmp_path / "docs" / "mass.png").read_bytes().startswith(b"\x89PNG")
 
 
 @pytest.mark.parametrize("grid", [(3, 3), (6, 6), (12, 12)])
