@@ -98,6 +98,16 @@ def test_answers_over_sets_are_those_without_the_others(name):
 
 
 @pytest.mark.parametrize("name", FUSIONS)
+def test_answers_over_sets_of_which_nothing_is_there_are_those_without_any(name):
+    fusion, (first, *_) = make(name), make_tokens()
+    together = fusion.over_sets([first, None, None], BIASES, modality_sets(3))
+    nothing = fusion([first._replace(lengths=torch.zeros_like(first.lengths)), None, None], BIASES).features
+    for row, kept in zip(together, modality_sets(3).tolist(), strict=True):
+        wanted = fusion([first, None, None], BIASES).features if kept[0] else nothing
+        torch.testing.assert_close(row, wanted)
+
+
+@pytest.mark.parametrize("name", FUSIONS)
 def test_sample_without_any_modality_is_finite_and_so_are_all_gradients(name):
     fusion = make(name)
     features = fusion(make_tokens(), BIASES).features

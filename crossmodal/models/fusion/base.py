@@ -80,7 +80,10 @@ class Fusion(nn.Module):
         raise NotImplementedError
 
     def over_sets(self, tokens: Sequence[EncoderOutput | None], biases: Biases, sets: Tensor) -> Tensor:
-        """``(sets, B, out_features)``: once for each row of ``sets`` ``(sets, modalities)`` bool."""
+        """``(sets, B, out_features)``: once for each row of ``sets`` ``(sets, modalities)`` bool.
+
+        Weights that no row needs get no gradient; a row with every modality needs all.
+        """
         return torch.stack([self(_only(tokens, kept), biases).features for kept in sets.tolist()])
 
     def attention(self, tokens: Sequence[EncoderOutput | None], biases: Biases) -> list[Tensor]:
@@ -93,11 +96,10 @@ class Fusion(nn.Module):
 
 
 def _only(tokens: Sequence[EncoderOutput | None], kept: Sequence[bool]) -> list[EncoderOutput | None]:
-    """The others get length 0, not None: their weights then get a gradient, zero, in every step."""
-    return [
-        one and (one if keep else one._replace(lengths=torch.zeros_like(one.lengths)))
-        for one, keep in zip(tokens, kept, strict=True)
-    ]
+    """The others are left out, and cost nothing; where no kept one is there, they stay with length 0."""
+    if any(one is not None and keep for one, keep in zip(tokens, kept, strict=True)):
+        return [one if keep else None for one, keep in zip(tokens, kept, strict=True)]
+    return [one and one._replace(lengths=torch.zeros_like(one.lengths)) for one in tokens]
 
 
 def first_batch(tokens: Sequence[EncoderOutput | None]) -> Tensor:
