@@ -35,10 +35,9 @@ def modules_section(found: dict[str, Any]) -> str:
         "`torch.nn.MultiheadAttention` beside `crossmodal.nn.MultiheadAttention`, projections included",
         f"({found['shape']}; {machine_line(found['machine'])}; `python -m benchmarks.modules`).",
         f"On this machine oneDNN multiplies {lead['linear']:.2f} times as fast as the BLAS in float32,",
-        f"{lead['weight gradient']:.2f} times in the gradient of a weight. How many times as long torch takes, and in "
-        "brackets how many times it would",
-        f"beside products at the measured peak ({peak['float32']:.0f} GFLOP/s in float32, {peak['bfloat16']:.0f} in "
-        "bfloat16) and nothing else, the most that any implementation can reach here:",
+        f"{lead['weight gradient']:.2f} times in the gradient of a weight. How many times as long torch takes, and in",
+        "brackets how many times as long it would take beside the products alone at the measured peak",
+        f"({peak['float32']:.0f} GFLOP/s in float32, {peak['bfloat16']:.0f} in bfloat16), the most that can be reached:",
         "",
     ]
     kinds = list(dict.fromkeys((row["dtype"], row["kind"]) for row in found["rows"]))
