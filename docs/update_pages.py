@@ -37,7 +37,7 @@ def modules_section(found: dict[str, Any]) -> str:
         f"On this machine oneDNN multiplies {lead['linear']:.2f} times as fast as the BLAS in float32,",
         f"{lead['weight gradient']:.2f} times in the gradient of a weight. How many times as long torch takes, and in",
         "brackets how many times as long it would take beside the products alone at the measured peak",
-        f"({peak['float32']:.0f} GFLOP/s in float32, {peak['bfloat16']:.0f} in bfloat16), the most that can be reached:",
+        f"({peak['float32']:.0f} GFLOP/s in float32, {peak['bfloat16']:.0f} in bfloat16), the most possible:",
         "",
     ]
     kinds = list(dict.fromkeys((row["dtype"], row["kind"]) for row in found["rows"]))
