@@ -277,7 +277,9 @@ def test_explain_names_what_runs_in_a_module():
 def test_explain_says_why_a_projection_is_torchs(monkeypatch):
     monkeypatch.setenv("CROSSMODAL_LINEAR", "torch")
     layer = crossmodal.nn.Linear(512, 512)
-    assert crossmodal.explain(layer, torch.randn(64, 512)).refused == [("oneDNN", "oneDNN does not lead on this machine")]
+    assert crossmodal.explain(layer, torch.randn(64, 512)).refused == [
+        ("oneDNN", "oneDNN does not lead on this machine")
+    ]
     monkeypatch.setenv("CROSSMODAL_LINEAR", "onednn")
     assert crossmodal.explain(layer, torch.randn(64, 512)).kernel == "oneDNN"
 
