@@ -2,8 +2,8 @@
 
 Wall time, the numbers of threads in turns within each round. A machine that has no second core to spare shows in the
 control, a product of large matrices that shares nothing: what it does not reach, no kernel can. Run it with
-OMP_WAIT_POLICY=passive, or threads that wait for work keep a core from those that have some, and OMP_PROC_BIND=true, or a
-scheduler may put both on one core.
+OMP_WAIT_POLICY=passive, or threads that wait for work keep a core from those that have some, and with
+OMP_PROC_BIND=true, or a scheduler may put both on one core.
 """
 
 import argparse
