@@ -5,7 +5,7 @@
 Fails when a kernel keeps anything in local memory, needs more registers than its occupancy is planned
 with, lacks the matrix instructions that it is made for, or when ptxas had to serialize wgmma: all of
 that is correct and several times slower, which no test of results would notice. Machine code is looked
-at where there is a disassembler: on PATH, in $CUDA_HOME/bin, or in Triton's package.
+at where there is a disassembler: on PATH, in $CUDA_HOME/bin, or in a package, nvidia-cuda-nvdisasm or Triton.
 """
 
 from __future__ import annotations
@@ -95,12 +95,14 @@ def parse_ptxas(text: str, arch: str) -> list[KernelReport]:
     ]
 
 
-def find_disassembler(cuda: CudaToolkit) -> str | None:
+def find_disassembler() -> str | None:
     """nvdisasm, wherever there is one."""
     home = os.environ.get("CUDA_HOME")
-    spec = importlib.util.find_spec("triton")
     folders = [f"{home}/bin"] if home else []
-    folders += [f"{place}/backends/nvidia/bin" for place in (spec.submodule_search_locations or [] if spec else [])]
+    for package, inside in (("nvidia", "*/bin"), ("triton", "backends/nvidia/bin")):
+        spec = importlib.util.find_spec(package)
+        for place in (spec.submodule_search_locations or []) if spec else []:
+            folders += map(str, sorted(Path(place).glob(inside)))
     found = (shutil.which("nvdisasm", path=path) for path in (None, *folders))
     return next((tool for tool in found if tool), None)
 
@@ -153,7 +155,7 @@ def main() -> int:
         return 0
     parts = sys.argv[1:] or [""]
     sources = sorted(source for source in ROOT.glob("csrc/cuda/**/*.cu") if any(part in str(source) for part in parts))
-    disassembler = find_disassembler(cuda)
+    disassembler = find_disassembler()
     faults, start = [], time.monotonic()
     with ThreadPoolExecutor(int(os.environ.get("MAX_JOBS") or os.cpu_count() or 1)) as pool:
         for text, found in pool.map(lambda source: compile_one(cuda, disassembler, source), sources):

@@ -2,6 +2,7 @@
 
 import re
 import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -219,3 +220,17 @@ def test_machine_code_shows_local_memory_and_missing_matrix_instructions():
     source = Path("csrc/cuda/attention_fwd/bf16_64.cu")
     assert check_cuda.code_faults(source, "80", "HMMA.16816.F32.BF16 R4, R8") == []
     assert len(check_cuda.code_faults(source, "80", "STL [R1], R2")) == 2
+
+
+@pytest.mark.parametrize("folder", ["nvidia/cu13/bin", "triton/backends/nvidia/bin"])
+def test_disassembler_of_a_package_is_found(tmp_path, monkeypatch, folder):
+    tool = tmp_path / folder / "nvdisasm"
+    tool.parent.mkdir(parents=True)
+    tool.write_text("#!/bin/sh\n")
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.delenv("CUDA_HOME", raising=False)
+    for package in ("nvidia", "triton"):
+        monkeypatch.delitem(sys.modules, package, raising=False)
+    monkeypatch.setattr(sys, "path", [str(tmp_path)])
+    assert check_cuda.find_disassembler() == str(tool)
