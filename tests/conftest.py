@@ -96,7 +96,7 @@ def pytest_collection_modifyitems(config, items):
         if drawn.get("isa", USABLE_ISAS[0]) != USABLE_ISAS[0]:
             repeated.add(item)
         for pattern, reason in NOT_ON_A_GPU.items():
-            if re.search(pattern, item.name):
+            if re.search(pattern, item.nodeid):
                 item.add_marker(pytest.mark.skip(reason=reason))
     if repeated:
         config.hook.pytest_deselected(items=list(repeated))

@@ -70,12 +70,13 @@ void forward(const AttentionProblem& p, bool plain, void* workspace, void* strea
 
 }  // namespace
 
+// Asked before anything runs: problems that no kernel takes end here.
 size_t attention_fwd_workspace(const AttentionProblem& p) {
+  check_supported(p);
   return forward_plan(p, scores_are_plain(p), current_device()).workspace_bytes(p);
 }
 
 void attention_fwd(const AttentionProblem& p, void* workspace, void* stream) {
-  check_supported(p);
   if (p.batch * p.num_heads * p.seqlen_q == 0) return;
   forward(p, scores_are_plain(p), workspace, stream);
 }
@@ -87,6 +88,7 @@ static BackwardPlan plan_of(const BackwardProblem& p) {
 
 size_t attention_bwd_workspace(const AttentionProblem& p, const AttentionBackward& g,
                                const BackwardWorkspace& workspace) {
+  check_supported(p);
   BackwardProblem problem = as_parameter(p, g, workspace);
   problem.sources = p.sources;
   return plan_of(problem).workspace_bytes(p);
@@ -94,7 +96,6 @@ size_t attention_bwd_workspace(const AttentionProblem& p, const AttentionBackwar
 
 void attention_bwd(const AttentionProblem& p, const AttentionBackward& g,
                    const BackwardWorkspace& workspace, void* stream) {
-  check_supported(p);
   if (p.batch * p.num_heads == 0) return;
   BackwardProblem problem = as_parameter(p, g, workspace);
   problem.sources = p.sources;
@@ -124,7 +125,6 @@ void attention_bwd(const AttentionProblem& p, const AttentionBackward& g,
 
 void associate(const AttentionProblem& p, const AssociateProblem& request, size_t weights_bytes,
                void* workspace, void* stream) {
-  check_supported(p);
   if (p.batch * p.num_heads * p.seqlen_q == 0) return;
   forward(p, false, workspace, stream);
   // Keys that are not there have no block of their own.
@@ -139,6 +139,7 @@ void associate(const AttentionProblem& p, const AssociateProblem& request, size_
 }
 
 size_t associate_workspace(const AttentionProblem& p) {
+  check_supported(p);
   return forward_plan(p, false, current_device()).workspace_bytes(p);
 }
 

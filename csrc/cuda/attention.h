@@ -9,8 +9,9 @@
 namespace crossmodal::cuda {
 
 // `stream` is a cudaStream_t of the current device, `workspace` memory of the device of at least as
-// many bytes as the function of that name says, 0 included. Throws std::runtime_error when a launch
-// is refused, std::invalid_argument where attention_refusal has a reason.
+// many bytes as the function of that name says, 0 included; that function comes first, and throws
+// std::invalid_argument where attention_refusal has a reason. A launch that is refused is a
+// std::runtime_error.
 size_t attention_fwd_workspace(const AttentionProblem& problem);
 void attention_fwd(const AttentionProblem& problem, void* workspace, void* stream);
 

@@ -32,6 +32,21 @@ def test_widest_heads_fit_the_smallest_gpu(emulated_once, dtype):
     check(replace(PROBLEMS["PLAIN"], dtype=dtype, seqlen_q=20, head_dim=width, head_dim_v=width))
 
 
+@pytest.mark.parametrize("seqlen_q", [3, 40])
+@pytest.mark.parametrize("widths", [(3001, 1), (1, 3001), (257, 8)], ids=str)
+def test_heads_that_are_too_wide_are_refused_by_the_operators_themselves(emulated_once, widths, seqlen_q):
+    width, width_v = widths
+    query, key, value = torch.randn(1, 1, seqlen_q, width), torch.randn(1, 1, 9, width), torch.randn(1, 1, 9, width_v)
+    refused = pytest.raises((RuntimeError, ValueError), match=r"attention: head_dim.* (3001|257) is more than 256")
+    with refused:
+        torch.ops.crossmodal.attention_plain.default(query, key, value, 1.0, False)
+    out, statistics = torch.randn(1, 1, seqlen_q, width_v), torch.zeros(2, seqlen_q)
+    with refused:
+        torch.ops.crossmodal.attention_plain_bwd.default(
+            out, query, key, value, out, statistics, 1.0, False, True, True, True
+        )
+
+
 @pytest.mark.parametrize("seqlen_q", [4, 19], ids=["few_queries", "many_queries"])
 def test_masked_keys_may_be_nan(emulated, dtype, seqlen_q):
     masked_keys_may_be_nan(dtype, seqlen_q)
