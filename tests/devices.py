@@ -33,7 +33,7 @@ NOT_ON_A_GPU = {
     r"ops/test_attention.*test_every_head_dim": "goes beyond the widths of a GPU; random problems go up to them",
     r"ops/test_softmax_weighted_sum.*test_every_size": "goes beyond the widths of a GPU; random problems go up to them",
     "test_forty_modalities": "a GPU takes 8 sources",
-    r"test_hidden_keys_may_as_well_not_be_there.*long": "only the CPU packs the keys that are seen: equal but for rounding",
+    r"test_hidden_keys_may_as_well_not_be_there.*long": "only the CPU packs keys: equal but for rounding",
     "test_offsets_that_cannot_be_read_are_clamped": "compiled graphs hold the operators of the CPU",
     "test_leaves_transforms_to_the_general_way": "rules of vmap belong to the operators of the CPU",
     r"test_mask_does_not_depend_on_the_chunk_of_keys\[.*600": "values are wider than kernels of a GPU take",
