@@ -68,15 +68,22 @@ def run_fusion(op: str, problem: FusionProblem, *, return_lse: bool, return_mass
         return run_reference(problem, return_lse=return_lse, return_mass=return_mass)
 
     layout, operands = describe(problem, return_mass)
-    if needs_gradient(operands.differentiable):
-        out, lse, mass, _ = apply(FusionFunction, layout, *distinct([*operands.differentiable, *operands.constant]))
-    else:
-        out, lse, mass, _ = call_forward(layout, operands, for_backward=False)
+    out, lse, mass = evaluate(layout, operands)
     return FusionResult(
         problem.unfold(out),
         problem.unfold(lse) if return_lse else None,
         problem.unfold(_absent_columns(problem, mass)) if return_mass else None,
     )
+
+
+def evaluate(layout: Layout, operands: Operands) -> tuple[Tensor, Tensor, Tensor]:
+    """out, lse and mass, differentiable where that is asked for."""
+    if needs_gradient(operands.differentiable):
+        found = apply(FusionFunction, layout, *distinct([*operands.differentiable, *operands.constant]))
+    else:
+        found = call_forward(layout, operands, for_backward=False)
+    out, lse, mass, _ = found
+    return out, lse, mass
 
 
 def describe(problem: FusionProblem, return_mass: bool) -> tuple[Layout, Operands]:
@@ -184,11 +191,8 @@ class FusionFunction(torch.autograd.Function):
         if dout is None:
             dout = torch.zeros_like(out)
         if differentiates_again():
-            if second_derivative_refusals(x.query, layout.options.dropout_p):
-                return (None, *gradients_by_formula(layout, x, needs, (dout, dlse, dmass)), *rest)
-            found = apply(FusionGradient, layout, needs, dout, dlse, dmass, *tensors, out, statistics, mass)
-            gradients = iter(found)
-            return (None, *(next(gradients) if needed else None for needed in needs), *rest)
+            again = differentiable_gradients(layout, x, needs, (dout, dlse, dmass), out, statistics, mass)
+            return (None, *again, *rest)
         gradients = call_backward(layout, x, needs, dout, dlse, dmass, out, statistics, mass)
         return (None, *only_needed(gradients, needs), *rest)
 
@@ -273,6 +277,16 @@ class FusionGradient(torch.autograd.Function):
             return (None, None, *gradients_of_reference(gradients, inputs, wanted, flowing), *rest)
         found = call_double_backward(layout, x, ctx.needs, flowing, (dout, dlse, dmass), statistics, wanted)
         return (None, None, *only_needed(found, wanted), *rest)
+
+
+def differentiable_gradients(
+    layout: Layout, x: Operands, needs: Sequence[bool], cotangents: Sequence[Tensor | None], *results: Tensor
+) -> list[Tensor | None]:
+    """What `call_backward` returns, None where it is not needed, with a graph of its own."""
+    if second_derivative_refusals(x.query, layout.options.dropout_p):
+        return gradients_by_formula(layout, x, needs, cotangents)
+    found = iter(apply(FusionGradient, layout, needs, *cotangents, *x.differentiable, *x.constant, *results))
+    return [next(found) if needed else None for needed in needs]
 
 
 def call_double_backward(

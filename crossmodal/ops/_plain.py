@@ -12,25 +12,17 @@ from torch import Tensor
 
 from crossmodal import _library  # noqa: F401  registers torch.ops.crossmodal
 from crossmodal._validate import FLOAT_DTYPES, MOST_KEYS, lengths_lie_within
-from crossmodal.dispatch import (
-    HAS_CUDA_KERNELS,
-    is_too_old,
-    most_cuda_head_dim,
-    needs_gradient,
-    second_derivative_refusals,
-)
+from crossmodal.dispatch import HAS_CUDA_KERNELS, is_too_old, most_cuda_head_dim, needs_gradient
 from crossmodal.ops._apply import apply
 from crossmodal.ops._fakes import order_of
 from crossmodal.ops._fusion import (
-    FusionFunction,
-    FusionGradient,
     Layout,
     Operands,
     ScoreOptions,
     accumulator,
-    call_forward,
+    differentiable_gradients,
     differentiates_again,
-    gradients_by_formula,
+    evaluate,
     only_needed,
 )
 from crossmodal.types import FusionResult, Source
@@ -65,9 +57,8 @@ def plain_attention(
         or (query.is_cuda and max(head_dim, head_dim_v) > most_cuda_head_dim(query.dtype))
     ):
         return None
+    scale = _plain_scale(scale, head_dim)
     if scale is None:
-        scale = 1.0 / math.sqrt(head_dim)
-    elif type(scale) is not float or not math.isfinite(scale):
         return None
     if attn_mask is None and key_lengths is None:
         if needs_gradient((query, key, value)):
@@ -75,21 +66,13 @@ def plain_attention(
             return out
         return torch.ops.crossmodal.attention_plain.default(query, key, value, scale, is_causal)
 
-    device, tensors = query.device, [query, key, value]
-    if attn_mask is not None:
-        if not _is_plain_mask(attn_mask, (batch, heads, rows, keys), device):
-            return None
-        tensors.append(attn_mask)
-    if key_lengths is not None and not _are_plain_lengths(key_lengths, batch, keys, device):
+    if attn_mask is not None and not _is_plain_mask(attn_mask, (batch, heads, rows, keys), query.device):
         return None
-    layout = _layout(scale, is_causal, has_lengths=key_lengths is not None, has_term=attn_mask is not None)
-    if needs_gradient(tensors):
-        if key_lengths is not None:
-            tensors.append(key_lengths)
-        out = apply(FusionFunction, layout, *tensors)[0]
-        return out
-    operands = Operands(query, [key], [value], tensors[3:], None, [key_lengths], None, None)
-    return call_forward(layout, operands, for_backward=False)[0]
+    if key_lengths is not None and not _are_plain_lengths(key_lengths, batch, keys, query.device):
+        return None
+    terms = [] if attn_mask is None else [attn_mask]
+    layout = _layout(scale, is_causal, [key_lengths], has_term=attn_mask is not None)
+    return evaluate(layout, Operands(query, [key], [value], terms, None, [key_lengths], None, None))[0]
 
 
 def plain_fuse(
@@ -117,25 +100,12 @@ def plain_fuse(
             return None
         if length is not None and not _are_plain_lengths(length, batch, count, query.device):
             return None
+    scale = _plain_scale(scale, head_dim)
     if scale is None:
-        scale = 1.0 / math.sqrt(head_dim)
-    elif type(scale) is not float or not math.isfinite(scale):
         return None
 
-    layout = Layout(
-        has_lengths=tuple(length is not None for length in lengths),
-        term_sources=(),
-        has_sink=False,
-        has_query_lengths=False,
-        has_seed=False,
-        options=ScoreOptions(scale),
-        return_mass=bool(return_mass),
-    )
-    operands = Operands(query, keys, values, [], None, lengths, None, None)
-    if needs_gradient(operands.differentiable):
-        out, lse, mass, _ = apply(FusionFunction, layout, *operands.differentiable, *operands.constant)
-    else:
-        out, lse, mass, _ = call_forward(layout, operands, for_backward=False)
+    layout = _layout(scale, False, lengths, return_mass=bool(return_mass))
+    out, lse, mass = evaluate(layout, Operands(query, keys, values, [], None, lengths, None, None))
     return FusionResult(out, lse if return_lse else None, mass if return_mass else None)
 
 
@@ -186,15 +156,29 @@ def _are_plain_lengths(lengths: Tensor, batch: int, limit: int, device: torch.de
     )
 
 
-def _layout(scale: float, is_causal: bool, *, has_lengths: bool = False, has_term: bool = False) -> Layout:
+def _plain_scale(scale: float | None, head_dim: int) -> float | None:
+    """The factor of scores, or None for one that has to be checked."""
+    if scale is None:
+        return 1.0 / math.sqrt(head_dim)
+    return scale if type(scale) is float and math.isfinite(scale) else None
+
+
+def _layout(
+    scale: float,
+    is_causal: bool,
+    lengths: Sequence[Tensor | None],
+    *,
+    has_term: bool = False,
+    return_mass: bool = False,
+) -> Layout:
     return Layout(
-        has_lengths=(has_lengths,),
+        has_lengths=tuple(length is not None for length in lengths),
         term_sources=(0,) if has_term else (),
         has_sink=False,
         has_query_lengths=False,
         has_seed=False,
         options=ScoreOptions(scale, window=(-1, 0 if is_causal else -1)),
-        return_mass=False,
+        return_mass=return_mass,
     )
 
 
@@ -217,15 +201,12 @@ class PlainFunction(torch.autograd.Function):
                 dout, query, key, value, out, statistics, *ctx.options, *needs
             )
             return (*only_needed(gradients, needs), None, None)
-        layout = _layout(*ctx.options)
-        if second_derivative_refusals(query, 0.0):
-            operands = Operands(query, [key], [value], [], None, [None], None, None)
-            return (*gradients_by_formula(layout, operands, needs, (dout, None, None)), None, None)
+        scale, is_causal = ctx.options
+        layout = _layout(scale, is_causal, [None])
+        x = Operands(query, [key], [value], [], None, [None], None, None)
         no_mass = statistics.new_empty(0)
-        found = iter(
-            apply(FusionGradient, layout, needs, dout, None, None, query, key, value, out, statistics, no_mass)
-        )
-        return (*(next(found) if needed else None for needed in needs), None, None)
+        gradients = differentiable_gradients(layout, x, needs, (dout, None, None), out, statistics, no_mass)
+        return (*gradients, None, None)
 
 
 @torch.library.register_fake("crossmodal::attention_plain")
