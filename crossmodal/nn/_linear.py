@@ -4,8 +4,8 @@ torch sends float32 products to its BLAS, which on some CPUs leaves half of the 
 AMD's. torch brings oneDNN for its own use, and an operator that reaches it with any weight. bfloat16 products are
 oneDNN's in torch, too, after a pass that writes the bias to the output, which that operator does not need.
 
-A weight packed beforehand brings at most 4 % more, and would grow stale when someone writes to ``weight.data``; so the weight
-itself is read, unless :func:`crossmodal.nn.packed_weights` says that it will not change.
+A weight packed beforehand brings at most 4 % more, and would grow stale when someone writes to ``weight.data``; so the
+weight itself is read, unless :func:`crossmodal.nn.packed_weights` says that it will not change.
 """
 
 from typing import Any
