@@ -17,12 +17,8 @@ logger = logging.getLogger("crossmodal")
 HAS_CUDA_KERNELS = _library.introspection.build_info()["cuda"] is not None
 # What the CUDA kernels take, as csrc/cuda/attention.cu and problem.h have it.
 MOST_CUDA_SOURCES = 8
+MOST_CUDA_HEAD_DIM = 256
 _OLDEST_GPU = (8, 0)  # whose instructions all kernels are made of
-
-
-def most_cuda_head_dim(dtype: torch.dtype) -> int:
-    return 192 if dtype == torch.float64 else 256
-
 
 # A module-level flag, not a ContextVar: Dynamo can guard on it.
 _strict = os.environ.get("CROSSMODAL_STRICT", "").lower() not in ("", "0", "false", "no", "off")
@@ -94,9 +90,10 @@ def width_refusals(operand: Tensor, head_dim: int, head_dim_v: int) -> list[str]
     if not operand.is_cuda:
         return []
     widths = {"head_dim": head_dim, "head_dim of values": head_dim_v}
-    most = most_cuda_head_dim(operand.dtype)
     return [
-        f"CUDA kernels take a {name} of {most} at most, got {width}" for name, width in widths.items() if width > most
+        f"CUDA kernels take a {name} of {MOST_CUDA_HEAD_DIM} at most, got {width}"
+        for name, width in widths.items()
+        if width > MOST_CUDA_HEAD_DIM
     ]
 
 

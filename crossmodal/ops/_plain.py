@@ -12,7 +12,7 @@ from torch import Tensor
 
 from crossmodal import _library  # noqa: F401  registers torch.ops.crossmodal
 from crossmodal._validate import FLOAT_DTYPES, MOST_KEYS, lengths_lie_within
-from crossmodal.dispatch import HAS_CUDA_KERNELS, is_too_old, most_cuda_head_dim, needs_gradient
+from crossmodal.dispatch import HAS_CUDA_KERNELS, MOST_CUDA_HEAD_DIM, is_too_old, needs_gradient
 from crossmodal.ops._apply import apply
 from crossmodal.ops._fakes import order_of
 from crossmodal.ops._fusion import (
@@ -54,7 +54,7 @@ def plain_attention(
         or head_dim == 0
         or keys > MOST_KEYS
         or type(is_causal) is not bool
-        or (query.is_cuda and max(head_dim, head_dim_v) > most_cuda_head_dim(query.dtype))
+        or (query.is_cuda and max(head_dim, head_dim_v) > MOST_CUDA_HEAD_DIM)
     ):
         return None
     scale = _plain_scale(scale, head_dim)

@@ -7,9 +7,10 @@
 //
 //   A rows(tile, row, column)       tile[row + (0..15)][column + (0..kStep - 1)]
 //   A of_accumulators(c, step)      columns [step * kStep, (step + 1) * kStep) of accumulators
-//   transposed(tile, row, column)   of two B: tile[row + 8 t + n][column + k] for c += A * tile^T
-//   straight(tile, row, column)     of two B: tile[row + k][column + 8 t + n] for c += A * tile,
-//                                   with 0 for what is not finite where only numbers are asked for
+//   transposed(tile, row, column)   B t: tile[row + 8 t + n][column + k] for c += A * tile^T; one or
+//                                   two of them, of matrix instructions two
+//   straight(tile, row, column)     two B: tile[row + k][column + 8 t + n] for c += A * tile, with 0
+//                                   for what is not finite where only numbers are asked for
 #pragma once
 
 #include <cuda_runtime.h>
@@ -143,12 +144,12 @@ struct FmaEngine {
     return a;
   }
 
-  template <int kWidth>
-  __device__ static void transposed(const Tile<T, kWidth>& x, int row, int column, B (&b)[2]) {
+  template <int kWidth, int kCount>
+  __device__ static void transposed(const Tile<T, kWidth>& x, int row, int column, B (&b)[kCount]) {
     const int lane = threadIdx.x % 32;
     keep_loads_here();
 #pragma unroll
-    for (int t = 0; t < 2; ++t)
+    for (int t = 0; t < kCount; ++t)
 #pragma unroll
       for (int e = 0; e < 2; ++e) read_row(x, row + 8 * t + lane % 4 * 2 + e, column, b[t].v[e]);
   }
@@ -199,17 +200,18 @@ __device__ __forceinline__ void multiply_rows(typename E::Acc (&c)[kTiles][4],
                                               int rows_a,
                                               const Tile<typename E::Element, kWidth>& b,
                                               int rows_b, int panels) {
+  constexpr int kTogether = kTiles % 2 == 0 ? 2 : 1;
   for (int panel = 0; panel < panels; ++panel) {
     const auto left = a.panel(panel, rows_a), right = b.panel(panel, rows_b);
 #pragma unroll E::kUnroll
     for (int k = 0; k < kWidth; k += E::kStep) {
       const typename E::A operand = E::rows(left, row, k);
 #pragma unroll
-      for (int n = 0; n < kTiles / 2; ++n) {
-        typename E::B pair[2];
-        E::transposed(right, 16 * n, k, pair);
-        E::multiply(c[2 * n], operand, pair[0]);
-        E::multiply(c[2 * n + 1], operand, pair[1]);
+      for (int n = 0; n < kTiles; n += kTogether) {
+        typename E::B columns[kTogether];
+        E::transposed(right, 8 * n, k, columns);
+#pragma unroll
+        for (int t = 0; t < kTogether; ++t) E::multiply(c[n + t], operand, columns[t]);
       }
     }
   }

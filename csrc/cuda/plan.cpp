@@ -10,8 +10,8 @@ namespace {
 constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // What the pass over keys can hold in 99 KB of shared memory, the least that a device since sm_80
-// has, with rows of 16 keys and queries.
-constexpr int64_t most_head_dim(DType dtype) { return dtype == DType::kFloat64 ? 192 : 256; }
+// has, with 16 keys and, of doubles, 8 queries.
+constexpr int64_t kMostHeadDim = 256;
 
 size_t accumulator_size(DType dtype) { return dtype == DType::kFloat64 ? 8 : 4; }
 
@@ -322,9 +322,8 @@ Tiling associate_tiling(const AttentionProblem& p, const Device& device) {
 }
 
 std::string attention_refusal(const AttentionProblem& p) {
-  const int64_t most = most_head_dim(p.dtype);
-  if (p.head_dim > most) return more("head_dim", p.head_dim, most);
-  if (p.head_dim_v > most) return more("head_dim of values", p.head_dim_v, most);
+  if (p.head_dim > kMostHeadDim) return more("head_dim", p.head_dim, kMostHeadDim);
+  if (p.head_dim_v > kMostHeadDim) return more("head_dim of values", p.head_dim_v, kMostHeadDim);
   if (p.num_sources > kMostSources)
     return more("a number of sources of", p.num_sources, kMostSources);
   if (p.seqlen_q > kMostRows) return more("a number of queries of", p.seqlen_q, kMostRows);

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import crossmodal
-from crossmodal.dispatch import most_cuda_head_dim
+from crossmodal.dispatch import MOST_CUDA_HEAD_DIM
 from tests import test_large
 from tests.accuracy import check
 from tests.native.build import ROOT
@@ -27,9 +27,10 @@ def test_outputs_and_gradients_are_as_accurate_as_torch(emulated, name, dtype):
     check(in_dtype(EVERY_PROBLEM[name], dtype))
 
 
-def test_widest_heads_fit_the_smallest_gpu(emulated_once, dtype):
-    width = most_cuda_head_dim(dtype)
-    check(replace(PROBLEMS["PLAIN"], dtype=dtype, seqlen_q=20, head_dim=width, head_dim_v=width))
+@pytest.mark.parametrize("name", ["PLAIN", "BIASES"])
+def test_widest_heads_fit_the_smallest_gpu(emulated_once, dtype, name):
+    width = MOST_CUDA_HEAD_DIM
+    check(in_dtype(replace(EVERY_PROBLEM[name], seqlen_q=20, head_dim=width, head_dim_v=width), dtype))
 
 
 @pytest.mark.parametrize("seqlen_q", [3, 40])
