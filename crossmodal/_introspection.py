@@ -98,6 +98,7 @@ def cuda_attention_plan(
     arch: int,
     multiprocessors: int,
     shared_bytes: int,
+    l2_bytes: int,
 ) -> dict[str, Any]:
     sizes = (batch, num_heads, num_heads_k, seqlen_q, seqlen_k, head_dim, head_dim_v)
     return _json(
@@ -106,6 +107,7 @@ def cuda_attention_plan(
         *(ctypes.c_int64(size) for size in sizes),
         *(ctypes.c_int(number) for number in (is_plain, is_exact, is_ragged, arch, multiprocessors)),
         ctypes.c_int64(shared_bytes),
+        ctypes.c_int64(l2_bytes),
     )
 
 

@@ -82,6 +82,11 @@ def test_device_without_kernels_is_the_reason_for_the_reference():
     assert [kernel for kernel, _ in plan.refused] == ["meta"] and "device type 'meta'" in plan.refused[0][1]
 
 
+H100 = _cuda_plans.Device(90, 100, 227 << 10, 50 << 20)
+SMALL = _cuda_plans.Device(80, 10, 163 << 10, 5 << 20)
+TURING = _cuda_plans.Device(75, 40, 64 << 10, 4 << 20)
+
+
 @pytest.fixture
 def on_cuda(monkeypatch):
     """Makes a tensor that says it is on a GPU, of a library that has kernels for it."""
@@ -99,19 +104,22 @@ def test_cuda_tensors_take_cuda_kernels(on_cuda, dtype, kernel):
 
 
 def test_cuda_kernels_are_chosen_by_the_problem_and_the_gpu(on_cuda, monkeypatch):
-    def kernels(seqlen_q, seqlen_k, batch=64, heads_k=8, **options):
-        q, k = on_cuda(batch, 8, seqlen_q, 64), on_cuda(batch, heads_k, seqlen_k, 64)
+    def kernels(seqlen_q, seqlen_k, batch=64, heads_k=8, head_dim=64, **options):
+        q, k = on_cuda(batch, 8, seqlen_q, head_dim), on_cuda(batch, heads_k, seqlen_k, head_dim)
         plan = explain(crossmodal.attention, q, k, k, enable_gqa=True, **options)
         return plan.kernel, plan.details["backward"], plan.details["shares of keys"]
 
-    monkeypatch.setattr(_cuda_plans, "device_of", lambda operand: (90, 100, 227 << 10))
+    monkeypatch.setattr(_cuda_plans, "device_of", lambda operand: H100)
     assert kernels(197, 77) == ("sm80_mma", "sm80_mma_short", 1)
-    assert kernels(197, 77, softcap=20.0) == ("sm80_mma", "sm80_mma", 1)
-    assert kernels(197, 600) == ("sm80_mma", "sm80_mma", 1)
+    assert kernels(197, 77, softcap=20.0) == ("sm80_mma", "sm80_mma_short", 1)
+    assert kernels(97, 77, heads_k=4, batch=128) == ("sm80_mma", "sm80_mma_short", 1)
+    assert kernels(97, 77, head_dim=128) == ("sm80_mma", "sm80_mma_short", 1)
+    assert kernels(97, 77, head_dim=128, softcap=20.0) == ("sm80_mma", "sm80_mma", 1)  # registers
+    assert kernels(197, 600) == ("sm80_mma", "sm80_mma", 1)  # second-level cache
     assert kernels(1, 197) == ("sm80_few_queries", "sm80_few_queries", 1)
     assert kernels(2, 197, heads_k=2) == ("sm80_few_queries", "sm80_mma", 1)  # 8 queries to a head of keys
     sink = on_cuda(8, dtype=torch.float32).requires_grad_()
-    assert kernels(1, 197, sink=sink) == ("sm80_few_queries", "sm80_mma", 1)
+    assert kernels(1, 197, sink=sink) == ("sm80_few_queries", "sm80_mma_short", 1)
     # 8 blocks of 64 queries leave most of 100 multiprocessors idle; two blocks of 64 keys are a share.
     assert kernels(64, 4096, batch=1) == ("sm80_mma", "sm80_mma", 25)
     assert kernels(64, 256, batch=1) == ("sm80_mma", "sm80_mma", 2)
@@ -120,24 +128,25 @@ def test_cuda_kernels_are_chosen_by_the_problem_and_the_gpu(on_cuda, monkeypatch
     q = on_cuda(64, 8, 197, 64)
     assert explain(crossmodal.attention, q, q, q, key_lengths=lengths).details["tiles"] == "queue, most work first"
     assert explain(crossmodal.attention, q, q, q).details["tiles"] == "in turn"
-    monkeypatch.setattr(_cuda_plans, "device_of", lambda operand: (80, 10, 163 << 10))
+    monkeypatch.setattr(_cuda_plans, "device_of", lambda operand: SMALL)
     assert kernels(64, 4096, batch=1) == ("sm80_mma", "sm80_mma", 2)
 
 
 def test_every_better_cuda_kernel_says_why_it_does_not_run(on_cuda, monkeypatch):
-    monkeypatch.setattr(_cuda_plans, "device_of", lambda operand: (90, 100, 227 << 10))
-    q, k = on_cuda(2, 4, 5, 64), on_cuda(2, 2, 7, 64)
-    plan = explain(crossmodal.attention, q, k, k, enable_gqa=True)
+    monkeypatch.setattr(_cuda_plans, "device_of", lambda operand: H100)
+    q = on_cuda(2, 4, 5, 64)
+    sources = [Source(key, key) for key in (on_cuda(2, 2, 7, 64), on_cuda(2, 4, 7, 64))]
+    plan = explain(crossmodal.fuse, q, sources)
     assert [kernel for kernel, _ in plan.refused] == [
         "sm80_few_queries",
         "sm80_few_queries in backward",
         "sm80_mma_short in backward",
     ]
-    assert "a number of queries of 5 is more than 4" in str(plan) and "query heads share heads of keys" in str(plan)
+    assert "a number of queries of 5 is more than 4" in str(plan) and "sources differ in heads of keys" in str(plan)
 
 
 def test_weighted_sums_have_a_cuda_kernel_of_their_own(on_cuda, monkeypatch):
-    monkeypatch.setattr(_cuda_plans, "device_of", lambda operand: (90, 100, 227 << 10))
+    monkeypatch.setattr(_cuda_plans, "device_of", lambda operand: H100)
     weights, values = on_cuda(2, 4, 5, 7), on_cuda(2, 4, 7, 64)
     assert explain(crossmodal.weighted_sum, weights, values).kernel == "sm80_weighted_sum"
     assert explain(crossmodal.softmax_weighted_sum, weights, values).kernel == "sm80_mma"
@@ -157,7 +166,7 @@ def test_cuda_kernels_say_what_they_refuse(on_cuda):
 def test_a_gpu_before_the_oldest_with_kernels_runs_plain_torch(on_cuda, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda gpu: (7, 5))
-    monkeypatch.setattr(_cuda_plans, "device_of", lambda operand: (75, 40, 64 << 10))
+    monkeypatch.setattr(_cuda_plans, "device_of", lambda operand: TURING)
     dispatch.is_too_old.cache_clear()
     q = on_cuda(2, 4, 5, 64)
     try:

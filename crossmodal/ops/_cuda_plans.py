@@ -37,7 +37,7 @@ WEIGHTED_SUM = {"kernel": "sm80_weighted_sum", "multiply": "multiply-adds", "ref
 class Traits(NamedTuple):
     """What of a problem, beside its sizes, decides which kernels run."""
 
-    num_heads_k: int
+    num_heads_k: int  # 0 where sources differ
     is_plain: bool = True  # products are scores but for the scale
     is_exact: bool = False  # gradients of biases, sinks or weights are asked for
     is_ragged: bool = False  # packed, or with lengths
@@ -47,7 +47,7 @@ def traits_of_fusion(problem: FusionProblem, *, of_weights: bool) -> Traits:
     heads = {source.key.shape[1] for source in problem.sources}
     terms = [term for source in problem.sources for term in source.terms]
     return Traits(
-        heads.pop() if len(heads) == 1 else problem.num_heads,
+        heads.pop() if len(heads) == 1 else 0,
         is_plain=not terms and not of_weights and _is_plain(problem),
         is_exact=of_weights or any(t.requires_grad for t in [*terms, problem.sink] if t is not None),
         is_ragged=problem.query_lengths is not None or any(s.lengths is not None for s in problem.sources),
@@ -66,11 +66,10 @@ def _is_plain(problem: FusionProblem | VarlenProblem) -> bool:
 def cuda_facts(operand: Tensor, sizes: tuple[int, int, int, int, int, int], traits: Traits) -> dict[str, Any]:
     """``sizes``: batch, heads, queries, keys, head_dim and that of values."""
     batch, num_heads, *others = sizes
-    arch, multiprocessors, shared_bytes = device_of(operand)
     dtype = str(operand.dtype).removeprefix("torch.")
     plan = _library.cuda_attention_plan(
         dtype, batch, num_heads, traits.num_heads_k, *others, traits.is_plain, traits.is_exact, traits.is_ragged,
-        arch, multiprocessors, shared_bytes,
+        *device_of(operand),
     )  # fmt: skip
     forward, backward = plan["forward"], plan["backward"]
     refused = forward["refused"] + [
@@ -86,10 +85,24 @@ def _backward_text(backward: dict[str, Any]) -> str:
     return backward["kernel"] + (f", {shares} shares of keys" if shares > 1 else "")
 
 
-def device_of(operand: Tensor) -> tuple[int, int, int]:
-    """Compute capability, multiprocessors, shared memory of a block; those of an H100 where there is no GPU to ask."""
+class Device(NamedTuple):
+    """What of a GPU decides which kernels run; memory in bytes."""
+
+    arch: int
+    multiprocessors: int
+    shared_bytes: int  # that a block may ask for
+    l2_bytes: int
+
+
+_H100 = Device(90, 132, 227 << 10, 50 << 20)
+
+
+def device_of(operand: Tensor) -> Device:
+    """That of a tensor; an H100 where there is no GPU to ask."""
     if not torch.cuda.is_available():
-        return 90, 132, 227 << 10
+        return _H100
     properties: Any = torch.cuda.get_device_properties(operand.device)  # torch's stub leaves out the optin
     arch = 10 * properties.major + properties.minor
-    return arch, properties.multi_processor_count, properties.shared_memory_per_block_optin
+    return Device(
+        arch, properties.multi_processor_count, properties.shared_memory_per_block_optin, properties.L2_cache_size
+    )

@@ -18,7 +18,8 @@ Device current_device() {
   return {10 * device_attribute(cudaDevAttrComputeCapabilityMajor) +
               device_attribute(cudaDevAttrComputeCapabilityMinor),
           device_attribute(cudaDevAttrMultiProcessorCount),
-          static_cast<size_t>(device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin))};
+          static_cast<size_t>(device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin)),
+          device_attribute(cudaDevAttrL2CacheSize)};
 }
 
 // fn(engine, CompiledWidths<the dtype>{}).
@@ -109,17 +110,19 @@ void attention_bwd(const AttentionProblem& p, const AttentionBackward& g,
                                                    stream);
       });
     }
-    with_width(typename Compiled::Backward{}, plan.tiling.queries.width, [&](auto width) {
-      if (plan.kernel == BackwardKernel::kPasses)
-        launch_attention_bwd<Engine, width()>(p, g, workspace, plan.tiling, plan.is_queued, stream);
-      launch_attention_bwd_terms<Engine, width()>(p, g, workspace, plan.tiling.terms, stream);
-    });
     if constexpr (sizeof(typename Engine::Element) == 2) {
       if (plan.kernel == BackwardKernel::kShort)
         with_width(typename Compiled::Short{}, plan.tiling.queries.width, [&](auto width) {
-          launch_attention_bwd_short<Engine, width()>(p, g, workspace, plan.tiling, stream);
+          launch_attention_bwd_short<Engine, width()>(p, g, workspace, plan.tiling, plan.few.heads,
+                                                      stream);
         });
     }
+    with_width(typename Compiled::Backward{}, plan.tiling.queries.width, [&](auto width) {
+      if (plan.kernel == BackwardKernel::kPasses)
+        launch_attention_bwd<Engine, width()>(p, g, workspace, plan.tiling, plan.is_queued, stream);
+      // It reads the delta that either has left.
+      launch_attention_bwd_terms<Engine, width()>(p, g, workspace, plan.tiling.terms, stream);
+    });
   });
 }
 

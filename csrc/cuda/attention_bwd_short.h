@@ -1,6 +1,7 @@
-// Backward of short problems: a block owns one (batch, head) and runs the pass over queries, then
-// the pass over keys. What the second reads again, queries, dout, keys and values, is in the
-// second-level cache by then: memory is read once, where two kernels read it twice.
+// Backward of short problems: a block owns a sample's head of keys with all query heads that share
+// it, and runs the pass over queries, then the pass over keys. What the second reads again,
+// queries, dout, keys and values, is in the second-level cache by then: memory is read once, where
+// two kernels read it twice.
 #pragma once
 
 #include "cuda/attention_bwd_keys.h"
@@ -8,30 +9,38 @@
 
 namespace crossmodal::cuda {
 
-// Of plain scores: with masks, biases and dropout the two passes together need more registers than
-// there are. No key head serves several query heads, and both passes hold whole rows.
-template <class E, int kWidth>
+// What both passes together have registers for.
+template <int kWidth, bool kPlain>
+constexpr bool kFitsOneKernel = kPlain || kWidth <= 64;
+
+// group: query heads to a head of keys, of every source. Both passes hold whole rows.
+template <class E, int kWidth, bool kPlain>
 __global__ void __launch_bounds__(kMostWarps * 32, 2)
     attention_bwd_short_kernel(const __grid_constant__ BackwardProblem p,
                                const __grid_constant__ BackwardTiling tiling,
-                               const __grid_constant__ Alignment aligned) {
+                               const __grid_constant__ Alignment aligned, int group) {
   const Tiling &queries = tiling.queries, &keys = tiling.keys;
-  const int64_t pairs = p.batch * p.num_heads;
+  const int64_t heads = p.num_heads / group, pairs = p.batch * heads;
   for (int64_t pair = blockIdx.x; pair < pairs; pair += gridDim.x) {
-    const int b = static_cast<int>(pair / p.num_heads), h = static_cast<int>(pair % p.num_heads);
-    for (int m_begin = 0; m_begin < p.seqlen_q; m_begin += queries.block_m) {
-      QueryPass<E, kWidth, true>(p, queries, aligned, b, h, m_begin, 0).run();
-      __syncthreads();  // the tile has been read, and its delta is there
+    const int b = static_cast<int>(pair / heads), head = static_cast<int>(pair % heads);
+    for (int h = head * group; h < (head + 1) * group; ++h) {
+      for (int m_begin = 0; m_begin < p.seqlen_q; m_begin += queries.block_m) {
+        QueryPass<E, kWidth, kPlain>(p, queries, aligned, b, h, m_begin, 0).run();
+        __syncthreads();  // the tile has been read, and its delta is there
+      }
+      clear_rows_of_no_query<E>(p, b, h);
     }
-    clear_rows_of_no_query<E>(p, b, h);
+    int offset = 0;
     for (int s = 0; s < p.num_sources; ++s) {
       const KeySource& source = p.source[s];
+      const int before = keys_before_source(p, offset);
+      offset += static_cast<int>(source.seqlen_k);
       if (!has_key_gradients(source)) continue;
-      for (int begin = 0; begin < source.seqlen_k; begin += keys.block_m) {
-        KeyPass<E, kWidth, true>(p, keys, aligned, {b, h, 0, {s, begin, keys.block_m}}).run();
+      for (int begin = -before; begin < source.seqlen_k; begin += keys.block_m) {
+        KeyPass<E, kWidth, kPlain>(p, keys, aligned, {b, head, 0, {s, begin, keys.block_m}}).run();
         __syncthreads();  // the tile has been read
       }
-      clear_rows_of_no_key<E>(p, source, b, h);
+      clear_rows_of_no_key<E>(p, source, b, head);
     }
   }
 }
@@ -39,11 +48,14 @@ __global__ void __launch_bounds__(kMostWarps * 32, 2)
 template <class E, int kWidth>
 void launch_attention_bwd_short(const AttentionProblem& p, const AttentionBackward& g,
                                 const BackwardWorkspace& workspace, const BackwardTiling& tiling,
-                                void* stream) {
-  launch("attention_bwd_short_kernel", attention_bwd_short_kernel<E, kWidth>, p.batch * p.num_heads,
+                                int group, void* stream) {
+  auto kernel = attention_bwd_short_kernel<E, kWidth, true>;
+  if constexpr (kFitsOneKernel<kWidth, false>)
+    if (!scores_are_plain(p) || g.associate) kernel = attention_bwd_short_kernel<E, kWidth, false>;
+  launch("attention_bwd_short_kernel", kernel, p.batch * p.num_heads / group,
          tiling.queries.warps * kWarp,
          std::max(tiling.queries.shared_bytes, tiling.keys.shared_bytes), stream,
-         as_parameter(p, g, workspace), tiling, Alignment(p, g));
+         as_parameter(p, g, workspace), tiling, Alignment(p, g), group);
 }
 
 }  // namespace crossmodal::cuda

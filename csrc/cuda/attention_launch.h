@@ -30,11 +30,11 @@ void launch_attention_bwd(const AttentionProblem& p, const AttentionBackward& g,
                           const BackwardWorkspace& workspace, const BackwardTiling& tiling,
                           bool is_queued, void* stream);
 
-// The first two in one kernel, for problems that is_short takes.
+// The first two in one kernel, of problems short enough; group: query heads to a head of keys.
 template <class E, int kWidth>
 void launch_attention_bwd_short(const AttentionProblem& p, const AttentionBackward& g,
                                 const BackwardWorkspace& workspace, const BackwardTiling& tiling,
-                                void* stream);
+                                int group, void* stream);
 
 // Instead of all passes, for few queries.
 template <class E, int kChunks>

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
 
 namespace crossmodal::cuda {
 
@@ -9,6 +10,7 @@ struct Device {
   int arch;  // 80, 86, 90
   int multiprocessors;
   size_t shared_bytes;  // that a block may ask for
+  int64_t l2_bytes;     // of the second-level cache
 };
 
 }  // namespace crossmodal::cuda

@@ -7,9 +7,11 @@
 //
 //   A rows(tile, row, column)       tile[row + (0..15)][column + (0..kStep - 1)]
 //   A of_accumulators(c, step)      columns [step * kStep, (step + 1) * kStep) of accumulators
-//   transposed(tile, row, column)   B t: tile[row + 8 t + n][column + k] for c += A * tile^T; one or
+//   transposed(tile, row, column)   B t: tile[row + 8 t + n][column + k] for c += A * tile^T; one
+//   or
 //                                   two of them, of matrix instructions two
-//   straight(tile, row, column)     two B: tile[row + k][column + 8 t + n] for c += A * tile, with 0
+//   straight(tile, row, column)     two B: tile[row + k][column + 8 t + n] for c += A * tile, with
+//   0
 //                                   for what is not finite where only numbers are asked for
 #pragma once
 

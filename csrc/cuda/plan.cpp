@@ -199,25 +199,31 @@ std::string few_backward_refusal(const AttentionProblem& p, const FewTiling& t, 
   return "";
 }
 
-// One block to a (batch, head) pays where those fill the device and what a block reads stays in the
-// second-level cache until it is read again.
+// One block to a sample's head of keys pays where those fill the device and what blocks read, and
+// what they write, stays in the second-level cache until it is read again.
 std::string short_refusal(const AttentionProblem& p, bool plain, bool exact,
-                          const BackwardTiling& tiling, const Device& device) {
-  constexpr int64_t kMostQueries = 256, kMostKeys = 512, kPairsToFill = 4;
+                          const BackwardTiling& tiling, int group, const Device& device) {
+  constexpr int64_t kBlocksAtOnce = 2, kPairsToFill = 4;
   if (size_of(p.dtype) != 2) return "multiply-adds, not memory, take the time";
-  if (!plain || exact) return "masks, biases, sinks and dropout leave too few registers";
-  const int64_t width = CompiledWidths<DType::kBFloat16>::Short::holding(1 << 30);
-  if (columns_of(p) > width) return more("head_dim", columns_of(p), width);
-  if (p.seqlen_q > kMostQueries) return more("a number of queries of", p.seqlen_q, kMostQueries);
-  if (p.total_keys > kMostKeys) return more("a number of keys of", p.total_keys, kMostKeys);
+  const bool is_free = plain && !exact;
+  const int64_t width = is_free ? 128 : 64;
+  if (columns_of(p) > width)
+    return more("head_dim", columns_of(p), width) +
+           (is_free ? "" : ", with masks, biases, sinks or dropout");
   for (int s = 0; s < p.num_sources; ++s)
-    if (p.sources[s].num_heads_k != p.num_heads) return "query heads share heads of keys";
+    if (p.sources[s].num_heads_k * group != p.num_heads) return "sources differ in heads of keys";
   if (tiling.queries.warps != tiling.keys.warps)
     return "shared memory holds blocks of unequal size";
-  const int64_t pairs = p.batch * p.num_heads, enough = kPairsToFill * device.multiprocessors;
+  const int64_t pairs = p.batch * p.num_heads / group;
+  const int64_t enough = kPairsToFill * device.multiprocessors;
   if (pairs < enough)
-    return std::to_string(pairs) + " heads of all samples are fewer than " +
+    return std::to_string(pairs) + " heads of keys of all samples are fewer than " +
            std::to_string(enough) + ", which fill the device";
+  const int64_t bytes = (p.seqlen_q * group + p.total_keys) * (p.head_dim + p.head_dim_v) * 2;
+  const int64_t room = device.l2_bytes / 2 / (kBlocksAtOnce * device.multiprocessors);
+  if (bytes > room)
+    return more("what a block reads,", bytes, room) +
+           " bytes, its share of half the second-level cache";
   return "";
 }
 
@@ -291,7 +297,7 @@ BackwardPlan backward_plan(const AttentionProblem& p, bool plain, bool exact,
   }
   plan.refused.push_back({kFewName, few});
   const BackwardTiling together = backward_tiling(p, device, true);
-  const std::string not_short = short_refusal(p, plain, exact, together, device);
+  const std::string not_short = short_refusal(p, plain, exact, together, plan.few.heads, device);
   if (not_short.empty()) {
     plan.kernel = BackwardKernel::kShort;
     plan.tiling.queries = together.queries;

@@ -27,7 +27,7 @@ template <DType kType>
 struct CompiledWidths {  // of half precision
   using Forward = Widths<32, 64, 96, 128>;
   using Backward = Widths<32, 64, 128>;
-  using Short = Widths<32, 64>;
+  using Short = Widths<32, 64, 128>;
   using Associate = Widths<64>;
   using FewChunks = Widths<1>;
 };

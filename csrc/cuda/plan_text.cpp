@@ -59,22 +59,21 @@ std::string as_json(const AttentionProblem& p, const BackwardPlan& plan) {
 }  // namespace
 }  // namespace crossmodal::cuda
 
-extern "C" const char* crossmodal_cuda_attention_plan(int dtype, int64_t batch, int64_t num_heads,
-                                                      int64_t num_heads_k, int64_t seqlen_q,
-                                                      int64_t seqlen_k, int64_t head_dim,
-                                                      int64_t head_dim_v, int is_plain,
-                                                      int is_exact, int is_ragged, int arch,
-                                                      int multiprocessors, int64_t shared_bytes) {
+extern "C" const char* crossmodal_cuda_attention_plan(
+    int dtype, int64_t batch, int64_t num_heads, int64_t num_heads_k, int64_t seqlen_q,
+    int64_t seqlen_k, int64_t head_dim, int64_t head_dim_v, int is_plain, int is_exact,
+    int is_ragged, int arch, int multiprocessors, int64_t shared_bytes, int64_t l2_bytes) {
   using namespace crossmodal;
   using namespace crossmodal::cuda;
   static thread_local std::string text;
-  KeySource source{};
-  source.num_heads_k = num_heads_k;
-  source.seqlen_k = seqlen_k;
-  if (is_ragged) source.lengths = &source;  // whatever they are
+  KeySource sources[2] = {};
+  sources[0].num_heads_k = num_heads_k ? num_heads_k : num_heads;
+  sources[0].seqlen_k = seqlen_k;
+  sources[1].num_heads_k = 1;
+  if (is_ragged) sources[0].lengths = sources;  // whatever they are
   AttentionProblem p{};
-  p.sources = &source;
-  p.num_sources = 1;
+  p.sources = sources;
+  p.num_sources = num_heads_k ? 1 : 2;
   p.batch = batch;
   p.num_heads = num_heads;
   p.seqlen_q = seqlen_q;
@@ -83,7 +82,7 @@ extern "C" const char* crossmodal_cuda_attention_plan(int dtype, int64_t batch, 
   p.total_keys = seqlen_k;
   p.window_left = p.window_right = -1;
   p.dtype = static_cast<DType>(dtype);
-  const Device device = {arch, multiprocessors, static_cast<size_t>(shared_bytes)};
+  const Device device = {arch, multiprocessors, static_cast<size_t>(shared_bytes), l2_bytes};
   text =
       "{\"forward\": " + as_json(p, forward_plan(p, is_plain, device), is_plain) +
       ", \"backward\": " + as_json(p, backward_plan(p, is_plain && !is_exact, is_exact, device)) +

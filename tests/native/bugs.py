@@ -388,6 +388,11 @@ SHORT = (
     Bug(
         "keys of the first source only", "attention_bwd_short.h", "s < p.num_sources", "s < 1", "s < p.num_sources; ++s"
     ),
+    Bug(
+        "one query head of those that share keys", "attention_bwd_short.h", "h < (head + 1) * group", "h < head * group + 1"
+    ),
+    Bug("keys cut from each source's first on", "attention_bwd_short.h", "keys_before_source(p, offset)", "0"),
+    Bug("plain kernels for all scores", "attention_bwd_short.h", "!scores_are_plain(p) || g.associate", "false"),
 )
 
 FEW_FORWARD = (

@@ -65,6 +65,25 @@ SHORT = replace(
     modalities=(Modality(33, torch.int64), Modality(9), Modality(70, torch.int32)),
 )
 
+SHORT_WIDE = replace(SHORT, modalities=(Modality(90),), head_dim=72, head_dim_v=100)
+SHORT_PACKED = Varlen(
+    (33, 0, 70, 5), (80, 7, 0, 150), beyond_q=3, beyond_k=2, heads=4, head_dim=64, head_dim_v=64, poisoned=True
+)
+SHORT_GROUPED = replace(SHORT, heads=8, modalities=(Modality(33, torch.int64, heads_k=4), Modality(70, heads_k=4)))
+# One block does not find together what sources of different groups need.
+SHORT_UNEQUAL = replace(SHORT_GROUPED, modalities=(Modality(33, heads_k=4), Modality(70, heads_k=2)))
+SHORT_MASKED = replace(
+    SHORT_GROUPED,
+    modalities=(
+        Modality(33, mask=KEY_BIAS, bias=ROW_BIAS, heads_k=4),
+        Modality(70, torch.int32, mask=KEY_MASK, bias=DENSE_BIAS, heads_k=4),
+    ),
+    softcap=5.0,
+    sink=OPTIONS.sink,
+    dropout_p=0.4,
+)
+SHORT_CAUSAL = replace(CAUSAL, batch=8)
+
 # Few blocks of queries: several blocks share out their keys.
 OPERANDS = frozenset({"query", "key", "value"})
 SHARED = replace(

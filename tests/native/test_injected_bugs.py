@@ -70,7 +70,7 @@ GROUPS = {
     "forward": Group(bugs.FORWARD, NARROW, backward=False),
     "wide": Group(bugs.WIDE, ["WIDE"], backward=False),
     "backward": Group(bugs.BACKWARD, NARROW),
-    "short": Group(bugs.SHORT, ["SHORT"]),
+    "short": Group(bugs.SHORT, problems_of("SHORT")),
     "few forward": Group(bugs.FEW_FORWARD, problems_of("ONE", "FEW"), backward=False),
     "few backward": Group(bugs.FEW_BACKWARD, problems_of("ONE", "FEW")),
     "shared": Group(bugs.SHARED, problems_of("SHARED"), backward=False),

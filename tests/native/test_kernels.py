@@ -94,9 +94,10 @@ def test_offsets_need_64_bits(emulated_once, monkeypatch, name):
     FAR_APART[name]()
 
 
-def attended(batch, seqlen_q, seqlen_k, *mask, **options):
+def attended(batch, seqlen_q, seqlen_k, *mask, head_dim=32, **options):
     q, k, v = (
-        torch.randn(batch, 4, n, 32, dtype=torch.float16, requires_grad=True) for n in (seqlen_q, *[seqlen_k] * 2)
+        torch.randn(batch, 4, n, head_dim, dtype=torch.float16, requires_grad=True)
+        for n in (seqlen_q, *[seqlen_k] * 2)
     )
     crossmodal.attention(q, k, v, *mask, **options).sum().backward()
 
@@ -117,11 +118,15 @@ PASSES = ["attention_bwd_queries", "attention_bwd_keys"]
 # Calls, with their gradients, and the kernels that they launch, one after the other.
 LAUNCHES = {
     "short": (partial(attended, 4, 70, 90), ["attention_fwd", "attention_bwd_short"]),
+    "short with bias": (
+        partial(attended, 4, 70, 90, BIAS),
+        ["attention_fwd", "attention_bwd_short", "attention_bwd_terms"],
+    ),
     "from a queue": (
-        partial(attended, 4, 70, 90, softcap=5.0, **LENGTHS),
+        partial(attended, 4, 70, 90, softcap=5.0, **LENGTHS, head_dim=72),
         ["order_tiles", "attention_fwd", "order_tiles", PASSES[0], "order_tiles", PASSES[1]],
     ),
-    "bias": (partial(attended, 4, 70, 90, BIAS), ["attention_fwd", *PASSES, "attention_bwd_terms"]),
+    "bias": (partial(attended, 4, 70, 90, BIAS, head_dim=72), ["attention_fwd", *PASSES, "attention_bwd_terms"]),
     "one query": (partial(attended, 4, 1, 90), ["attention_few_fwd", "attention_few_bwd"]),
     "one query of few": (
         partial(attended, 1, 1, 4096),

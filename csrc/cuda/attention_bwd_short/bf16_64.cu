@@ -5,6 +5,7 @@ namespace crossmodal::cuda {
 template void launch_attention_bwd_short<MmaEngine<BFloat16>, 64>(const AttentionProblem&,
                                                                   const AttentionBackward&,
                                                                   const BackwardWorkspace&,
-                                                                  const BackwardTiling&, void*);
+                                                                  const BackwardTiling&, int,
+                                                                  void*);
 
 }  // namespace crossmodal::cuda

@@ -5,6 +5,6 @@ namespace crossmodal::cuda {
 template void launch_attention_bwd_short<MmaEngine<Float16>, 32>(const AttentionProblem&,
                                                                  const AttentionBackward&,
                                                                  const BackwardWorkspace&,
-                                                                 const BackwardTiling&, void*);
+                                                                 const BackwardTiling&, int, void*);
 
 }  // namespace crossmodal::cuda

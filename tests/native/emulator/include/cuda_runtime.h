@@ -95,6 +95,7 @@ inline cudaError_t cudaMemsetAsync(void* data, int value, size_t bytes, cudaStre
 enum cudaDeviceAttr {
   cudaDevAttrMaxSharedMemoryPerBlockOptin,
   cudaDevAttrMultiProcessorCount,
+  cudaDevAttrL2CacheSize,
   cudaDevAttrComputeCapabilityMajor,
   cudaDevAttrComputeCapabilityMinor,
 };
@@ -102,12 +103,15 @@ inline cudaError_t cudaGetDevice(int* device) {
   *device = 0;
   return cudaSuccess;
 }
-// Shared memory of the smallest GPU that has the kernels' instructions (8.6, 8.9), and so few
-// multiprocessors that problems of 16 heads fill them.
+// Shared memory of the smallest GPU that has the kernels' instructions (8.6, 8.9), so few
+// multiprocessors that problems of 16 heads fill them, and a second-level cache of their number.
 inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
   switch (attribute) {
     case cudaDevAttrMultiProcessorCount:
       *value = 4;
+      break;
+    case cudaDevAttrL2CacheSize:
+      *value = 1 << 20;
       break;
     case cudaDevAttrComputeCapabilityMajor:
       *value = 8;

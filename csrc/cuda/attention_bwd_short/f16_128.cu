@@ -1,0 +1,11 @@
+#include "cuda/attention_bwd_short.h"
+
+namespace crossmodal::cuda {
+
+template void launch_attention_bwd_short<MmaEngine<Float16>, 128>(const AttentionProblem&,
+                                                                  const AttentionBackward&,
+                                                                  const BackwardWorkspace&,
+                                                                  const BackwardTiling&, int,
+                                                                  void*);
+
+}  // namespace crossmodal::cuda
