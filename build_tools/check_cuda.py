@@ -38,8 +38,8 @@ REGISTER_CAPS = (
 
 LOCAL_MEMORY = re.compile(r"\b(LDL|STL)\b")
 MATRIX_INSTRUCTION = "HMMA"
-# Sources of half-precision kernels, whose products are matrix instructions.
-MADE_OF_MATRIX_INSTRUCTIONS = re.compile(r"^b?f16")
+# Sources of kernels whose products are matrix instructions.
+MADE_OF_MATRIX_INSTRUCTIONS = re.compile(r"^(b?f16|tf32)")
 WITHOUT_THEM = "attention_few"
 
 

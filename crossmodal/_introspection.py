@@ -95,6 +95,7 @@ def cuda_attention_plan(
     is_plain: bool,
     is_exact: bool,
     is_ragged: bool,
+    allow_tf32: bool,
     arch: int,
     multiprocessors: int,
     shared_bytes: int,
@@ -105,7 +106,7 @@ def cuda_attention_plan(
         "crossmodal_cuda_attention_plan",
         _dtype_number(dtype),
         *(ctypes.c_int64(size) for size in sizes),
-        *(ctypes.c_int(number) for number in (is_plain, is_exact, is_ragged, arch, multiprocessors)),
+        *(ctypes.c_int(number) for number in (is_plain, is_exact, is_ragged, allow_tf32, arch, multiprocessors)),
         ctypes.c_int64(shared_bytes),
         ctypes.c_int64(l2_bytes),
     )

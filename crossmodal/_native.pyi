@@ -29,6 +29,7 @@ def cuda_attention_plan(
     is_plain: bool,
     is_exact: bool,
     is_ragged: bool,
+    allow_tf32: bool,
     arch: int,
     multiprocessors: int,
     shared_bytes: int,

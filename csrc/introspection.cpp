@@ -54,11 +54,11 @@ py::dict attention_plan(const std::string& dtype, int64_t batch, int64_t num_hea
 py::dict cuda_attention_plan(const std::string& dtype, int64_t batch, int64_t num_heads,
                              int64_t num_heads_k, int64_t seqlen_q, int64_t seqlen_k,
                              int64_t head_dim, int64_t head_dim_v, bool is_plain, bool is_exact,
-                             bool is_ragged, int arch, int multiprocessors, int64_t shared_bytes,
-                             int64_t l2_bytes) {
+                             bool is_ragged, bool allow_tf32, int arch, int multiprocessors,
+                             int64_t shared_bytes, int64_t l2_bytes) {
   return parse_json<py::dict>(crossmodal_cuda_attention_plan(
       dtype_number(dtype), batch, num_heads, num_heads_k, seqlen_q, seqlen_k, head_dim, head_dim_v,
-      is_plain, is_exact, is_ragged, arch, multiprocessors, shared_bytes, l2_bytes));
+      is_plain, is_exact, is_ragged, allow_tf32, arch, multiprocessors, shared_bytes, l2_bytes));
 }
 
 // The interpreter's lock is let go, so that several Python threads measure at the same time what
@@ -102,8 +102,8 @@ PYBIND11_MODULE(_native, m) {
         arg("is_causal") = false, "The kernel that this attention problem would run.");
   m.def("cuda_attention_plan", &cuda_attention_plan, arg("dtype"), arg("batch"), arg("num_heads"),
         arg("num_heads_k"), arg("seqlen_q"), arg("seqlen_k"), arg("head_dim"), arg("head_dim_v"),
-        arg("is_plain"), arg("is_exact"), arg("is_ragged"), arg("arch"), arg("multiprocessors"),
-        arg("shared_bytes"), arg("l2_bytes"),
+        arg("is_plain"), arg("is_exact"), arg("is_ragged"), arg("allow_tf32"), arg("arch"),
+        arg("multiprocessors"), arg("shared_bytes"), arg("l2_bytes"),
         "The kernels that a GPU would run this attention problem with.");
   m.def("measure_peak", &measure_peak, arg("dtype"),
         "GFLOP/s of multiply-adds out of registers on one thread.");

@@ -9,40 +9,47 @@ STABLE_TORCH_LIBRARY(crossmodal, m) {
       "attention_fwd(Tensor query, Tensor[] keys, Tensor[] values, Tensor?[] key_lengths, "
       "Tensor[] terms, int[] term_sources, Tensor? query_lengths, Tensor? sink, "
       "Tensor? dropout_seed, float scale, float softcap, float dropout_p, int[] window, "
-      "bool lower_right, bool return_mass, bool for_backward) "
+      "bool lower_right, bool allow_tf32, bool return_mass, bool for_backward) "
       "-> (Tensor out, Tensor lse, Tensor mass, Tensor statistics)");
   m.def(
-      "attention_plain(Tensor query, Tensor key, Tensor value, float scale, bool is_causal) -> "
+      "attention_plain(Tensor query, Tensor key, Tensor value, float scale, bool is_causal, bool "
+      "allow_tf32) -> "
       "Tensor");
   m.def(
-      "attention_plain_fwd(Tensor query, Tensor key, Tensor value, float scale, bool is_causal) -> "
+      "attention_plain_fwd(Tensor query, Tensor key, Tensor value, float scale, bool is_causal, "
+      "bool allow_tf32) -> "
       "(Tensor out, Tensor statistics)");
   m.def(
       "attention_plain_bwd(Tensor dout, Tensor query, Tensor key, Tensor value, Tensor out, "
-      "Tensor statistics, float scale, bool is_causal, bool wants_dquery, bool wants_dkey, "
+      "Tensor statistics, float scale, bool is_causal, bool allow_tf32, bool wants_dquery, bool "
+      "wants_dkey, "
       "bool wants_dvalue) -> (Tensor, Tensor, Tensor)");
   m.def(
       "attention_bwd(Tensor dout, Tensor? dlse, Tensor? dmass, Tensor query, Tensor[] keys, "
       "Tensor[] values, Tensor?[] key_lengths, Tensor[] terms, int[] term_sources, "
       "Tensor? query_lengths, Tensor? sink, Tensor? dropout_seed, Tensor out, Tensor statistics, "
       "Tensor mass, float scale, float softcap, float dropout_p, int[] window, bool lower_right, "
+      "bool allow_tf32, "
       "int[] wanted) -> Tensor[]");
   m.def(
       "attention_double_bwd(Tensor? ddquery, Tensor?[] ddkeys, Tensor?[] ddvalues, "
       "Tensor?[] ddterms, Tensor? ddsink, Tensor dout, Tensor? dlse, Tensor? dmass, Tensor query, "
       "Tensor[] keys, Tensor[] values, Tensor?[] key_lengths, Tensor[] terms, int[] term_sources, "
       "Tensor? query_lengths, Tensor? sink, Tensor? dropout_seed, Tensor statistics, float scale, "
-      "float softcap, float dropout_p, int[] window, bool lower_right, int[] wanted) -> Tensor[]");
+      "float softcap, float dropout_p, int[] window, bool lower_right, bool allow_tf32, int[] "
+      "wanted) -> Tensor[]");
   m.def(
       "attention_varlen_fwd(Tensor query, Tensor key, Tensor value, Tensor cu_seqlens_q, "
       "Tensor cu_seqlens_k, SymInt max_seqlen_q, SymInt max_seqlen_k, Tensor? sink, "
       "Tensor? dropout_seed, float scale, float softcap, float dropout_p, int[] window, "
-      "bool lower_right, bool for_backward) -> (Tensor out, Tensor lse, Tensor statistics)");
+      "bool lower_right, bool allow_tf32, bool for_backward) -> (Tensor out, Tensor lse, Tensor "
+      "statistics)");
   m.def(
       "attention_varlen_bwd(Tensor dout, Tensor? dlse, Tensor query, Tensor key, Tensor value, "
       "Tensor cu_seqlens_q, Tensor cu_seqlens_k, SymInt max_seqlen_q, SymInt max_seqlen_k, "
       "Tensor? sink, Tensor? dropout_seed, Tensor out, Tensor statistics, float scale, "
-      "float softcap, float dropout_p, int[] window, bool lower_right, int[] wanted) "
+      "float softcap, float dropout_p, int[] window, bool lower_right, bool allow_tf32, int[] "
+      "wanted) "
       "-> Tensor[]");
   m.def(
       "attention_varlen_double_bwd(Tensor? ddquery, Tensor? ddkey, Tensor? ddvalue, Tensor? "
@@ -50,7 +57,7 @@ STABLE_TORCH_LIBRARY(crossmodal, m) {
       "Tensor dout, Tensor? dlse, Tensor query, Tensor key, Tensor value, Tensor cu_seqlens_q, "
       "Tensor cu_seqlens_k, SymInt max_seqlen_q, SymInt max_seqlen_k, Tensor? sink, "
       "Tensor? dropout_seed, Tensor statistics, float scale, float softcap, float dropout_p, "
-      "int[] window, bool lower_right, int[] wanted) -> Tensor[]");
+      "int[] window, bool lower_right, bool allow_tf32, int[] wanted) -> Tensor[]");
   m.def(
       "associate_fwd(Tensor query, Tensor[] keys, Tensor?[] key_lengths, Tensor[] terms, "
       "int[] term_sources, Tensor? query_lengths, Tensor? sink, float scale, float softcap, "

@@ -103,6 +103,21 @@ def test_cuda_tensors_take_cuda_kernels(on_cuda, dtype, kernel):
     assert explain(crossmodal.attention, q, q, q).kernel == kernel
 
 
+def test_tf32_takes_matrix_instructions_where_torch_allows_it(on_cuda):
+    q = on_cuda(2, 4, 50, 64, dtype=torch.float32)
+    reason = "torch.backends.cuda.matmul.fp32_precision is not 'tf32'"
+    assert reason in str(explain(crossmodal.attention, q, q, q))
+    torch.set_float32_matmul_precision("high")
+    try:
+        plan = explain(crossmodal.attention, q, q, q)
+        weights = explain(crossmodal.associate, q, q)
+    finally:
+        torch.set_float32_matmul_precision("highest")
+    assert (plan.kernel, plan.details["backward"]) == ("sm80_mma_tf32", "sm80_mma_tf32")
+    assert "mma.sync m16n8k8" in plan.details["multiply"] and reason not in str(plan)
+    assert weights.kernel == "sm80_fma"
+
+
 def test_cuda_kernels_are_chosen_by_the_problem_and_the_gpu(on_cuda, monkeypatch):
     def kernels(seqlen_q, seqlen_k, batch=64, heads_k=8, head_dim=64, **options):
         q, k = on_cuda(batch, 8, seqlen_q, head_dim), on_cuda(batch, heads_k, seqlen_k, head_dim)

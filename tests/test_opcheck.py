@@ -14,10 +14,10 @@ def check(name, arguments):
     torch.library.opcheck(getattr(OPS, name).default, arguments)
 
 
-# Tensors, then scale, softcap, dropout_p, window, lower_right.
+# Tensors, then scale, softcap, dropout_p, window, lower_right, allow_tf32.
 TWO_SOURCES = ([K, K], [V, V], [KEY_LENGTHS, None], [MASK, KEEP], [0, 1])
-WITH_EVERYTHING = (QUERY_LENGTHS, SINK, SEED), (0.3, 2.0, 0.5, [-1, -1], False)
-WITHOUT = (None, None, None), (0.3, 0.0, 0.0, [-1, -1], False)
+WITH_EVERYTHING = (QUERY_LENGTHS, SINK, SEED), (0.3, 2.0, 0.5, [-1, -1], False, True)
+WITHOUT = (None, None, None), (0.3, 0.0, 0.0, [-1, -1], False, False)
 
 
 @pytest.mark.parametrize("options", [WITH_EVERYTHING, WITHOUT], ids=["everything", "nothing"])
@@ -32,7 +32,7 @@ def test_attention_fwd(options, return_mass, for_backward):
 def test_attention_plain(is_causal):
     heads_inside = Q.transpose(1, 2).contiguous().transpose(1, 2)
     for query in (Q, heads_inside):
-        check("attention_plain", (query, K.repeat(1, 2, 1, 1), V.repeat(1, 2, 1, 1), 0.3, is_causal))
+        check("attention_plain", (query, K.repeat(1, 2, 1, 1), V.repeat(1, 2, 1, 1), 0.3, is_causal, False))
 
 
 @pytest.mark.parametrize("wants", [(True, True, True), (False, True, False)], ids=str)
@@ -40,13 +40,13 @@ def test_attention_plain_with_gradients(wants):
     heads_inside = Q.transpose(1, 2).contiguous().transpose(1, 2)
     for query in (Q, heads_inside):
         tensors = query, K.repeat(1, 2, 1, 1), V.repeat(1, 2, 1, 1)
-        check("attention_plain_fwd", (*tensors, 0.3, True))
-        out, statistics = OPS.attention_plain_fwd(*tensors, 0.3, True)
-        check("attention_plain_bwd", (out, *tensors, out, statistics, 0.3, True, *wants))
+        check("attention_plain_fwd", (*tensors, 0.3, True, True))
+        out, statistics = OPS.attention_plain_fwd(*tensors, 0.3, True, True)
+        check("attention_plain_bwd", (out, *tensors, out, statistics, 0.3, True, True, *wants))
 
 
 def test_attention_fwd_with_a_window():
-    window = (0.3, 0.0, 0.0, [2, 1], True)
+    window = (0.3, 0.0, 0.0, [2, 1], True, False)
     check("attention_fwd", (Q, [K], [V], [KEY_LENGTHS], [], [], QUERY_LENGTHS, None, None, *window, False, True))
 
 
@@ -91,12 +91,12 @@ def packed(sink=None, seed=None):
 
 @pytest.mark.parametrize("for_backward", [False, True])
 def test_attention_varlen_fwd(for_backward):
-    check("attention_varlen_fwd", (*packed(SINK, SEED), 0.3, 2.0, 0.5, [3, 0], True, for_backward))
+    check("attention_varlen_fwd", (*packed(SINK, SEED), 0.3, 2.0, 0.5, [3, 0], True, True, for_backward))
 
 
 @pytest.mark.parametrize("wanted", [[1, 1, 1, 1], [0, 1, 0, 0]], ids=["all", "some"])
 def test_attention_varlen_bwd(wanted):
-    inputs, options = packed(SINK, SEED), (0.3, 2.0, 0.5, [3, 0], True)
+    inputs, options = packed(SINK, SEED), (0.3, 2.0, 0.5, [3, 0], True, True)
     out, lse, statistics = OPS.attention_varlen_fwd(*inputs, *options, True)
     lse = lse.nan_to_num(neginf=0.0)
     check("attention_varlen_bwd", (out, lse, *inputs, out, statistics, *options, wanted))
@@ -104,7 +104,7 @@ def test_attention_varlen_bwd(wanted):
 
 @pytest.mark.parametrize("wanted", [[1, 1, 1, 1, 1, 1], [0, 1, 0, 1, 0, 0]], ids=["all", "some"])
 def test_attention_varlen_double_bwd(wanted):
-    inputs, options = packed(SINK, SEED), (0.3, 2.0, 0.5, [3, 0], True)
+    inputs, options = packed(SINK, SEED), (0.3, 2.0, 0.5, [3, 0], True, True)
     out, lse, statistics = OPS.attention_varlen_fwd(*inputs, *options, True)
     lse = lse.nan_to_num(neginf=0.0)
     flowing = (inputs[0], None, inputs[2], SINK)

@@ -10,7 +10,7 @@ Q, K, V = torch.zeros(2, 4, 5, 8), torch.zeros(2, 4, 7, 8), torch.zeros(2, 4, 7,
 def forward(query=Q, keys=(K,), values=(V,), key_lengths=(None,), terms=(), owners=(), rows=None, sink=None, seed=None,
             softcap=0.0, dropout_p=0.0, window=(-1, -1)):  # fmt: skip
     arguments = (query, keys, values, key_lengths, terms, owners, rows, sink, seed)
-    return OPS.attention_fwd(*arguments, 1.0, softcap, dropout_p, window, False, False, True)
+    return OPS.attention_fwd(*arguments, 1.0, softcap, dropout_p, window, False, False, False, True)
 
 
 ATTENTION = {
@@ -50,7 +50,7 @@ def backward(**changes):
     none = (None, None, None)
     return OPS.attention_bwd(
         x["dout"], x["dlse"], None, Q, [K], [V], [None], [], [], *none, x["out"], x["statistics"], mass,
-        1.0, 0.0, 0.0, [-1, -1], False, x["wanted"],
+        1.0, 0.0, 0.0, [-1, -1], False, False, x["wanted"],
     )  # fmt: skip
 
 
@@ -77,7 +77,7 @@ def double_backward(**changes):
     none = (None, None, None)
     return OPS.attention_double_bwd(
         x["ddquery"], x["ddkeys"], x["ddvalues"], x["ddterms"], None, x["dout"], x["dlse"], None, x["query"], x["keys"],
-        [V], [None], [], [], *none, x["statistics"], 1.0, 0.0, 0.0, [-1, -1], False, x["wanted"],
+        [V], [None], [], [], *none, x["statistics"], 1.0, 0.0, 0.0, [-1, -1], False, False, x["wanted"],
     )  # fmt: skip
 
 
@@ -112,7 +112,7 @@ ENDS_Q, ENDS_K = ends(0, 5), ends(0, 7)
 def packed(query=Q[0, 0, :, None], key=K[0, 0, :, None], value=V[0, 0, :, None], cu_q=ENDS_Q, cu_k=ENDS_K,
            max_q=5, max_k=7):  # fmt: skip
     arguments = (query, key, value, cu_q, cu_k, max_q, max_k, None, None)
-    return OPS.attention_varlen_fwd(*arguments, 1.0, 0.0, 0.0, [-1, -1], False, False)
+    return OPS.attention_varlen_fwd(*arguments, 1.0, 0.0, 0.0, [-1, -1], False, False, False)
 
 
 PACKED = {

@@ -7,13 +7,16 @@ from torch import Tensor
 
 from crossmodal import _library
 from crossmodal._problem import FusionProblem, VarlenProblem
+from crossmodal.ops._precision import allows_tf32
 
 # A warp multiplies 16 rows, with the instructions of sm_80 or by multiply-adds (csrc/cuda/engine.h); few queries are
 # multiplied one by one (csrc/cuda/few_queries.h).
 _MMA = {"multiply": "mma.sync m16n8k16", "tile": (16, 8, 16)}
+_TF32 = {"multiply": "mma.sync m16n8k8, factors rounded to tf32", "tile": (16, 8, 8)}
 _FMA = {"multiply": "multiply-adds", "tile": (16, 8, 8)}
 _MULTIPLY: dict[str, dict[str, Any]] = {
     "sm80_mma": _MMA,
+    "sm80_mma_tf32": _TF32,
     "sm80_fma": _FMA,
     "sm80_few_queries": {"multiply": "multiply-adds"},
 }
@@ -41,6 +44,7 @@ class Traits(NamedTuple):
     is_plain: bool = True  # products are scores but for the scale
     is_exact: bool = False  # gradients of biases, sinks or weights are asked for
     is_ragged: bool = False  # packed, or with lengths
+    allow_tf32: bool = False
 
 
 def traits_of_fusion(problem: FusionProblem, *, of_weights: bool) -> Traits:
@@ -51,12 +55,19 @@ def traits_of_fusion(problem: FusionProblem, *, of_weights: bool) -> Traits:
         is_plain=not terms and not of_weights and _is_plain(problem),
         is_exact=of_weights or any(t.requires_grad for t in [*terms, problem.sink] if t is not None),
         is_ragged=problem.query_lengths is not None or any(s.lengths is not None for s in problem.sources),
+        allow_tf32=not of_weights and allows_tf32(problem.query),
     )
 
 
 def traits_of_varlen(problem: VarlenProblem) -> Traits:
     wants_sink = problem.sink is not None and problem.sink.requires_grad
-    return Traits(problem.key.shape[1], is_plain=_is_plain(problem), is_exact=wants_sink, is_ragged=True)
+    return Traits(
+        problem.key.shape[1],
+        is_plain=_is_plain(problem),
+        is_exact=wants_sink,
+        is_ragged=True,
+        allow_tf32=allows_tf32(problem.query),
+    )
 
 
 def _is_plain(problem: FusionProblem | VarlenProblem) -> bool:
@@ -69,6 +80,7 @@ def cuda_facts(operand: Tensor, sizes: tuple[int, int, int, int, int, int], trai
     dtype = str(operand.dtype).removeprefix("torch.")
     plan = _library.cuda_attention_plan(
         dtype, batch, num_heads, traits.num_heads_k, *others, traits.is_plain, traits.is_exact, traits.is_ragged,
+        traits.allow_tf32,
         *device_of(operand),
     )  # fmt: skip
     forward, backward = plan["forward"], plan["backward"]

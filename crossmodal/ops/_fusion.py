@@ -11,6 +11,7 @@ from crossmodal._problem import FusionProblem, KeySource
 from crossmodal.dispatch import fall_back, fusion_refusals, needs_gradient, second_derivative_refusals
 from crossmodal.ops._apply import apply
 from crossmodal.ops._fakes import order_of
+from crossmodal.ops._precision import allows_tf32
 from crossmodal.reference.fuse import draw_seed, nothing_to_attend, run_reference
 from crossmodal.types import FusionResult
 
@@ -23,6 +24,7 @@ class ScoreOptions(NamedTuple):
     dropout_p: float = 0.0
     window: tuple[int, int] = (-1, -1)
     lower_right: bool = False
+    allow_tf32: bool = False
 
 
 class Layout(NamedTuple):
@@ -126,7 +128,12 @@ def score_options(problem: Any) -> ScoreOptions:
     if problem.is_causal:
         right = 0
     return ScoreOptions(
-        problem.scale, problem.softcap, problem.dropout_p, (left, right), problem.causal_align == "lower_right"
+        problem.scale,
+        problem.softcap,
+        problem.dropout_p,
+        (left, right),
+        problem.causal_align == "lower_right",
+        allows_tf32(problem.query),
     )
 
 

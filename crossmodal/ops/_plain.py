@@ -25,6 +25,7 @@ from crossmodal.ops._fusion import (
     evaluate,
     only_needed,
 )
+from crossmodal.ops._precision import allows_tf32
 from crossmodal.types import FusionResult, Source
 
 _TERM_DTYPES = (torch.bool, *FLOAT_DTYPES)
@@ -60,18 +61,19 @@ def plain_attention(
     scale = _plain_scale(scale, head_dim)
     if scale is None:
         return None
+    allow_tf32 = allows_tf32(query)
     if attn_mask is None and key_lengths is None:
         if needs_gradient((query, key, value)):
-            out: Tensor = apply(PlainFunction, query, key, value, scale, is_causal)
+            out: Tensor = apply(PlainFunction, query, key, value, scale, is_causal, allow_tf32)
             return out
-        return torch.ops.crossmodal.attention_plain.default(query, key, value, scale, is_causal)
+        return torch.ops.crossmodal.attention_plain.default(query, key, value, scale, is_causal, allow_tf32)
 
     if attn_mask is not None and not _is_plain_mask(attn_mask, (batch, heads, rows, keys), query.device):
         return None
     if key_lengths is not None and not _are_plain_lengths(key_lengths, batch, keys, query.device):
         return None
     terms = [] if attn_mask is None else [attn_mask]
-    layout = _layout(scale, is_causal, [key_lengths], has_term=attn_mask is not None)
+    layout = _layout(scale, is_causal, [key_lengths], has_term=attn_mask is not None, allow_tf32=allow_tf32)
     return evaluate(layout, Operands(query, [key], [value], terms, None, [key_lengths], None, None))[0]
 
 
@@ -170,6 +172,7 @@ def _layout(
     *,
     has_term: bool = False,
     return_mass: bool = False,
+    allow_tf32: bool = False,
 ) -> Layout:
     return Layout(
         has_lengths=tuple(length is not None for length in lengths),
@@ -177,7 +180,7 @@ def _layout(
         has_sink=False,
         has_query_lengths=False,
         has_seed=False,
-        options=ScoreOptions(scale, window=(-1, 0 if is_causal else -1)),
+        options=ScoreOptions(scale, window=(-1, 0 if is_causal else -1), allow_tf32=allow_tf32),
         return_mass=return_mass,
     )
 
@@ -186,10 +189,13 @@ class PlainFunction(torch.autograd.Function):
     """Compiled forward and backward of one source without options; it is never called under a transform."""
 
     @staticmethod
-    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, scale: float, is_causal: bool) -> Tensor:
-        out, statistics = torch.ops.crossmodal.attention_plain_fwd.default(query, key, value, scale, is_causal)
+    def forward(
+        ctx: Any, query: Tensor, key: Tensor, value: Tensor, scale: float, is_causal: bool, allow_tf32: bool
+    ) -> Tensor:
+        options = scale, is_causal, allow_tf32
+        out, statistics = torch.ops.crossmodal.attention_plain_fwd.default(query, key, value, *options)
         ctx.save_for_backward(query, key, value, out, statistics)
-        ctx.options = scale, is_causal
+        ctx.options = options
         return out
 
     @staticmethod
@@ -200,29 +206,29 @@ class PlainFunction(torch.autograd.Function):
             gradients = torch.ops.crossmodal.attention_plain_bwd.default(
                 dout, query, key, value, out, statistics, *ctx.options, *needs
             )
-            return (*only_needed(gradients, needs), None, None)
-        scale, is_causal = ctx.options
-        layout = _layout(scale, is_causal, [None])
+            return (*only_needed(gradients, needs), None, None, None)
+        scale, is_causal, allow_tf32 = ctx.options
+        layout = _layout(scale, is_causal, [None], allow_tf32=allow_tf32)
         x = Operands(query, [key], [value], [], None, [None], None, None)
         no_mass = statistics.new_empty(0)
         gradients = differentiable_gradients(layout, x, needs, (dout, None, None), out, statistics, no_mass)
-        return (*gradients, None, None)
+        return (*gradients, None, None, None)
 
 
 @torch.library.register_fake("crossmodal::attention_plain")
-def _attention_plain_fake(query, key, value, scale, is_causal):  # type: ignore[no-untyped-def]
+def _attention_plain_fake(query, key, value, *options):  # type: ignore[no-untyped-def]
     return order_of(query, query.shape[2], value.shape[3])
 
 
 @torch.library.register_fake("crossmodal::attention_plain_fwd")
-def _attention_plain_fwd_fake(query, key, value, scale, is_causal):  # type: ignore[no-untyped-def]
+def _attention_plain_fwd_fake(query, key, value, *options):  # type: ignore[no-untyped-def]
     rows = query.shape[:3].numel()
     statistics = query.new_empty((2, rows), dtype=accumulator(query.dtype))
     return order_of(query, query.shape[2], value.shape[3]), statistics
 
 
 @torch.library.register_fake("crossmodal::attention_plain_bwd")
-def _attention_plain_bwd_fake(dout, query, key, value, out, statistics, scale, is_causal, *wants):  # type: ignore[no-untyped-def]
+def _attention_plain_bwd_fake(dout, query, key, value, out, statistics, scale, is_causal, allow_tf32, *wants):  # type: ignore[no-untyped-def]
     tensors = (query, key, value)
     return tuple(
         order_of(t, t.shape[2], t.shape[3]) if wanted else t.new_empty((0,))

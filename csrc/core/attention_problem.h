@@ -94,6 +94,8 @@ struct AttentionProblem {
   double dropout_p;             // 0: off
   const int64_t* dropout_seed;  // one; null without dropout
   DType dtype;
+  // Products of floats may round their factors to 10 bits, where a device has instructions for it.
+  bool allow_tf32;
 
   // The accumulator type is float, double for kFloat64.
   void* out;  // [batch, num_heads, seqlen_q, head_dim_v] of dtype

@@ -34,13 +34,15 @@ CROSSMODAL_API const char* crossmodal_attention_plan(int dtype, int64_t batch, i
 // JSON object: the kernels of forward and backward that a GPU would run this attention problem
 // with, and why better ones would not; present or not, whether the library has them or not.
 // num_heads_k: 0 where sources differ; is_plain: without masks, biases, cap, sink and dropout;
-// is_exact: gradients of biases, sinks or weights are asked for; is_ragged: packed or with lengths.
+// is_exact: gradients of biases, sinks or weights are asked for; is_ragged: packed or with lengths;
+// allow_tf32: as in AttentionProblem.
 // arch: 90 for compute capability 9.0; shared_bytes: what a block may ask for; l2_bytes: the
 // second-level cache.
 CROSSMODAL_API const char* crossmodal_cuda_attention_plan(
     int dtype, int64_t batch, int64_t num_heads, int64_t num_heads_k, int64_t seqlen_q,
     int64_t seqlen_k, int64_t head_dim, int64_t head_dim_v, int is_plain, int is_exact,
-    int is_ragged, int arch, int multiprocessors, int64_t shared_bytes, int64_t l2_bytes);
+    int is_ragged, int allow_tf32, int arch, int multiprocessors, int64_t shared_bytes,
+    int64_t l2_bytes);
 
 // GFLOP/s of multiply-adds out of registers, one thread, in the form that the active instruction
 // set's kernels of this dtype use. Takes about 50 ms.

@@ -37,6 +37,13 @@ void with_engine(DType dtype, Fn fn) {
   }
 }
 
+// The same for kernels that walk tiles.
+template <class Fn>
+void with_tile_engine(DType dtype, bool in_tf32, Fn fn) {
+  if (in_tf32) return fn(Tf32Engine{}, CompiledWidths<DType::kFloat32>{});
+  with_engine(dtype, fn);
+}
+
 // fn(width) of one of the widths, known to the compiler.
 template <int... kWidths, class Fn>
 void with_width(Widths<kWidths...>, int width, Fn fn) {
@@ -53,18 +60,19 @@ void forward(const AttentionProblem& p, bool plain, void* workspace, void* strea
   const RowShares shares = {workspace, plan.num_shares};
   const TileQueue queue = {plan.is_queued ? static_cast<int32_t*>(workspace) : nullptr,
                            static_cast<int>(p.batch)};
+  if (plan.kernel == ForwardKernel::kTiles)
+    with_tile_engine(p.dtype, plan.in_tf32, [&](auto engine, auto widths) {
+      with_width(typename decltype(widths)::Forward{}, plan.tiling.width, [&](auto width) {
+        launch_attention_fwd<decltype(engine), width()>(p, plain, plan.tiling, shares, queue,
+                                                        stream);
+      });
+    });
   with_engine(p.dtype, [&](auto engine, auto widths) {
     using Engine = decltype(engine);
-    using Compiled = decltype(widths);
-    if (plan.kernel == ForwardKernel::kFewQueries) {
-      with_width(typename Compiled::FewChunks{}, plan.few.chunks, [&](auto chunks) {
+    if (plan.kernel == ForwardKernel::kFewQueries)
+      with_width(typename decltype(widths)::FewChunks{}, plan.few.chunks, [&](auto chunks) {
         launch_attention_few_fwd<Engine, chunks()>(p, plain, plan.few, shares, stream);
       });
-    } else {
-      with_width(typename Compiled::Forward{}, plan.tiling.width, [&](auto width) {
-        launch_attention_fwd<Engine, width()>(p, plain, plan.tiling, shares, queue, stream);
-      });
-    }
     if (shares.count > 1) launch_merge_rows<Engine>(p, plain, shares, stream);
   });
 }
@@ -101,15 +109,16 @@ void attention_bwd(const AttentionProblem& p, const AttentionBackward& g,
   BackwardProblem problem = as_parameter(p, g, workspace);
   problem.sources = p.sources;
   const BackwardPlan plan = plan_of(problem);
-  with_engine(p.dtype, [&](auto engine, auto widths) {
+  if (plan.kernel == BackwardKernel::kFewQueries)
+    return with_engine(p.dtype, [&](auto engine, auto widths) {
+      with_width(typename decltype(widths)::FewChunks{}, plan.few.chunks, [&](auto chunks) {
+        launch_attention_few_bwd<decltype(engine), chunks()>(p, g, workspace, plan.few,
+                                                             plan.num_shares, stream);
+      });
+    });
+  with_tile_engine(p.dtype, plan.in_tf32, [&](auto engine, auto widths) {
     using Engine = decltype(engine);
     using Compiled = decltype(widths);
-    if (plan.kernel == BackwardKernel::kFewQueries) {
-      return with_width(typename Compiled::FewChunks{}, plan.few.chunks, [&](auto chunks) {
-        launch_attention_few_bwd<Engine, chunks()>(p, g, workspace, plan.few, plan.num_shares,
-                                                   stream);
-      });
-    }
     if constexpr (sizeof(typename Engine::Element) == 2) {
       if (plan.kernel == BackwardKernel::kShort)
         with_width(typename Compiled::Short{}, plan.tiling.queries.width, [&](auto width) {

@@ -1,5 +1,5 @@
-// What multiplies: matrix instructions on half-precision numbers, or multiply-adds on float and
-// double, behind one interface. Kernels are templates over it.
+// What multiplies: matrix instructions on half-precision numbers, and on floats where tf32 will do,
+// or multiply-adds on float and double, behind one interface. Kernels are templates over it.
 //
 // A warp computes 16 rows. Accumulators come in tiles of 16 x 8, of which lane l holds four: rows
 // l / 4 and l / 4 + 8 in columns 2 * (l % 4) and the next. Products step along their inner
@@ -93,6 +93,82 @@ struct MmaEngine {
     *reinterpret_cast<uint32_t*>(to) = pack(T{}, low, high);
   }
   __device__ static float load(const T& x) { return to_float(x); }
+};
+
+// Floats whose factors are rounded to tf32: ten bits of them count.
+struct Tf32Engine {
+  using Element = float;
+  using Acc = float;
+  static constexpr int kStep = 8;
+  static constexpr int kUnroll = 4;
+
+  struct A {
+    uint32_t r[4];
+  };
+  struct B {
+    uint32_t r[2];
+  };
+
+  template <int kCount>
+  __device__ static void round(uint32_t (&r)[kCount]) {
+#pragma unroll
+    for (int x = 0; x < kCount; ++x) r[x] = round_to_tf32(r[x]);
+  }
+
+  // Matrices of eight rows of 16 bytes: four floats are eight halves to them.
+  template <int kWidth>
+  __device__ static A rows(const Tile<float, kWidth>& x, int row, int column) {
+    const int lane = threadIdx.x % 32;
+    A a;
+    load_matrices(a.r, x.chunk(row + lane % 16, column / 4 + lane / 16));
+    round(a.r);
+    return a;
+  }
+
+  // Columns 0, 2, 4, 6, then 1, 3, 5, 7 of the step: the order of a sum's terms is free, and
+  // straight() reads rows in this one.
+  template <int kTiles>
+  __device__ static A of_accumulators(const float (&c)[kTiles][4], int step) {
+    A a = {{__float_as_uint(c[step][0]), __float_as_uint(c[step][2]), __float_as_uint(c[step][1]),
+            __float_as_uint(c[step][3])}};
+    round(a.r);
+    return a;
+  }
+
+  template <int kWidth>
+  __device__ static void transposed(const Tile<float, kWidth>& x, int row, int column, B (&b)[2]) {
+    const int lane = threadIdx.x % 32;
+    uint32_t r[4];
+    load_matrices(r, x.chunk(row + lane % 8 + lane / 16 * 8, column / 4 + lane / 8 % 2));
+    round(r);
+    b[0] = {{r[0], r[1]}};
+    b[1] = {{r[2], r[3]}};
+  }
+
+  template <int kWidth>
+  __device__ static void straight(const Tile<float, kWidth>& x, int row, int column, bool finite,
+                                  B (&b)[2]) {
+    const int lane = threadIdx.x % 32;
+#pragma unroll
+    for (int t = 0; t < 2; ++t) {
+#pragma unroll
+      for (int e = 0; e < 2; ++e) {
+        const float value = *x.element(row + lane % 4 * 2 + e, column + 8 * t + lane / 4);
+        b[t].r[e] = __float_as_uint(finite && value - value != 0 ? 0.0f : value);
+      }
+      round(b[t].r);
+    }
+  }
+
+  __device__ static void multiply(float (&c)[4], const A& a, const B& b) {
+    multiply_add(TensorFloat32{}, c, a.r, b.r[0], b.r[1]);
+  }
+
+  __device__ static void store_pair(float* to, float low, float high) {
+    to[0] = low;
+    to[1] = high;
+  }
+  __device__ static float load(const float& x) { return x; }
 };
 
 // Exact in the type's own precision, which tf32 instructions, three to a product, are not: they sum

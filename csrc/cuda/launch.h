@@ -52,21 +52,29 @@ int64_t blocks_at_once(const char* name, void (*kernel)(Parameters...), int thre
   return int64_t{std::max(1, blocks)} * device_attribute(cudaDevAttrMultiProcessorCount);
 }
 
-// Enqueues `tiles` blocks at most. Errors of a kernel that is still running surface at a later
-// call, as they do in torch: waiting for them here would stall the stream.
+// Enqueues a grid of blocks. Errors of a kernel that is still running surface at a later call, as
+// they do in torch: waiting for them here would stall the stream.
 template <class... Parameters, class... Arguments>
-void launch(const char* name, void (*kernel)(Parameters...), int64_t tiles, int threads,
-            size_t shared_bytes, void* stream, const Arguments&... arguments) {
+void launch_grid(const char* name, void (*kernel)(Parameters...), const dim3& grid, int threads,
+                 size_t shared_bytes, void* stream, const Arguments&... arguments) {
   // The most that every driver takes.
   static_assert((sizeof(Parameters) + ... + 0) <= 4096, "kernel parameters are too large");
-  if (tiles == 0) return;  // an empty grid is an error to CUDA, not to us
+  if (grid.x == 0 || grid.y == 0) return;  // an empty grid is an error to CUDA, not to us
   allow_shared_bytes(name, kernel, shared_bytes);
   cudaLaunchConfig_t config{};
-  config.gridDim = dim3(static_cast<unsigned>(std::min(tiles, kMaxGridX)));
+  config.gridDim = grid;
   config.blockDim = dim3(static_cast<unsigned>(threads));
   config.dynamicSmemBytes = shared_bytes;
   config.stream = static_cast<cudaStream_t>(stream);
   check(cudaLaunchKernelEx(&config, kernel, arguments...), name);
+}
+
+// `tiles` blocks at most.
+template <class... Parameters, class... Arguments>
+void launch(const char* name, void (*kernel)(Parameters...), int64_t tiles, int threads,
+            size_t shared_bytes, void* stream, const Arguments&... arguments) {
+  launch_grid(name, kernel, dim3(static_cast<unsigned>(std::min(tiles, kMaxGridX))), threads,
+              shared_bytes, stream, arguments...);
 }
 
 }  // namespace crossmodal::cuda

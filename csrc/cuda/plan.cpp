@@ -179,7 +179,24 @@ bool queue_pays(const AttentionProblem& p, int64_t entries, int64_t tiles, const
 constexpr char kFewName[] = "sm80_few_queries";
 constexpr char kShortName[] = "sm80_mma_short";
 
-const char* tiles_name(DType dtype) { return size_of(dtype) == 2 ? "sm80_mma" : "sm80_fma"; }
+constexpr char kTf32Name[] = "sm80_mma_tf32";
+
+const char* tiles_name(DType dtype, bool in_tf32) {
+  if (in_tf32) return kTf32Name;
+  return size_of(dtype) == 2 ? "sm80_mma" : "sm80_fma";
+}
+
+// Asked where tiles take a problem.
+template <class Plan>
+void choose_tf32(const AttentionProblem& p, Plan* plan) {
+  if (p.dtype != DType::kFloat32) return;
+  plan->in_tf32 = p.allow_tf32;
+  if (!plan->in_tf32)
+    plan->refused.push_back(
+        {kTf32Name,
+         "torch.backends.cuda.matmul.fp32_precision is not 'tf32', or it is no product "
+         "that torch would round"});
+}
 
 constexpr int64_t kMostFewQueries = 4;
 
@@ -203,7 +220,7 @@ std::string few_backward_refusal(const AttentionProblem& p, const FewTiling& t, 
 // what they write, stays in the second-level cache until it is read again.
 std::string short_refusal(const AttentionProblem& p, bool plain, bool exact,
                           const BackwardTiling& tiling, int group, const Device& device) {
-  constexpr int64_t kBlocksAtOnce = 2, kPairsToFill = 4;
+  constexpr int64_t kBlocksAtOnce = 2, kPairsToFill = 4, kMostHeads = 65535;
   if (size_of(p.dtype) != 2) return "multiply-adds, not memory, take the time";
   const bool is_free = plain && !exact;
   const int64_t width = is_free ? 128 : 64;
@@ -212,6 +229,8 @@ std::string short_refusal(const AttentionProblem& p, bool plain, bool exact,
            (is_free ? "" : ", with masks, biases, sinks or dropout");
   for (int s = 0; s < p.num_sources; ++s)
     if (p.sources[s].num_heads_k * group != p.num_heads) return "sources differ in heads of keys";
+  if (p.num_heads / group > kMostHeads)
+    return more("a number of heads of", p.num_heads, kMostHeads);
   if (tiling.queries.warps != tiling.keys.warps)
     return "shared memory holds blocks of unequal size";
   const int64_t pairs = p.batch * p.num_heads / group;
@@ -230,7 +249,7 @@ std::string short_refusal(const AttentionProblem& p, bool plain, bool exact,
 }  // namespace
 
 const char* ForwardPlan::name(DType dtype) const {
-  return kernel == ForwardKernel::kFewQueries ? kFewName : tiles_name(dtype);
+  return kernel == ForwardKernel::kFewQueries ? kFewName : tiles_name(dtype, in_tf32);
 }
 
 size_t ForwardPlan::workspace_bytes(const AttentionProblem& p) const {
@@ -253,6 +272,7 @@ ForwardPlan forward_plan(const AttentionProblem& p, bool plain, const Device& de
   }
   plan.refused.push_back({kFewName, few});
   plan.kernel = ForwardKernel::kTiles;
+  choose_tf32(p, &plan);
   plan.tiling = forward_tiling(p, plain, device);
   const Tiling& t = plan.tiling;
   const int64_t tiles = p.batch * p.num_heads * ceil_div(p.seqlen_q, t.block_m) * t.chunks;
@@ -270,7 +290,7 @@ const char* BackwardPlan::name(DType dtype) const {
     case BackwardKernel::kShort:
       return kShortName;
     default:
-      return tiles_name(dtype);
+      return tiles_name(dtype, in_tf32);
   }
 }
 
@@ -306,6 +326,7 @@ BackwardPlan backward_plan(const AttentionProblem& p, bool plain, bool exact,
   }
   plan.refused.push_back({kShortName, not_short});
   plan.kernel = BackwardKernel::kPasses;
+  choose_tf32(p, &plan);
   // Of the pass over keys there are about as many.
   const Tiling& queries = plan.tiling.queries;
   const int64_t tiles =

@@ -61,6 +61,7 @@ struct ForwardPlan {
   FewTiling few;   // of kFewQueries
   int num_shares;  // that the keys of a row are cut into, and merged again if more than 1
   bool is_queued;  // tiles come from a queue, of kTiles
+  bool in_tf32;    // products of floats, of kTiles
 
   const char* name(DType dtype) const;
   size_t workspace_bytes(const AttentionProblem& p) const;
@@ -75,6 +76,7 @@ struct BackwardPlan {
   FewTiling few;
   int num_shares;  // of kFewQueries
   bool is_queued;  // of kPasses
+  bool in_tf32;    // of kPasses
 
   const char* name(DType dtype) const;
   size_t workspace_bytes(const AttentionProblem& p) const;

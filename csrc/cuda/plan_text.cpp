@@ -59,10 +59,13 @@ std::string as_json(const AttentionProblem& p, const BackwardPlan& plan) {
 }  // namespace
 }  // namespace crossmodal::cuda
 
-extern "C" const char* crossmodal_cuda_attention_plan(
-    int dtype, int64_t batch, int64_t num_heads, int64_t num_heads_k, int64_t seqlen_q,
-    int64_t seqlen_k, int64_t head_dim, int64_t head_dim_v, int is_plain, int is_exact,
-    int is_ragged, int arch, int multiprocessors, int64_t shared_bytes, int64_t l2_bytes) {
+extern "C" const char* crossmodal_cuda_attention_plan(int dtype, int64_t batch, int64_t num_heads,
+                                                      int64_t num_heads_k, int64_t seqlen_q,
+                                                      int64_t seqlen_k, int64_t head_dim,
+                                                      int64_t head_dim_v, int is_plain,
+                                                      int is_exact, int is_ragged, int allow_tf32,
+                                                      int arch, int multiprocessors,
+                                                      int64_t shared_bytes, int64_t l2_bytes) {
   using namespace crossmodal;
   using namespace crossmodal::cuda;
   static thread_local std::string text;
@@ -82,6 +85,7 @@ extern "C" const char* crossmodal_cuda_attention_plan(
   p.total_keys = seqlen_k;
   p.window_left = p.window_right = -1;
   p.dtype = static_cast<DType>(dtype);
+  p.allow_tf32 = allow_tf32;
   const Device device = {arch, multiprocessors, static_cast<size_t>(shared_bytes), l2_bytes};
   text =
       "{\"forward\": " + as_json(p, forward_plan(p, is_plain, device), is_plain) +

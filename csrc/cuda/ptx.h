@@ -80,6 +80,26 @@ __device__ __forceinline__ void multiply_add(Float16, float (&c)[4], const uint3
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
+// A float of which the last 13 bits take no part in products.
+struct TensorFloat32 {};
+
+__device__ __forceinline__ uint32_t round_to_tf32(uint32_t x) {
+  uint32_t y;
+  asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(y) : "f"(__uint_as_float(x)));
+  return y;
+}
+
+// c += a * b, 16 x 8 x 8. Lane l holds, of a, rows l / 4 and l / 4 + 8 in column l % 4, then in
+// column l % 4 + 4; of b, rows l % 4 and l % 4 + 4 in column l / 4; of c as above.
+__device__ __forceinline__ void multiply_add(TensorFloat32, float (&c)[4], const uint32_t (&a)[4],
+                                             uint32_t b0, uint32_t b1) {
+  asm volatile(
+      "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
+      "{%8, %9}, {%0, %1, %2, %3};"
+      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+
 // Two floats, rounded to nearest even; `low` stands first in memory.
 __device__ __forceinline__ uint32_t pack(BFloat16, float low, float high) {
   uint32_t pair;

@@ -43,7 +43,7 @@ std::vector<int64_t> plain_window(bool is_causal) { return {-1, is_causal ? 0 : 
 
 // What backward needs goes to `statistics`, if that is asked for.
 Tensor plain_forward(const Tensor& query, const Tensor& key, const Tensor& value, double scale,
-                     bool is_causal, OptionalTensor* statistics) {
+                     bool is_causal, bool allow_tf32, OptionalTensor* statistics) {
   const OptionalTensor none;
   const auto kernels = kernels_of(query);
   BoundAttention bound({query,
@@ -55,7 +55,7 @@ Tensor plain_forward(const Tensor& query, const Tensor& key, const Tensor& value
                         none,
                         none,
                         none,
-                        {scale, 0, plain_window(is_causal)}});
+                        {scale, 0, plain_window(is_causal), false, 0, allow_tf32}});
   AttentionProblem& p = bound.problem;
   const Tensor out = empty_in_order_of(query, p.seqlen_q, p.head_dim_v);
   p.out = out.mutable_data_ptr();
@@ -76,8 +76,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> attention_fwd(
     const std::vector<OptionalTensor>& key_lengths, const TensorList& terms,
     const std::vector<int64_t>& term_sources, const OptionalTensor& query_lengths,
     const OptionalTensor& sink, const OptionalTensor& dropout_seed, double scale, double softcap,
-    double dropout_p, const std::vector<int64_t>& window, bool lower_right, bool return_mass,
-    bool for_backward) {
+    double dropout_p, const std::vector<int64_t>& window, bool lower_right, bool allow_tf32,
+    bool return_mass, bool for_backward) {
   const auto kernels = kernels_of(query);
   BoundAttention bound({query,
                         keys,
@@ -88,7 +88,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> attention_fwd(
                         query_lengths,
                         sink,
                         dropout_seed,
-                        {scale, softcap, window, lower_right, dropout_p}});
+                        {scale, softcap, window, lower_right, dropout_p, allow_tf32}});
   AttentionProblem& p = bound.problem;
   const ScalarType accumulator = accumulator_type(p.dtype);
   const Tensor out = empty_in_order_of(query, p.seqlen_q, p.head_dim_v);
@@ -116,7 +116,7 @@ TensorList attention_bwd(const Tensor& dout, const OptionalTensor& dlse,
                          const OptionalTensor& dropout_seed, const Tensor& out,
                          const Tensor& statistics, const Tensor& mass, double scale, double softcap,
                          double dropout_p, const std::vector<int64_t>& window, bool lower_right,
-                         const std::vector<int64_t>& wanted) {
+                         bool allow_tf32, const std::vector<int64_t>& wanted) {
   const auto kernels = kernels_of(query);
   BoundAttention bound({query,
                         keys,
@@ -127,7 +127,7 @@ TensorList attention_bwd(const Tensor& dout, const OptionalTensor& dlse,
                         query_lengths,
                         sink,
                         dropout_seed,
-                        {scale, softcap, window, lower_right, dropout_p}});
+                        {scale, softcap, window, lower_right, dropout_p, allow_tf32}});
   AttentionProblem& p = bound.problem;
   const int64_t rows = p.batch * p.num_heads * p.seqlen_q;
   TensorList kept;
@@ -141,14 +141,15 @@ TensorList attention_bwd(const Tensor& dout, const OptionalTensor& dlse,
 }
 
 Tensor attention_plain(const Tensor& query, const Tensor& key, const Tensor& value, double scale,
-                       bool is_causal) {
-  return plain_forward(query, key, value, scale, is_causal, nullptr);
+                       bool is_causal, bool allow_tf32) {
+  return plain_forward(query, key, value, scale, is_causal, allow_tf32, nullptr);
 }
 
 std::tuple<Tensor, Tensor> attention_plain_fwd(const Tensor& query, const Tensor& key,
-                                               const Tensor& value, double scale, bool is_causal) {
+                                               const Tensor& value, double scale, bool is_causal,
+                                               bool allow_tf32) {
   OptionalTensor statistics;
-  const Tensor out = plain_forward(query, key, value, scale, is_causal, &statistics);
+  const Tensor out = plain_forward(query, key, value, scale, is_causal, allow_tf32, &statistics);
   return {out, *statistics};
 }
 
@@ -156,12 +157,13 @@ std::tuple<Tensor, Tensor, Tensor> attention_plain_bwd(const Tensor& dout, const
                                                        const Tensor& key, const Tensor& value,
                                                        const Tensor& out, const Tensor& statistics,
                                                        double scale, bool is_causal,
-                                                       bool wants_dquery, bool wants_dkey,
-                                                       bool wants_dvalue) {
+                                                       bool allow_tf32, bool wants_dquery,
+                                                       bool wants_dkey, bool wants_dvalue) {
   const OptionalTensor none;
-  const TensorList gradients = attention_bwd(
-      dout, none, none, query, {key}, {value}, {none}, {}, {}, none, none, none, out, statistics,
-      out, scale, 0, 0, plain_window(is_causal), false, {wants_dquery, wants_dkey, wants_dvalue});
+  const TensorList gradients =
+      attention_bwd(dout, none, none, query, {key}, {value}, {none}, {}, {}, none, none, none, out,
+                    statistics, out, scale, 0, 0, plain_window(is_causal), false, allow_tf32,
+                    {wants_dquery, wants_dkey, wants_dvalue});
   return {gradients[0], gradients[1], gradients[2]};
 }
 
@@ -169,7 +171,8 @@ std::tuple<Tensor, Tensor, Tensor> attention_varlen_fwd(
     const Tensor& query, const Tensor& key, const Tensor& value, const Tensor& cu_seqlens_q,
     const Tensor& cu_seqlens_k, int64_t max_seqlen_q, int64_t max_seqlen_k,
     const OptionalTensor& sink, const OptionalTensor& dropout_seed, double scale, double softcap,
-    double dropout_p, const std::vector<int64_t>& window, bool lower_right, bool for_backward) {
+    double dropout_p, const std::vector<int64_t>& window, bool lower_right, bool allow_tf32,
+    bool for_backward) {
   const auto kernels = kernels_of(query);
   BoundAttention bound({query,
                         key,
@@ -180,7 +183,7 @@ std::tuple<Tensor, Tensor, Tensor> attention_varlen_fwd(
                         max_seqlen_k,
                         sink,
                         dropout_seed,
-                        {scale, softcap, window, lower_right, dropout_p},
+                        {scale, softcap, window, lower_right, dropout_p, allow_tf32},
                         kernels->read_on_host()});
   AttentionProblem& p = bound.problem;
   Tensor out =
@@ -206,7 +209,8 @@ TensorList attention_varlen_bwd(const Tensor& dout, const OptionalTensor& dlse, 
                                 const OptionalTensor& dropout_seed, const Tensor& out,
                                 const Tensor& statistics, double scale, double softcap,
                                 double dropout_p, const std::vector<int64_t>& window,
-                                bool lower_right, const std::vector<int64_t>& wanted) {
+                                bool lower_right, bool allow_tf32,
+                                const std::vector<int64_t>& wanted) {
   const auto kernels = kernels_of(query);
   BoundAttention bound({query,
                         key,
@@ -217,7 +221,7 @@ TensorList attention_varlen_bwd(const Tensor& dout, const OptionalTensor& dlse, 
                         max_seqlen_k,
                         sink,
                         dropout_seed,
-                        {scale, softcap, window, lower_right, dropout_p},
+                        {scale, softcap, window, lower_right, dropout_p, allow_tf32},
                         kernels->read_on_host()});
   AttentionProblem& p = bound.problem;
   const int64_t rows = p.num_heads * p.total_q;

@@ -23,7 +23,7 @@ attention_fwd(const torch::stable::Tensor& query, const TensorList& keys, const 
               const std::vector<int64_t>& term_sources, const OptionalTensor& query_lengths,
               const OptionalTensor& sink, const OptionalTensor& dropout_seed, double scale,
               double softcap, double dropout_p, const std::vector<int64_t>& window,
-              bool lower_right, bool return_mass, bool for_backward);
+              bool lower_right, bool allow_tf32, bool return_mass, bool for_backward);
 
 // The same of one source without options, for short calls: fewer arguments are fewer conversions.
 // out alone; out and statistics; the gradients of query, key and value, an empty tensor where none
@@ -31,15 +31,15 @@ attention_fwd(const torch::stable::Tensor& query, const TensorList& keys, const 
 torch::stable::Tensor attention_plain(const torch::stable::Tensor& query,
                                       const torch::stable::Tensor& key,
                                       const torch::stable::Tensor& value, double scale,
-                                      bool is_causal);
+                                      bool is_causal, bool allow_tf32);
 std::tuple<torch::stable::Tensor, torch::stable::Tensor> attention_plain_fwd(
     const torch::stable::Tensor& query, const torch::stable::Tensor& key,
-    const torch::stable::Tensor& value, double scale, bool is_causal);
+    const torch::stable::Tensor& value, double scale, bool is_causal, bool allow_tf32);
 std::tuple<torch::stable::Tensor, torch::stable::Tensor, torch::stable::Tensor> attention_plain_bwd(
     const torch::stable::Tensor& dout, const torch::stable::Tensor& query,
     const torch::stable::Tensor& key, const torch::stable::Tensor& value,
     const torch::stable::Tensor& out, const torch::stable::Tensor& statistics, double scale,
-    bool is_causal, bool wants_dquery, bool wants_dkey, bool wants_dvalue);
+    bool is_causal, bool allow_tf32, bool wants_dquery, bool wants_dkey, bool wants_dvalue);
 
 // wanted: one flag for query, then for each key, each value, each term, and the sink. Returns as
 // many gradients in that order, an empty tensor where none was wanted.
@@ -52,7 +52,7 @@ TensorList attention_bwd(const torch::stable::Tensor& dout, const OptionalTensor
                          const OptionalTensor& dropout_seed, const torch::stable::Tensor& out,
                          const torch::stable::Tensor& statistics, const torch::stable::Tensor& mass,
                          double scale, double softcap, double dropout_p,
-                         const std::vector<int64_t>& window, bool lower_right,
+                         const std::vector<int64_t>& window, bool lower_right, bool allow_tf32,
                          const std::vector<int64_t>& wanted);
 
 // The backward of attention_bwd. `dd*` is what flows back to its gradients, in their shapes and
@@ -68,7 +68,7 @@ TensorList attention_double_bwd(
     const OptionalTensor& query_lengths, const OptionalTensor& sink,
     const OptionalTensor& dropout_seed, const torch::stable::Tensor& statistics, double scale,
     double softcap, double dropout_p, const std::vector<int64_t>& window, bool lower_right,
-    const std::vector<int64_t>& wanted);
+    bool allow_tf32, const std::vector<int64_t>& wanted);
 
 // query (total_q, H, D), key (total_k, Hk, D), value (total_k, Hk, Dv), cu_seqlens (B + 1,) int32.
 // Returns out (total_q, H, Dv), lse (H, total_q) and statistics.
@@ -79,7 +79,7 @@ attention_varlen_fwd(const torch::stable::Tensor& query, const torch::stable::Te
                      int64_t max_seqlen_k, const OptionalTensor& sink,
                      const OptionalTensor& dropout_seed, double scale, double softcap,
                      double dropout_p, const std::vector<int64_t>& window, bool lower_right,
-                     bool for_backward);
+                     bool allow_tf32, bool for_backward);
 
 // wanted and the gradients: query, key, value, sink.
 TensorList attention_varlen_bwd(
@@ -90,7 +90,7 @@ TensorList attention_varlen_bwd(
     const OptionalTensor& sink, const OptionalTensor& dropout_seed,
     const torch::stable::Tensor& out, const torch::stable::Tensor& statistics, double scale,
     double softcap, double dropout_p, const std::vector<int64_t>& window, bool lower_right,
-    const std::vector<int64_t>& wanted);
+    bool allow_tf32, const std::vector<int64_t>& wanted);
 
 // The backward of attention_varlen_bwd, as attention_double_bwd; wanted begins with dout and dlse.
 TensorList attention_varlen_double_bwd(
@@ -101,7 +101,8 @@ TensorList attention_varlen_double_bwd(
     const torch::stable::Tensor& cu_seqlens_k, int64_t max_seqlen_q, int64_t max_seqlen_k,
     const OptionalTensor& sink, const OptionalTensor& dropout_seed,
     const torch::stable::Tensor& statistics, double scale, double softcap, double dropout_p,
-    const std::vector<int64_t>& window, bool lower_right, const std::vector<int64_t>& wanted);
+    const std::vector<int64_t>& window, bool lower_right, bool allow_tf32,
+    const std::vector<int64_t>& wanted);
 
 // output: 0 all weights (B, H, Lq, keys), 1 their mean over heads (B, Lq, keys), 2 the topk
 // strongest (B, H, Lq, topk) with their indices, 3 their total over queries (B, H, keys), 4 their

@@ -171,7 +171,7 @@ TensorList attention_double_bwd(
     const TensorList& terms, const std::vector<int64_t>& term_sources,
     const OptionalTensor& query_lengths, const OptionalTensor& sink,
     const OptionalTensor& dropout_seed, const Tensor& statistics, double scale, double softcap,
-    double dropout_p, const std::vector<int64_t>& window, bool lower_right,
+    double dropout_p, const std::vector<int64_t>& window, bool lower_right, bool allow_tf32,
     const std::vector<int64_t>& wanted) {
   const auto kernels = kernels_of(query);
   BoundAttention bound({query,
@@ -183,7 +183,7 @@ TensorList attention_double_bwd(
                         query_lengths,
                         sink,
                         dropout_seed,
-                        {scale, softcap, window, lower_right, dropout_p}});
+                        {scale, softcap, window, lower_right, dropout_p, allow_tf32}});
   check_flags(wanted, 3);
   const std::vector<int64_t> of_inputs(wanted.begin() + 3, wanted.end());
   return double_gradients(
@@ -199,7 +199,7 @@ TensorList attention_varlen_double_bwd(
     const Tensor& cu_seqlens_k, int64_t max_seqlen_q, int64_t max_seqlen_k,
     const OptionalTensor& sink, const OptionalTensor& dropout_seed, const Tensor& statistics,
     double scale, double softcap, double dropout_p, const std::vector<int64_t>& window,
-    bool lower_right, const std::vector<int64_t>& wanted) {
+    bool lower_right, bool allow_tf32, const std::vector<int64_t>& wanted) {
   const auto kernels = kernels_of(query);
   BoundAttention bound({query,
                         key,
@@ -210,7 +210,7 @@ TensorList attention_varlen_double_bwd(
                         max_seqlen_k,
                         sink,
                         dropout_seed,
-                        {scale, softcap, window, lower_right, dropout_p},
+                        {scale, softcap, window, lower_right, dropout_p, allow_tf32},
                         kernels->read_on_host()});
   check_flags(wanted, 2);
   const std::vector<int64_t> of_inputs(wanted.begin() + 2, wanted.end());

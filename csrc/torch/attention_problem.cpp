@@ -213,6 +213,7 @@ void BoundAttention::bind_options(const ScoreOptions& o, const OptionalTensor& s
   problem.window_left = std::min(o.window[0], kFarthest);
   problem.window_right = std::min(o.window[1], kFarthest);
   problem.lower_right = o.lower_right;
+  problem.allow_tf32 = o.allow_tf32;
   if (sink.has_value()) {
     STD_TORCH_CHECK(sink->dim() == 2 && (sink->size(0) == 1 || sink->size(0) == problem.batch) &&
                         sink->size(1) == problem.num_heads &&

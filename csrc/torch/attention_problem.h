@@ -17,6 +17,7 @@ struct ScoreOptions {
   std::vector<int64_t> window = {-1, -1};  // keys to the left and right of a query's own, -1 = open
   bool lower_right = false;
   double dropout_p = 0;
+  bool allow_tf32 = false;
 };
 
 // Padded samples, as the operators receive them.

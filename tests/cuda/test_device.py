@@ -2,6 +2,8 @@
 
 import pytest
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.functional import scaled_dot_product_attention as sdpa
 
 import crossmodal
 from crossmodal import Source
@@ -33,6 +35,28 @@ def test_dropout_mask_is_that_of_the_cpu(dtype):
     on_gpu = crossmodal.attention(q.cuda(), k.cuda(), v.cuda(), dropout_p=0.4, dropout_seed=seed.cuda()).cpu()
     assert torch.equal(on_cpu == 0, on_gpu == 0)
     torch.testing.assert_close(on_cpu, on_gpu)
+
+
+def test_tf32_rounds_no_more_than_torch_does():
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(2, 4, n, 64, device="cuda", requires_grad=True) for n in (50, 90, 90))
+    exact = sdpa(*(t.double() for t in (q, k, v)))
+
+    def error(out):
+        gradients = torch.autograd.grad(out.square().sum(), (q, k, v))
+        wanted = torch.autograd.grad(exact.square().sum(), (q, k, v), retain_graph=True)
+        pairs = [(out, exact), *zip(gradients, wanted, strict=True)]
+        return max(float((a - b).abs().max() / b.abs().max()) for a, b in pairs)
+
+    full = error(crossmodal.attention(q, k, v))
+    torch.set_float32_matmul_precision("high")
+    try:
+        with sdpa_kernel(SDPBackend.MATH):
+            theirs = error(sdpa(q, k, v))
+        ours = error(crossmodal.attention(q, k, v))
+    finally:
+        torch.set_float32_matmul_precision("highest")
+    assert 10 * full < ours < 2 * theirs
 
 
 def test_the_current_stream_is_used():

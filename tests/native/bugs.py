@@ -389,10 +389,34 @@ SHORT = (
         "keys of the first source only", "attention_bwd_short.h", "s < p.num_sources", "s < 1", "s < p.num_sources; ++s"
     ),
     Bug(
-        "one query head of those that share keys", "attention_bwd_short.h", "h < (head + 1) * group", "h < head * group + 1"
+        "one query head of those that share keys",
+        "attention_bwd_short.h",
+        "h < (head + 1) * group",
+        "h < head * group + 1",
     ),
-    Bug("keys cut from each source's first on", "attention_bwd_short.h", "keys_before_source(p, offset)", "0"),
+    Bug(
+        "keys cut from each source's first on", "attention_bwd_short.h", "keys_before_source(p, key_offset(p, s))", "0"
+    ),
     Bug("plain kernels for all scores", "attention_bwd_short.h", "!scores_are_plain(p) || g.associate", "false"),
+)
+
+TF32 = (
+    Bug(
+        "columns of weights in the order of memory",
+        "engine.h",
+        "__float_as_uint(c[step][2]), __float_as_uint(c[step][1])",
+        "__float_as_uint(c[step][1]), __float_as_uint(c[step][2])",
+    ),
+    Bug(
+        "rows that weights do not meet",
+        "engine.h",
+        "row + lane % 4 * 2 + e",
+        "row + lane % 4 + 4 * e",
+    ),
+    Bug("columns of the wrong lane", "engine.h", "column + 8 * t + lane / 4", "column + 8 * t + lane % 8"),
+    Bug("queries of four columns", "engine.h", "column / 4 + lane / 16", "column / 4"),
+    Bug("keys of four columns", "engine.h", "column / 4 + lane / 8 % 2", "column / 4"),
+    Bug("values that are not finite take part", "engine.h", "finite && value - value != 0 ? 0.0f : value", "value"),
 )
 
 FEW_FORWARD = (

@@ -20,10 +20,12 @@ BUILD = ROOT / "build" / "emulator"
 MUTANTS = (
     "cuda/associate/f16.cu",
     "cuda/attention_bwd/f16_64.cu",
+    "cuda/attention_bwd/tf32_64.cu",
     "cuda/attention_bwd_short/f16_64.cu",
     "cuda/attention_few/f16.cu",
     "cuda/attention_fwd/f16_64.cu",
     "cuda/attention_fwd/f16_128.cu",
+    "cuda/attention_fwd/tf32_64.cu",
     "cuda/merge_rows.cu",
     "cuda/order_tiles.cu",
     "cuda/weighted_sum.cu",

@@ -8,8 +8,10 @@ from contextlib import contextmanager
 from enum import IntEnum
 from pathlib import Path
 
+import pytest
 import torch
 
+from crossmodal.ops import _fusion, _plain
 from tests.native.build import build
 
 
@@ -34,6 +36,16 @@ MODES = (
     (Schedule.LAST_FIRST, Copies.LATE),
     (Schedule.RANDOM, Copies.RANDOM),
 )
+
+
+@contextmanager
+def tf32_allowed() -> Iterator[None]:
+    """Within it, products of float32 may round their factors. torch's setting is about a GPU's tensors, and these lie
+    in the CPU's memory."""
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (_fusion, _plain):
+            patch.setattr(module, "allows_tf32", lambda operand: operand.dtype == torch.float32)
+        yield
 
 
 class Emulator:

@@ -5,7 +5,8 @@ from dataclasses import replace
 import torch
 
 import crossmodal
-from tests.accuracy import Problem
+from tests.accuracy import Problem, check_rounded
+from tests.native.emulated import tf32_allowed
 from tests.problems import Association, Fusion, Modality, Sink, Term, Varlen, WeightedSum
 
 ALL = frozenset({"out", "lse", "mass"})
@@ -164,6 +165,8 @@ WEIGHTED_SUMS = {
     "SCORED_WIDE": replace(WEIGHTED, softmax=True, seqlen_q=3, head_dim=150, mask=KEY_MASK),
 }
 
+TF32_EPS = 2.0**-10  # the distance of 1 from the next number of ten bits
+
 EVERY_PROBLEM = {**PROBLEMS, **SUMMARIES, **WEIGHTED_SUMS}
 
 
@@ -171,6 +174,16 @@ def in_dtype(problem: Problem, dtype: torch.dtype) -> Problem:
     if isinstance(problem, Association):
         return replace(problem, fusion=in_dtype(problem.fusion, dtype))
     return replace(problem, dtype=dtype)
+
+
+def problems_of(*beginnings: str) -> list[str]:
+    return [name for name in PROBLEMS if name.startswith(beginnings)]
+
+
+def rounds_to_tf32(problem: Fusion | Varlen) -> None:
+    """With factors of ten bits results are as accurate as those allow."""
+    with tf32_allowed():
+        check_rounded(in_dtype(problem, torch.float32), TF32_EPS)
 
 
 def forward_only(problem: Fusion | Varlen) -> Fusion | Varlen:

@@ -2,8 +2,10 @@
 
 import faulthandler
 import multiprocessing
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import pytest
 import torch
@@ -11,7 +13,7 @@ import torch
 from tests.accuracy import check
 from tests.native import bugs
 from tests.native.build import build_mutants
-from tests.native.emulated import MODES
+from tests.native.emulated import MODES, tf32_allowed
 from tests.native.problems import (
     EVERY_PROBLEM,
     PROBLEMS,
@@ -21,6 +23,8 @@ from tests.native.problems import (
     forward_only,
     in_dtype,
     masked_keys_may_be_nan,
+    problems_of,
+    rounds_to_tf32,
 )
 from tests.ops import test_weighted_sum
 
@@ -35,6 +39,7 @@ class Group:
     problems: list[str]
     backward: bool = True
     others: tuple[str, ...] = ("NaN behind masks of 4 queries", "NaN behind masks of 19 queries")
+    check: Callable[[Any], None] = check
 
     def checks(self):
         """By name, what has to fail."""
@@ -44,23 +49,25 @@ class Group:
             return problem if self.backward else forward_only(problem)
 
         return {
-            **{name: partial(check, of(name)) for name in self.problems},
+            **{name: partial(self.check, of(name)) for name in self.problems},
             **{name: OTHER_CHECKS[name] for name in self.others},
         }
+
+
+def nan_behind_masks_in_tf32():
+    with tf32_allowed():
+        masked_keys_may_be_nan(torch.float32, 19)
 
 
 OTHER_CHECKS = {
     "NaN behind masks of 4 queries": partial(masked_keys_may_be_nan, torch.float16, 4),
     "NaN behind masks of 19 queries": partial(masked_keys_may_be_nan, torch.float16, 19),
+    "NaN behind masks in tf32": nan_behind_masks_in_tf32,
     "equal links": partial(equal_links_keep_their_order, torch.float16),
     "NaN in weighted sums": partial(
         test_weighted_sum.test_keys_skipped_for_every_query_may_be_nan, None, torch.float16, "dense"
     ),
 }
-
-
-def problems_of(*beginnings):
-    return [name for name in PROBLEMS if name.startswith(beginnings)]
 
 
 # head_dim above 128 takes several panels and chunks: an instance of its own.
@@ -71,6 +78,7 @@ GROUPS = {
     "wide": Group(bugs.WIDE, ["WIDE"], backward=False),
     "backward": Group(bugs.BACKWARD, NARROW),
     "short": Group(bugs.SHORT, problems_of("SHORT")),
+    "tf32": Group(bugs.TF32, ["PLAIN", "TRIO"], others=("NaN behind masks in tf32",), check=rounds_to_tf32),
     "few forward": Group(bugs.FEW_FORWARD, problems_of("ONE", "FEW"), backward=False),
     "few backward": Group(bugs.FEW_BACKWARD, problems_of("ONE", "FEW")),
     "shared": Group(bugs.SHARED, problems_of("SHARED"), backward=False),

@@ -15,7 +15,6 @@ from tests.native.build import ROOT
 from tests.native.emulated import MODES
 from tests.native.problems import (
     EVERY_PROBLEM,
-    PROBLEMS,
     equal_links_keep_their_order,
     in_dtype,
     masked_keys_may_be_nan,
@@ -40,11 +39,11 @@ def test_heads_that_are_too_wide_are_refused_by_the_operators_themselves(emulate
     query, key, value = torch.randn(1, 1, seqlen_q, width), torch.randn(1, 1, 9, width), torch.randn(1, 1, 9, width_v)
     refused = pytest.raises((RuntimeError, ValueError), match=r"attention: head_dim.* (3001|257) is more than 256")
     with refused:
-        torch.ops.crossmodal.attention_plain.default(query, key, value, 1.0, False)
+        torch.ops.crossmodal.attention_plain.default(query, key, value, 1.0, False, False)
     out, statistics = torch.randn(1, 1, seqlen_q, width_v), torch.zeros(2, seqlen_q)
     with refused:
         torch.ops.crossmodal.attention_plain_bwd.default(
-            out, query, key, value, out, statistics, 1.0, False, True, True, True
+            out, query, key, value, out, statistics, 1.0, False, False, True, True, True
         )
 
 
@@ -96,8 +95,7 @@ def test_offsets_need_64_bits(emulated_once, monkeypatch, name):
 
 def attended(batch, seqlen_q, seqlen_k, *mask, head_dim=32, **options):
     q, k, v = (
-        torch.randn(batch, 4, n, head_dim, dtype=torch.float16, requires_grad=True)
-        for n in (seqlen_q, *[seqlen_k] * 2)
+        torch.randn(batch, 4, n, head_dim, dtype=torch.float16, requires_grad=True) for n in (seqlen_q, *[seqlen_k] * 2)
     )
     crossmodal.attention(q, k, v, *mask, **options).sum().backward()
 

@@ -117,7 +117,8 @@ bool run_warp(int first, int last) {
 }
 
 std::string where_threads_wait(int count) {
-  std::string text = "deadlock in block " + std::to_string(block_index.x) + ":";
+  std::string text = "deadlock in block " + std::to_string(block_index.x) + ", " +
+                     std::to_string(block_index.y) + ":";
   for (int t = 0; t < count; ++t)
     if (!threads[t].fiber.finished() &&
         (t == 0 || t % kWarp == 0 || threads[t - 1].fiber.finished()))
@@ -180,15 +181,15 @@ void set_mode(const Mode& mode) {
   random_bits.seed(mode.seed);
 }
 
-void run(int64_t blocks, int count, size_t shared_bytes, const std::function<void()>& kernel) {
+void run(const Index& grid, int count, size_t shared_bytes, const std::function<void()>& kernel) {
   if (count < 1 || count > kMostThreads) throw std::runtime_error("a block of no valid size");
   shared.resize(shared_bytes);
   body = &kernel;
   block_size = {static_cast<unsigned>(count), 1, 1};
-  grid_size = {static_cast<unsigned>(blocks), 1, 1};
+  grid_size = grid;
   failure.clear();
-  for (const unsigned b : order_of_blocks(blocks)) {
-    block_index = {b, 0, 0};
+  for (const unsigned b : order_of_blocks(int64_t{grid.x} * grid.y)) {
+    block_index = {b % grid.x, b / grid.x, 0};
     run_block(count);
     if (!failure.empty()) break;
   }

@@ -39,10 +39,10 @@ extern int bug;
 constexpr int kNeverRefused = -1;
 extern int launches_left;
 
-// Runs `threads` threads of each of `blocks` blocks with so much dynamic shared memory. Throws
+// Runs `threads` threads of each block of a grid with so much dynamic shared memory. Throws
 // std::runtime_error on whatever hardware would not survive: a deadlock, a misaligned or outlying
 // address, copies that nobody waited for.
-void run(int64_t blocks, int threads, size_t shared_bytes, const std::function<void()>& kernel);
+void run(const Index& grid, int threads, size_t shared_bytes, const std::function<void()>& kernel);
 
 // Of the thread that runs. The whole block's memory is [shared_begin, shared_begin + shared_size).
 extern Index thread_index, block_index, block_size, grid_size;

@@ -74,6 +74,16 @@ inline int atomicAdd(int* to, int value) {
   return before;
 }
 
+inline uint32_t __float_as_uint(float x) {
+  uint32_t bits;
+  std::memcpy(&bits, &x, sizeof(bits));
+  return bits;
+}
+inline float __uint_as_float(uint32_t bits) {
+  float x;
+  std::memcpy(&x, &bits, sizeof(x));
+  return x;
+}
 inline unsigned __umulhi(unsigned a, unsigned b) {
   return static_cast<unsigned>(uint64_t{a} * b >> 32);
 }
@@ -149,7 +159,9 @@ cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(
                                Arguments&&... arguments) {
   if (::emulator::launches_left == 0) return cudaErrorInvalidValue;
   if (::emulator::launches_left > 0) --::emulator::launches_left;
-  ::emulator::run(config->gridDim.x, static_cast<int>(config->blockDim.x), config->dynamicSmemBytes,
-                  [&] { kernel(arguments...); });
+  const dim3& grid = config->gridDim;
+  if (grid.y > 65535) return cudaErrorInvalidValue;
+  ::emulator::run({grid.x, grid.y, 1}, static_cast<int>(config->blockDim.x),
+                  config->dynamicSmemBytes, [&] { kernel(arguments...); });
   return cudaSuccess;
 }

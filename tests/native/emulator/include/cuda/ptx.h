@@ -97,6 +97,37 @@ void multiply_add(T, float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_
   });
 }
 
+struct TensorFloat32 {};
+
+// To nearest, ties away from zero; the instruction below reads no more than these bits.
+inline uint32_t round_to_tf32(uint32_t x) {
+  constexpr uint32_t kRead = ~0x1fffu, kInfinity = 0x7f800000u;
+  const bool is_finite = (x & kInfinity) != kInfinity;
+  return is_finite ? (x + 0x1000u) & kRead : x & kRead | (x & 0x7fffffu ? 0x400000u : 0);
+}
+
+inline void multiply_add(TensorFloat32, float (&c)[4], const uint32_t (&a)[4], uint32_t b0,
+                         uint32_t b1) {
+  const MatrixOperands in = {{a[0], a[1], a[2], a[3]}, {b0, b1}};
+  ::emulator::warp_instruction("mma", &in, c, [](::emulator::WarpSlots& slots) {
+    const auto read = [](uint32_t x) { return __uint_as_float(x & ~0x1fffu); };
+    float a[16][8], b[8][8];
+    for (int l = 0; l < 32; ++l) {
+      const MatrixOperands& x = *static_cast<const MatrixOperands*>(slots.in[l]);
+      const int group = l / 4, lane = l % 4;
+      for (int r = 0; r < 4; ++r) a[group + r % 2 * 8][lane + r / 2 * 4] = read(x.a[r]);
+      for (int r = 0; r < 2; ++r) b[group][lane + r * 4] = read(x.b[r]);
+    }
+    for (int l = 0; l < 32; ++l)
+      for (int x = 0; x < 4; ++x) {
+        const int row = l / 4 + x / 2 * 8, column = 2 * (l % 4) + x % 2;
+        float sum = static_cast<float*>(slots.out[l])[x];
+        for (int k = 0; k < 8; ++k) sum += a[row][k] * b[column][k];
+        static_cast<float*>(slots.out[l])[x] = sum;
+      }
+  });
+}
+
 inline uint32_t pack(BFloat16, float low, float high) {
   return half::to_bfloat16(low).bits | uint32_t{half::to_bfloat16(high).bits} << 16;
 }

@@ -1,0 +1,14 @@
+#include "cuda/attention_bwd_launch.h"
+
+namespace crossmodal::cuda {
+
+template void launch_attention_bwd<Tf32Engine, 64>(const AttentionProblem&,
+                                                   const AttentionBackward&,
+                                                   const BackwardWorkspace&, const BackwardTiling&,
+                                                   bool, void*);
+template void launch_attention_bwd_terms<Tf32Engine, 64>(const AttentionProblem&,
+                                                         const AttentionBackward&,
+                                                         const BackwardWorkspace&, const Tiling&,
+                                                         void*);
+
+}  // namespace crossmodal::cuda
