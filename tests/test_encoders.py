@@ -20,9 +20,12 @@ from crossmodal.encoders import (
     TransformerTextEncoder,
     VGG16Encoder,
     ViTEncoder,
+    VoiceWarp,
     build_encoder,
 )
 from crossmodal.encoders.convolution import ConvOverTime
+from crossmodal.encoders.log_mel import hertz_of, mel_of
+from crossmodal.encoders.voice_warp import warp_time
 
 SAMPLE_RATE = 8000
 
@@ -35,6 +38,7 @@ def encoders():
     return {
         "audio": (AudioEncoder(SAMPLE_RATE).eval(), *sound),
         "crnn": (CrnnEncoder(SAMPLE_RATE, 16, hidden=16, augment=SpecAugment()).eval(), *sound),
+        "voices": (CrnnEncoder(SAMPLE_RATE, 16, hidden=16, voices=VoiceWarp(LogMel(SAMPLE_RATE))).eval(), *sound),
         "text": (TextEncoder(50).eval(), *words),
         "gru": (TextEncoder(50, kind="gru").eval(), *words),
         "transformer": (TransformerTextEncoder(50).eval(), *words),
@@ -207,6 +211,60 @@ BACKBONES = {
         torch.tensor([400, 200, 0]),
     ),
 }
+
+
+def test_mel_scale_and_its_inverse():
+    hertz = torch.rand(50, dtype=torch.float64) * 4000
+    torch.testing.assert_close(hertz_of(mel_of(hertz)), hertz)
+    torch.testing.assert_close(mel_of(hertz)[3].item(), mel_of(hertz[3].item()))
+
+
+def test_longer_vocal_tract_moves_a_tone_by_the_factor():
+    """What a filter bank hears of a tone of f Hz goes where it would hear one of a f Hz."""
+    torch.manual_seed(2)
+    log_mel = LogMel(SAMPLE_RATE, bands=120, window=1024)
+    warp = VoiceWarp(log_mel, tract=0.2, tempo=0.0)
+    pitch = torch.rand(64) * 1500 + 800
+    tones = torch.sin(2 * math.pi * pitch.unsqueeze(1) * torch.arange(4000) / SAMPLE_RATE)
+    mel, frames = log_mel(tones, torch.full((64,), 4000))
+    warped, same = warp(mel, frames)
+    assert torch.equal(same, frames) and warped.shape == mel.shape
+    edges = torch.linspace(mel_of(60.0), mel_of(SAMPLE_RATE / 2), 122)
+    heard = [hertz_of(edges[1:-1])[one.mean(1).argmax(1)] for one in (mel, warped)]
+    factors = heard[1] / heard[0]
+    assert 1 / 1.25 < factors.min() < 0.9 and 1.1 < factors.max() < 1.25
+    assert torch.equal(warp.eval()(mel, frames)[0], mel)
+
+
+def test_frames_at_another_speed_are_read_between_the_old_ones():
+    """A ramp stays a ramp, of another slope and length; against a loop in float64."""
+    frames = torch.tensor([30, 7, 1, 0])
+    speeds = torch.tensor([1.3, 0.7, 0.8, 1.1])
+    mel = torch.randn(4, 30, 3)
+    played, left = warp_time(mel, frames, speeds)
+    assert left.tolist() == [23, 9, 1, 0]
+    for row in range(4):
+        for frame in range(int(left[row])):
+            place = frame * float(speeds[row])
+            low = min(int(place), int(frames[row]) - 1)
+            high, part = min(low + 1, int(frames[row]) - 1), place - int(place)
+            wanted = (1 - part) * mel[row, low].double() + part * mel[row, high].double()
+            torch.testing.assert_close(played[row, frame], wanted.float(), rtol=1e-4, atol=1e-4)
+
+
+def test_voices_are_drawn_anew_for_each_sample_and_step_in_training():
+    torch.manual_seed(0)
+    encoder = build_encoder(
+        Modality("audio", sample_rate=SAMPLE_RATE), 16, "crnn", {"hidden": 16, "voices": {"tract": 0.3, "tempo": 0.3}}
+    )[0]
+    sound = torch.randn(1, 4000).expand(8, -1)
+    lengths = torch.tensor([4000] * 7 + [0])
+    first, second = encoder(sound, lengths), encoder(sound, lengths)
+    assert len(set(first.lengths.tolist())) > 3 and first.lengths[-1] == 0
+    assert first.lengths.tolist() != second.lengths.tolist()
+    assert torch.isfinite(first.features).all()
+    with pytest.raises(ValueError, match=r"tract and tempo must be 0 or more, got -1 and 0"):
+        VoiceWarp(LogMel(SAMPLE_RATE), -1, 0)
 
 
 @pytest.mark.parametrize("kind", BACKBONES)

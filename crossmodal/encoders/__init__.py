@@ -11,6 +11,7 @@ from crossmodal.encoders.spec_augment import SpecAugment
 from crossmodal.encoders.text import TextEncoder, TransformerTextEncoder
 from crossmodal.encoders.vgg16 import VGG16Encoder
 from crossmodal.encoders.vit import ViTEncoder
+from crossmodal.encoders.voice_warp import VoiceWarp
 
 __all__ = [
     "ENCODERS",
@@ -27,5 +28,6 @@ __all__ = [
     "TransformerTextEncoder",
     "VGG16Encoder",
     "ViTEncoder",
+    "VoiceWarp",
     "build_encoder",
 ]

@@ -8,6 +8,7 @@ from crossmodal.encoders.log_mel import LogMel
 from crossmodal.encoders.output import EncoderOutput
 from crossmodal.encoders.padding import zero_padding
 from crossmodal.encoders.spec_augment import SpecAugment
+from crossmodal.encoders.voice_warp import VoiceWarp
 
 
 class AudioEncoder(nn.Module):
@@ -43,6 +44,7 @@ class CrnnEncoder(nn.Module):
         hidden: channels of the convolutions; a multiple of 8.
         log_mel: the front end; None takes :class:`LogMel` with its defaults.
         augment: what is hidden in training; None hides nothing.
+        voices: how voices are changed in training; None leaves them alone.
         dropout: before the GRU.
         summary: one token, of what both directions of the GRU know at their ends, in the place of all.
     """
@@ -55,12 +57,14 @@ class CrnnEncoder(nn.Module):
         hidden: int = 96,
         log_mel: LogMel | None = None,
         augment: SpecAugment | None = None,
+        voices: VoiceWarp | None = None,
         dropout: float = 0.1,
         summary: bool = False,
     ) -> None:
         super().__init__()
         self.log_mel = log_mel or LogMel(sample_rate)
         self.augment = augment or nn.Identity()
+        self.voices = voices
         self.convolutions = nn.ModuleList(
             ConvOverTime(inner, hidden, 5, stride=stride, padding=2)
             for inner, stride in ((self.log_mel.bands, 1), (hidden, 2), (hidden, 1))
@@ -74,6 +78,8 @@ class CrnnEncoder(nn.Module):
     def forward(self, waveform: Tensor, lengths: Tensor) -> EncoderOutput:
         """``(B, samples)`` float32 and ``(B,)`` in samples; features ``(B, frames / 2, channels)``, or one token."""
         mel, frames = self.log_mel(waveform, lengths)
+        if self.voices is not None:
+            mel, frames = self.voices(mel, frames)
         tokens = self.augment(standardize(mel, frames))
         for layer, norm in zip(self.convolutions, self.norms, strict=True):
             assert isinstance(layer, ConvOverTime)

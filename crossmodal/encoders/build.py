@@ -15,6 +15,7 @@ from crossmodal.encoders.spec_augment import SpecAugment
 from crossmodal.encoders.text import TextEncoder, TransformerTextEncoder
 from crossmodal.encoders.vgg16 import VGG16Encoder
 from crossmodal.encoders.vit import ViTEncoder
+from crossmodal.encoders.voice_warp import VoiceWarp
 
 Options = Mapping[str, Any]
 
@@ -53,6 +54,8 @@ def _audio(make: Callable[..., nn.Module]) -> Callable[[Modality, int, Options],
         log_mel = LogMel(modality.sample_rate, **rest.pop("log_mel", {}))
         if "augment" in rest:
             rest["augment"] = SpecAugment(**rest["augment"])
+        if "voices" in rest:
+            rest["voices"] = VoiceWarp(log_mel, **rest["voices"])
         return make(modality.sample_rate, channels, log_mel=log_mel, **rest)
 
     return build
@@ -87,9 +90,9 @@ def build_encoder(
         modality: what it reads.
         channels: wanted; an encoder whose channels are fixed keeps its own.
         name: of :data:`ENCODERS`; None takes the first of its kind.
-        options: further arguments of the encoder's class; for audio, ``log_mel`` and ``augment`` are those of
-            :class:`LogMel` and :class:`SpecAugment`; for backbones, ``model`` is a name or a folder, whose files
-            have to be there whenever a run is opened.
+        options: further arguments of the encoder's class; for audio, ``log_mel``, ``augment`` and ``voices`` are those
+            of :class:`LogMel`, :class:`SpecAugment` and :class:`VoiceWarp`; for backbones, ``model`` is a name or a
+            folder, whose files have to be there whenever a run is opened.
 
     Raises:
         MissingExtraError: when the library of a backbone is not installed.

@@ -1,6 +1,7 @@
 """Log-mel spectrogram: how loud each band of pitch is, frame by frame."""
 
 import math
+from typing import overload
 
 import torch
 from torch import Tensor, nn
@@ -39,7 +40,7 @@ class LogMel(nn.Module):
         lowest: float = 60.0,
     ) -> None:
         super().__init__()
-        self.sample_rate, self.bands, self.window, self.hop = sample_rate, bands, window, hop
+        self.sample_rate, self.bands, self.window, self.hop, self.lowest = sample_rate, bands, window, hop, lowest
         filters = mel_filters(sample_rate, bands=bands, window=window, lowest=lowest)
         self.register_buffer("filters", filters, persistent=False)
         self.register_buffer("hann", torch.hann_window(window), persistent=False)
@@ -75,13 +76,28 @@ def mel_filters(sample_rate: int, *, bands: int, window: int, lowest: float) -> 
     highest = sample_rate / 2
     if not 0 <= lowest < highest:
         raise ValueError(f"lowest must lie in [0, {highest}), got {lowest}")
-    mels = torch.linspace(_mel(lowest), _mel(highest), bands + 2, dtype=torch.float64)
-    corners = 700 * (10 ** (mels / 2595) - 1)
+    corners = hertz_of(torch.linspace(mel_of(lowest), mel_of(highest), bands + 2, dtype=torch.float64))
     left, peak, right = (corners[k : k + bands].unsqueeze(1) for k in range(3))
     hertz = torch.arange(window // 2 + 1, dtype=torch.float64) * sample_rate / window
     rising, falling = (hertz - left) / (peak - left), (right - hertz) / (right - peak)
     return torch.minimum(rising, falling).clamp(min=0).float()
 
 
-def _mel(hertz: float) -> float:
+@overload
+def mel_of(hertz: float) -> float: ...
+
+
+@overload
+def mel_of(hertz: Tensor) -> Tensor: ...
+
+
+def mel_of(hertz: float | Tensor) -> float | Tensor:
+    """The HTK mel scale."""
+    if isinstance(hertz, Tensor):
+        return 2595 * torch.log10(1 + hertz / 700)
     return 2595 * math.log10(1 + hertz / 700)
+
+
+def hertz_of(mels: Tensor) -> Tensor:
+    """The inverse of :func:`mel_of`."""
+    return 700 * (10 ** (mels / 2595) - 1)

@@ -1,5 +1,6 @@
 """The pipeline of the field as one module: encoders, common space, association, fusion, task head."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Literal, NamedTuple, get_args
 
@@ -17,7 +18,7 @@ from crossmodal.models.fusion.base import mean_over_real
 
 Experts = Literal["none", "auxiliary", "product"]
 
-_ONE = 0.5413  # softplus of it is 1
+_ONE = math.log(math.e - 1)  # softplus of it is 1
 
 
 class FusionOutput(NamedTuple):

@@ -50,7 +50,8 @@ class TrainConfig:
         adversary: of two towers: ``"none"``, ``"discriminator"`` or ``"critic"``.
         adversary_strength: of the gradient that the towers get from it.
         smoothing: of labels (Szegedy et al., arXiv 1512.00567).
-        start: by modality, the folder of a run whose encoder and projection into the common space are begun with.
+        start: by modality, the folder of a run whose encoder and projection into the common space are begun with, and
+            its answer where there is an expert for it (:func:`crossmodal.train.model.begin_with`).
         encoders: by modality, ``{"name": ..., "channels": ..., option: ...}``; see
             :func:`crossmodal.encoders.build_encoder`.
         precision: ``"no"``, ``"bf16"`` or ``"fp16"``: autocast, weights stay float32.

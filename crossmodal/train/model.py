@@ -1,11 +1,12 @@
 """Models from a description that travels inside the checkpoint."""
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from crossmodal.data.sample import Dataset, Modality, Question, Splits, Task
 from crossmodal.encoders.build import build_encoder
@@ -129,26 +130,68 @@ def build_model(description: dict[str, Any], *, seed: int = 0) -> Model:
         )
 
 
-def begin_with(model: Model, modality: str, path: Path) -> None:
-    """Copy a trained model's encoder of a modality, and its projection into the common space, into another model.
+def begin_with(model: Model, description: dict[str, Any], runs: Mapping[str, Path]) -> None:
+    """Copy what trained models know, of a modality each, into another model.
+
+    That is the encoder and the projection into the common space; and the whole answer, where the model has an expert
+    for the modality and the trained one answers the same question from this modality alone in the form ``queries``. A
+    product of experts that all begin so begins as the sum of their log-probabilities: the last layer of the fused head
+    is set to zero, and learns what they miss.
 
     Args:
         model: whose weights are replaced.
-        modality: of both models.
-        path: the checkpoint of the trained one.
+        description: what it was built from.
+        runs: by modality, the checkpoint of the trained model.
 
     Raises:
         FileNotFoundError: when there is no such file.
-        ValueError: when the other model has no such modality, or parts of another shape.
+        ValueError: when a trained model has no such modality, or parts of another shape.
     """
-    weights, _ = load_checkpoint(path)
-    mine = model.state_dict()
-    for prefix in (f"encoders.{modality}.", f"to_common.{modality}."):
-        chosen = {name: value for name, value in weights.items() if name.startswith(prefix)}
-        wanted = {name: value.shape for name, value in mine.items() if name.startswith(prefix)}
-        if not wanted or {name: value.shape for name, value in chosen.items()} != wanted:
-            raise ValueError(f"start must name runs with the same {prefix[:-1]}, got {path}")
-        model.load_state_dict(chosen, strict=False)
+    answering = set()
+    for modality, path in runs.items():
+        weights, trained = load_checkpoint(path)
+        for prefix in (f"encoders.{modality}.", f"to_common.{modality}."):
+            if not _copied(model, prefix, _under(prefix, weights)):
+                raise ValueError(f"start must name runs with the same {prefix[:-1]}, got {path}")
+        if _answers_alone(trained, modality, description) and _copied(
+            model, f"experts.{modality}.", _as_expert(weights)
+        ):
+            answering.add(modality)
+    if isinstance(model, FusionClassifier) and model.trust is not None and answering == set(model.modalities):
+        last = model.head[-1]
+        assert isinstance(last, nn.Linear)
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)
+
+
+def _answers_alone(trained: dict[str, Any], modality: str, wanted: dict[str, Any]) -> bool:
+    """Whether a trained model answers the wanted question in the way of an :class:`Expert` of the modality."""
+    return (
+        all(trained.get(name) == wanted[name] for name in ("kind", "task", "classes"))
+        and list(trained["modalities"]) == [modality]
+        and trained["model"]["fusion"] == "queries"
+        and trained["model"]["experts"] != "product"
+    )
+
+
+def _as_expert(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The answer of a model of one modality under the names that an :class:`Expert` has for it."""
+    # There is no dropout in the head of an expert, and so one layer less.
+    names = {name: name.replace("fusion.", "pool.").replace("head.4.", "head.3.") for name in weights}
+    return {new: weights[old] for old, new in names.items() if new.startswith(("pool.", "head."))}
+
+
+def _under(prefix: str, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}
+
+
+def _copied(model: Model, prefix: str, weights: dict[str, Tensor]) -> bool:
+    """Put weights into the part of a model under a prefix; False, and nothing done, where they are not its own."""
+    mine = _under(prefix, model.state_dict())
+    if not mine or {name: value.shape for name, value in mine.items()} != {n: v.shape for n, v in weights.items()}:
+        return False
+    model.load_state_dict({prefix + name: value for name, value in weights.items()}, strict=False)
+    return True
 
 
 def load_model(path: Path) -> tuple[Model, dict[str, Any]]:

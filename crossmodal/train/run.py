@@ -117,8 +117,7 @@ class _Run:
             raise ValueError("parallel must be ddp for a captioner: it is asked symbol by symbol, past FSDP's hooks")
         model = build_model(self.description, seed=config.seed)
         if not (out / STATE).exists():
-            for name, run in config.start.items():
-                begin_with(model, name, Path(run) / MODEL)
+            begin_with(model, self.description, {name: Path(run) / MODEL for name, run in config.start.items()})
         self.trainer = Trainer(
             model,
             make_learner(self.description, config),

@@ -21,10 +21,10 @@ from crossmodal.train.config import make_config
 from crossmodal.train.evaluation import evaluate_run, open_run
 from crossmodal.train.inputs import Inputs
 from crossmodal.train.learners import make_learner
-from crossmodal.train.model import modalities_of
+from crossmodal.train.model import begin_with, build_model, describe_model, modalities_of
 from crossmodal.train.predict import predict
 from crossmodal.train.presets import PRESETS
-from crossmodal.train.run import start_run
+from crossmodal.train.run import MODEL, start_run
 from tests.data.recorded import make_root
 from tests.train.runs import SETTINGS, make_manifest
 
@@ -103,3 +103,47 @@ def test_run_begins_with_the_encoders_of_others(tmp_path):
         torch.testing.assert_close(first[name], second[name])
     with pytest.raises(ValueError, match=r"start must name runs with the same encoders\.image"):
         start_run(make_config({**still, "start": {"image": str(tmp_path / "a")}}), tmp_path / "c", io.StringIO())
+
+
+def begun(tmp_path, singles, **more):
+    """A fused model that begins with single models trained for an epoch, those models, and a batch."""
+    same = {**SETTINGS, "epochs": 1, "data": str(make_manifest(tmp_path))}
+    for name, changes in singles.items():
+        start_run(make_config({**same, "modalities": [name], **changes}), tmp_path / name, io.StringIO())
+    splits = manifest_splits(tmp_path / "m.jsonl", None, ManifestOptions(image_size=(1, 8, 8)), seed=0)
+    description = describe_model(make_config({**same, "experts": "product", **more}), splits)
+    model = build_model(description)
+    begin_with(model, description, {name: tmp_path / name / MODEL for name in singles})
+    collate = Collate(modalities_of(description))
+    batch = collate([splits.train[index] for index in range(len(splits.train))])
+    return model.eval(), {name: open_run(tmp_path / name)[0] for name in singles}, batch
+
+
+@pytest.mark.parametrize("fusion", ["queries", "bottleneck", "gated"])
+def test_product_of_experts_begins_as_the_sum_of_the_single_models(tmp_path, fusion):
+    """Before the first step, with every modality and without each."""
+    model, singles, batch = begun(tmp_path, {"image": {}, "text": {"experts": "auxiliary"}}, fusion=fusion)
+    sets = torch.tensor([[True, True], [True, False], [False, True]])
+    fused = model(batch.inputs, batch.lengths, sets=sets)
+    alone = {name: one(batch.inputs, batch.lengths).logits for name, one in singles.items()}
+    there = {name: (batch.lengths[name] > 0).unsqueeze(1) for name in alone}
+    assert not there["text"].all()
+    for name, logits in alone.items():
+        torch.testing.assert_close(fused.experts[name], logits)
+    for row, kept in zip(fused.logits, sets.tolist(), strict=True):
+        chosen = [name for name, keep in zip(model.modalities, kept, strict=True) if keep]
+        torch.testing.assert_close(row, sum(alone[name].log_softmax(1) * there[name] for name in chosen))
+
+
+@pytest.mark.parametrize("other", [{"fusion": "concat"}, {"experts": "product"}, {"num_queries": 1}])
+def test_single_models_whose_answer_is_no_expert_s_give_their_encoders_alone(tmp_path, other):
+    model, singles, _ = begun(tmp_path, {"image": {}, "text": other})
+    assert torch.equal(model.to_common["text"][0].weight, singles["text"].to_common["text"][0].weight)
+    assert torch.equal(model.experts["image"].pool.queries, singles["image"].fusion.queries)
+    assert model.head[-1].weight.abs().max() > 0
+
+
+def test_single_model_of_other_classes_gives_its_encoder_alone(tmp_path):
+    model, singles, _ = begun(tmp_path, {"image": {"options": {"image_size": [1, 8, 8], "task": "multilabel"}}})
+    assert torch.equal(model.to_common["image"][0].weight, singles["image"].to_common["image"][0].weight)
+    assert not torch.equal(model.experts["image"].pool.queries, singles["image"].fusion.queries)
