@@ -20,7 +20,12 @@ PRESETS: dict[str, dict[str, Any]] = {
         "encoders": {"image": {"name": "cnn"}, "text": {"name": "lstm"}, "audio": {"name": "gru"}},
     },
     "avmnist": _CLEAN,
-    "avmnist-speaker": _CLEAN,
+    "avmnist-speaker": {
+        "epochs": 4,
+        "ema": 0.995,
+        "experts": "product",
+        "encoders": {"image": {"name": "resnet", "widths": [16, 32, 64]}, "audio": _CRNN},
+    },
     "avmnist-hard": {
         "epochs": 6,
         "ema": 0.999,

@@ -12,6 +12,7 @@ pytest.importorskip("soundfile", reason="needs the extra train")
 
 from crossmodal.data.av_find import CELL, GRID
 from crossmodal.data.av_mnist import av_mnist
+from crossmodal.data.open import open_data
 from crossmodal.learning import run
 from crossmodal.learning.cases import QUALITY, SUM, TASKS, Case, all_cases, config_of, singles_of
 from crossmodal.learning.measures import cells_of_tokens, mass_by_snr, pointing
@@ -45,6 +46,26 @@ def test_single_models_come_before_what_begins_with_them():
         assert all(cases.index(single) < cases.index(case) for single in singles_of(case))
         start = config_of(case, "here", Path("runs")).start
         assert start == {single.form: f"runs/{single.name}" for single in singles_of(case)}
+
+
+@pytest.mark.parametrize("task", ["hard", "speaker"])
+def test_fused_models_have_the_encoders_of_the_single_models_they_begin_with(task, root):
+    """What differs, hides less or more of the input in training, and has no weights."""
+    data = TASKS[task][0]
+    splits = open_data(data, root)
+    for form in ("queries", "concat"):
+        case = Case(task, form, 0)
+        fused = build_model(describe_model(config_of(case, str(root), Path("runs")), splits))
+        for single in singles_of(case):
+            config = config_of(single, str(root), Path("runs"))
+            alone = build_model(describe_model(config, splits))
+            for part in ("encoders", "to_common"):
+                mine, theirs = (getattr(model, part)[single.form].state_dict() for model in (fused, alone))
+                assert {name: value.shape for name, value in mine.items()} == {n: v.shape for n, v in theirs.items()}
+            shapes = [tuple(value.shape) for value in fused.experts[single.form].state_dict().values()]
+            assert sorted(shapes) == sorted(
+                tuple(value.shape) for part in (alone.fusion, alone.head) for value in part.state_dict().values()
+            )
 
 
 def test_unknown_form_is_refused_with_the_known_ones():

@@ -58,7 +58,7 @@ def test_other_tasks_than_classification_are_learnt_and_predicted(tmp_path, task
         assert set(row["values"]) == {"output 0", "output 1"}
 
 
-@pytest.mark.parametrize("data", ["avmnist-hard", "avfind", "avfind-text", "digit-strings"])
+@pytest.mark.parametrize("data", ["avmnist-speaker", "avmnist-hard", "avfind", "avfind-text", "digit-strings"])
 def test_recorded_data_train_with_their_presets(root, tmp_path, data, monkeypatch):
     """One step: everything fits together; nothing is learnt from noise."""
     for module in (av_find, digit_strings):
