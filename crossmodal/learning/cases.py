@@ -39,8 +39,7 @@ _SINGLE = {
 _TOWERS = {"fusion": "two_tower"}
 
 # Tasks whose other models begin with single models, and what differs from the preset then. Begun as the sum of their
-# log-probabilities, a model that learns fast forgets more than it finds: on the hard task nothing hides the sound from
-# it, as it would learn to trust sound less than it deserves; among new speakers it hears more voices than four.
+# log-probabilities, a model that learns fast forgets more than it finds. What was tried: docs/training.md.
 _CONTINUED: dict[str, dict[str, Any]] = {
     "clean": {"epochs": 1, "samples": 12_800},
     "speaker": {

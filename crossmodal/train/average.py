@@ -7,23 +7,23 @@ from torch import Tensor, nn
 
 
 class MovingAverage:
-    """``average += (1 - d) * (weight - average)`` after every step, d = min(decay, (1 + step) / (10 + step)).
-
-    The ramp lets the average forget the first, random weights (as TensorFlow's ExponentialMovingAverage does).
+    """``average += (1 - d) * (weight - average)`` after every step.
 
     Args:
         module: whose weights and buffers are averaged.
         decay: per step, in [0, 1).
+        forget: the weights at the beginning quickly, as is right for random ones: d is the smaller of ``decay`` and
+            ``(1 + step) / (10 + step)`` (as in TensorFlow's ExponentialMovingAverage). Without it d is ``decay``.
     """
 
-    def __init__(self, module: nn.Module, decay: float) -> None:
-        self.decay = decay
+    def __init__(self, module: nn.Module, decay: float, *, forget: bool = True) -> None:
+        self.decay, self.forget = decay, forget
         self.weights: dict[str, Tensor] = {name: value.detach().clone() for name, value in _floating(module).items()}
 
     @torch.no_grad()
     def update(self, module: nn.Module, step: int) -> None:
         """Take in the weights after ``step``, from 0."""
-        decay = min(self.decay, (1 + step) / (10 + step))
+        decay = min(self.decay, (1 + step) / (10 + step)) if self.forget else self.decay
         current = _floating(module)
         torch._foreach_lerp_(list(self.weights.values()), [current[name] for name in self.weights], 1 - decay)
 

@@ -36,6 +36,8 @@ class TrainConfig:
         max_gradient: the norm to which gradients are clipped.
         ema: decay per step of a moving average of the weights, which is then what is validated and kept; 0 keeps the
             weights themselves.
+        forget: the first weights quickly in that average, as is right for random ones; where a model begins as a good
+            one, false keeps the average near it.
         patience: epochs without a lower validation loss after which training stops; 0 never stops early.
         sets: learn from every set of modalities in each step (:func:`crossmodal.models.modality_sets`).
         modality_dropout: share of each modality's inputs hidden at random in training; one always stays.
@@ -78,6 +80,7 @@ class TrainConfig:
     weight_decay: float = 0.01
     max_gradient: float = 1.0
     ema: float = 0.0
+    forget: bool = True
     patience: int = 0
     sets: bool = True
     modality_dropout: float = 0.0

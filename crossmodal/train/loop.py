@@ -71,7 +71,7 @@ class Trainer:
         self.optimizer = torch.optim.AdamW(
             _groups(self.model, config.weight_decay), lr=config.learning_rate, fused=True
         )
-        self.average = MovingAverage(self.model, config.ema) if config.ema else None
+        self.average = MovingAverage(self.model, config.ema, forget=config.forget) if config.ema else None
         self.progress = Progress()
         self._scaler = torch.amp.GradScaler(processes.device.type, enabled=config.precision == "fp16")
 

@@ -141,6 +141,28 @@ def _kill():
     raise Killed
 
 
+def test_run_that_began_with_others_resumes_without_them(manifest, tmp_path, monkeypatch):
+    """As the sum of single models, with an average that keeps its beginning; both are in the state."""
+    single = tmp_path / "text"
+    start_run(config_of(manifest, modalities=["text"], epochs=1), single, io.StringIO())
+    more = {"start": {"text": str(single)}, "experts": "product", "forget": False}
+    start_run(config_of(manifest, **more), tmp_path / "whole", io.StringIO())
+    step = Trainer._step
+
+    def killed(self, batches, number):
+        step(self, batches, number)
+        if self.progress.epoch == 1:
+            raise Killed
+
+    monkeypatch.setattr(Trainer, "_step", killed)
+    with pytest.raises(Killed):
+        start_run(config_of(manifest, **more), tmp_path / "b", io.StringIO())
+    monkeypatch.setattr(Trainer, "_step", step)
+    single.rename(tmp_path / "elsewhere")
+    resume_run(tmp_path / "b", io.StringIO())
+    assert_same(results(tmp_path / "b"), results(tmp_path / "whole"))
+
+
 @pytest.mark.slow
 def test_full_disk_ends_with_one_line_and_keeps_what_was_written(manifest, tmp_path):
     """A limit on the size of files stands for the disk: a write beyond it fails as on a full one."""
