@@ -38,8 +38,8 @@ _SINGLE = {
 }
 _TOWERS = {"fusion": "two_tower"}
 
-# Tasks whose other models begin with single models, and what differs from the preset then. Begun as the sum of their
-# log-probabilities, a model that learns fast forgets more than it finds. What was tried: docs/training.md.
+# Tasks whose other models begin with single models, and what differs from the preset then; where they begin as the sum
+# of the log-probabilities of these, it is from what was tried in docs/training.md.
 _CONTINUED: dict[str, dict[str, Any]] = {
     "clean": {"epochs": 1, "samples": 12_800},
     "speaker": {
@@ -54,10 +54,11 @@ _CONTINUED: dict[str, dict[str, Any]] = {
     "hard": {
         "epochs": 2,
         "samples": 27_520,
-        "learning_rate": 5e-4,
+        "ema": 0.998,
+        "forget": False,
         "encoders": {
             "image": {"name": "vit", "patch": 7},
-            "audio": {"name": "crnn", "channels": 96, "hidden": 96, "dropout": 0.0},
+            "audio": {"name": "crnn", "channels": 96, "hidden": 96},
         },
     },
     "retrieval": {"epochs": 2, "samples": 12_800},
@@ -73,7 +74,13 @@ TASKS: dict[str, tuple[str, dict[str, dict[str, Any]]]] = {
             **_SINGLE,
             SUM: {},
             "queries": _FORMS["queries"],
-            "queries without experts": {"fusion": "queries", "experts": "none"},
+            # Begun with nothing but encoders, it has a whole answer to learn.
+            "queries without experts": {
+                "fusion": "queries",
+                "experts": "none",
+                "ema": 0.999,
+                "forget": True,
+            },
             QUALITY: {"fusion": "queries", "quality": True, "spoiled": 0.1},
             **_FORMS,
         },
