@@ -404,8 +404,8 @@ TF32 = (
     Bug(
         "columns of weights in the order of memory",
         "engine.h",
-        "__float_as_uint(c[step][2]), __float_as_uint(c[step][1])",
-        "__float_as_uint(c[step][1]), __float_as_uint(c[step][2])",
+        "__float_as_uint(c[step][2])",
+        "__float_as_uint(c[step][1])",
     ),
     Bug(
         "rows that weights do not meet",

@@ -137,7 +137,7 @@ LAUNCHES = {
 
 def test_every_kernel_is_among_the_launches():
     sources = "".join(path.read_text() for path in (ROOT / "csrc" / "cuda").glob("**/*.[ch]*"))
-    launched = re.findall(r'launch(?:_tiles)?\(\s*"(\w+)_kernel"', sources)
+    launched = re.findall(r'launch(?:_tiles|_grid)?\(\s*"(\w+)_kernel"', sources)
     assert launched and set(launched) == {kernel for _, kernels in LAUNCHES.values() for kernel in kernels}
 
 
