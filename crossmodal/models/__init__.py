@@ -4,6 +4,7 @@ from crossmodal.blocks.operators import Implementation
 from crossmodal.models.adversary import critic_loss, discriminator_loss, gradient_penalty
 from crossmodal.models.alignment import discriminator_accuracy, modality_gap, recall_at
 from crossmodal.models.captioner import Captioner
+from crossmodal.models.codebook import SharedCodebook
 from crossmodal.models.contrastive import hardest_negatives, info_nce, sigmoid_loss
 from crossmodal.models.ctc import ctc_loss, error_rate, greedy_decode
 from crossmodal.models.fusion import FUSIONS, Form, Fusion, build_fusion
@@ -21,6 +22,7 @@ __all__ = [
     "FusionClassifier",
     "FusionOutput",
     "Implementation",
+    "SharedCodebook",
     "Transcriber",
     "TwoTower",
     "build_fusion",

@@ -37,9 +37,11 @@ def critic_loss(
         critic: ``(N, ...)`` to ``(N, 1)`` or ``(N,)``.
         first, second: ``(N, ...)`` of one shape.
         strength: of the turned gradient.
-        penalty: weight of the penalty.
+        penalty: weight of the penalty; 0 leaves it out, where the critic does not learn.
     """
     apart = critic(gradient_reversal(second, strength)).mean() - critic(gradient_reversal(first, strength)).mean()
+    if not penalty:
+        return apart
     return apart + penalty * gradient_penalty(critic, first.detach(), second.detach())
 
 

@@ -4,17 +4,36 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+_EQUAL = 1e-6  # what float32 makes of the cosines of the same two vectors, at different places of a matrix
+
 
 def recall_at(cosines: Tensor, same: Tensor, k: int = 1) -> float:
     """Share of the rows of which one of the ``k`` nearest columns belongs to them.
+
+    Columns that are equally near, as embeddings made of few codes often are, count in every order alike: a row counts
+    with its chance over all of them.
 
     Args:
         cosines: ``(N, M)``.
         same: ``(N, M)`` bool, the pairs that belong together.
         k: how many columns are looked at.
     """
-    nearest = cosines.topk(min(k, cosines.shape[1]), dim=1).indices
-    return same.gather(1, nearest).any(1).double().mean().item()
+    k = min(k, cosines.shape[1])
+    last = cosines.topk(k, dim=1).values[:, -1:]
+    nearer, equal = cosines > last + _EQUAL, (cosines - last).abs() <= _EQUAL
+    left = k - nearer.sum(1)  # places for those that are equally near as the k-th
+    among, wrong = equal.sum(1), (equal & ~same).sum(1)
+    # All places go to wrong ones: C(wrong, left) of C(among, left) choices.
+    missed = (_log_choices(wrong, left) - _log_choices(among, left)).exp().where(wrong >= left, 0.0)
+    missed = missed.where(~(nearer & same).any(1), 0.0)
+    return (1 - missed).mean().item()
+
+
+def _log_choices(count: Tensor, chosen: Tensor) -> Tensor:
+    """``log C(count, chosen)``; of no meaning where that is 0."""
+    count, chosen = count.double(), chosen.double()
+    rest = (count - chosen).clamp(min=0)
+    return (count + 1).lgamma() - (chosen + 1).lgamma() - (rest + 1).lgamma()
 
 
 def modality_gap(first: Tensor, second: Tensor) -> float:

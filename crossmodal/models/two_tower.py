@@ -10,6 +10,7 @@ from torch.nn.functional import normalize
 
 from crossmodal.blocks.common_pool import CommonPool
 from crossmodal.blocks.operators import Implementation
+from crossmodal.models.codebook import OwnStatistics, SharedCodebook
 from crossmodal.nn import ModalityDiscriminator
 
 _LARGEST_SCALE = math.log(100.0)  # CLIP's bound: beyond it a batch's loss is decided by its hardest pair
@@ -37,13 +38,17 @@ class TwoTower(nn.Module):
         num_heads, num_queries: of the pooling.
         adversary: ``"discriminator"`` or ``"critic"``: carry one that makes the modalities' embeddings look alike in
             training; see :mod:`crossmodal.models.adversary`.
+        codes, code_groups: of a codebook that all modalities share and that their embeddings are put together of, after
+            batch normalisation of each modality by itself (:class:`crossmodal.models.SharedCodebook`); 0 codes: none,
+            embeddings are any vectors of length 1.
         implementation: of the operators.
 
     Attributes:
         log_scale, shift: what the losses make of cosines; see :mod:`crossmodal.models.contrastive`.
 
     Raises:
-        ValueError: when ``width`` is not a multiple of ``num_heads``, or for an unknown ``adversary``.
+        ValueError: when ``width`` is not a multiple of ``num_heads``, or, with codes, of ``code_groups``; for an
+            unknown ``adversary``.
     """
 
     def __init__(
@@ -55,6 +60,8 @@ class TwoTower(nn.Module):
         num_heads: int = 4,
         num_queries: int = 1,
         adversary: str = "none",
+        codes: int = 0,
+        code_groups: int = 8,
         implementation: Implementation = "fused",
     ) -> None:
         super().__init__()
@@ -87,6 +94,8 @@ class TwoTower(nn.Module):
             if outputs[adversary]
             else None
         )
+        self.codebook = SharedCodebook(width, groups=code_groups, codes=codes) if codes else None
+        self.own_statistics = nn.ModuleDict({name: OwnStatistics(width) for name in encoders} if codes else {})
 
     @property
     def modalities(self) -> tuple[str, ...]:
@@ -106,6 +115,10 @@ class TwoTower(nn.Module):
                 continue
             encoded = self.encoders[name](inputs[name], lengths[name])
             pooled = self.pools[name](self.to_common[name](encoded.features), encoded.lengths)
-            vectors[name] = normalize(self.project[name](pooled), dim=1)
             present[name] = encoded.lengths > 0
+            projected = self.project[name](pooled)
+            if self.codebook is None:
+                vectors[name] = normalize(projected, dim=1)
+            else:
+                vectors[name] = self.codebook(self.own_statistics[name](projected, present[name]))
         return Embeddings(vectors, present)

@@ -10,9 +10,9 @@ from crossmodal._extras import require
 
 _NAMES = ("modalities", "auxiliary")  # settings that are lists of modalities
 _COUNTS = ["epochs", "batch_size", "accumulate", "width", "num_heads", "num_queries", "layers", "checkpoint_every"]
-_COUNTS += ["threads"]
+_COUNTS += ["threads", "code_groups"]
 _NOT_NEGATIVE = ["seed", "weight_decay", "patience", "workers", "likeness", "expert_weight", "auxiliary_weight"]
-_NOT_NEGATIVE += ["hardness", "adversary_strength"]
+_NOT_NEGATIVE += ["hardness", "adversary_strength", "adversary_steps", "codes"]
 
 
 @dataclass(frozen=True)
@@ -51,6 +51,10 @@ class TrainConfig:
         hardness: how much more near negatives count in it; see :func:`crossmodal.models.contrastive.info_nce`.
         adversary: of two towers: ``"none"``, ``"discriminator"`` or ``"critic"``.
         adversary_strength: of the gradient that the towers get from it.
+        adversary_steps: of its own that it takes before each of the towers', with a learning rate of
+            ``adversary_rate``; 0: it learns with them (:class:`crossmodal.train.opponent.Opponent`).
+        codes, code_groups: of a codebook that two towers share; 0 codes: none
+            (:class:`crossmodal.models.SharedCodebook`).
         smoothing: of labels (Szegedy et al., arXiv 1512.00567).
         start: by modality, the folder of a run whose encoder and projection into the common space are begun with, and
             its answer where there is an expert for it (:func:`crossmodal.train.model.begin_with`).
@@ -101,6 +105,10 @@ class TrainConfig:
     hardness: float = 0.0
     adversary: str = "none"
     adversary_strength: float = 0.1
+    adversary_steps: int = 0
+    adversary_rate: float = 5e-3
+    codes: int = 0
+    code_groups: int = 8
     start: dict[str, str] = field(default_factory=dict)
     encoders: dict[str, dict[str, Any]] = field(default_factory=dict)
     precision: str = "no"
@@ -120,7 +128,7 @@ class TrainConfig:
             _check(name, 0 <= getattr(self, name) < math.inf, getattr(self, name), "0 or more")
         for name in ("ema", "warm_up", "modality_dropout", "spoiled", "dropout", "smoothing"):
             _check(name, 0 <= getattr(self, name) < 1, getattr(self, name), "in [0, 1)")
-        for name in ("learning_rate", "max_gradient"):
+        for name in ("learning_rate", "adversary_rate", "max_gradient"):
             _check(name, 0 < getattr(self, name) < math.inf, getattr(self, name), "a number above 0")
         _check("precision", self.precision in ("no", "bf16", "fp16"), self.precision, "no, bf16 or fp16")
         _check("parallel", self.parallel in ("ddp", "fsdp"), self.parallel, "ddp or fsdp")

@@ -1,7 +1,7 @@
 """What a model is trained for: its loss on a batch, and how good it is."""
 
-from collections.abc import Iterable
-from typing import NamedTuple, Protocol
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -51,8 +51,20 @@ class Learner(Protocol):
     def measure(self, answers: Answers) -> dict[str, float]:
         """How good they are; has ``loss``, by which the best epoch is chosen, and ``accuracy``."""
 
+    def prepare(self, model: nn.Module) -> None:
+        """Called once with the model on its device, before an optimizer or other processes get hold of it."""
+        return
 
-class ClassifierLearner:
+    def state(self) -> dict[str, Any]:
+        """What it remembers from step to step, beside the model: tensors, in mappings by name."""
+        return {}
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """The inverse of :meth:`state`."""
+        return
+
+
+class ClassifierLearner(Learner):
     """For :class:`crossmodal.models.FusionClassifier`, and the tasks of :data:`crossmodal.data.sample.Task`.
 
     Args:

@@ -17,7 +17,12 @@ def make_learner(description: dict[str, Any], config: TrainConfig) -> Learner:
     modalities = tuple(description["modalities"])
     if description["kind"] == "two_tower":
         return RetrievalLearner(
-            modalities, loss=config.contrastive, hardness=config.hardness, strength=config.adversary_strength
+            modalities,
+            loss=config.contrastive,
+            hardness=config.hardness,
+            strength=config.adversary_strength,
+            adversary_steps=config.adversary_steps,
+            adversary_rate=config.adversary_rate,
         )
     if description["kind"] in ("transcriber", "captioner"):
         return TranscriptionLearner(modalities, modality_dropout=config.modality_dropout)

@@ -67,6 +67,7 @@ class Trainer:
     ) -> None:
         self.learner, self.splits, self.config, self.processes = learner, splits, config, processes
         self.collate = collate
+        learner.prepare(model.to(processes.device))
         self.model = processes.prepare(model)
         self.optimizer = torch.optim.AdamW(
             _groups(self.model, config.weight_decay), lr=config.learning_rate, fused=True

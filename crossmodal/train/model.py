@@ -23,7 +23,7 @@ _SPELLERS = ("transcriber", "captioner")
 Model = FusionClassifier | TwoTower | Transcriber | Captioner
 _SHARED = ("width", "num_heads", "num_queries", "dropout")
 _OF_CLASSIFIER = ("fusion", "layers", "likeness", "quality", "experts")
-_OF_TOWERS = ("adversary",)
+_OF_TOWERS = ("adversary", "codes", "code_groups")
 
 
 def describe_model(config: TrainConfig, splits: Splits) -> dict[str, Any]:
@@ -118,7 +118,9 @@ def build_model(description: dict[str, Any], *, seed: int = 0) -> Model:
             )
         shared["num_queries"] = options["num_queries"]
         if description["kind"] == TWO_TOWER:
-            return TwoTower(encoders, channels=channels, **shared, **{name: options[name] for name in _OF_TOWERS})
+            # Checkpoints from before there were codes do not name them.
+            of_towers = {name: options[name] for name in _OF_TOWERS if name in options}
+            return TwoTower(encoders, channels=channels, **shared, **of_towers)
         return FusionClassifier(
             encoders,
             channels=channels,

@@ -1,20 +1,20 @@
 """Training and evaluation of two towers."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from crossmodal.data.batch import Batch
-from crossmodal.models.adversary import critic_loss, discriminator_loss
 from crossmodal.models.alignment import modality_gap, recall_at
 from crossmodal.models.contrastive import info_nce, sigmoid_loss
 from crossmodal.models.two_tower import TwoTower
-from crossmodal.nn import ModalityDiscriminator
-from crossmodal.train.learner import Answers, Step
+from crossmodal.train.learner import Answers, Learner, Step
+from crossmodal.train.opponent import Opponent, adversarial_loss
 
 
-class RetrievalLearner:
+class RetrievalLearner(Learner):
     """For :class:`crossmodal.models.TwoTower` of two modalities; samples of the same class belong together.
 
     Samples that lack one of the two are left out of training, and of evaluation.
@@ -24,6 +24,9 @@ class RetrievalLearner:
         loss: ``"info_nce"`` or ``"sigmoid"``.
         hardness: of :func:`info_nce`.
         strength: of the gradient that the towers get from their adversary, where they have one.
+        adversary_steps: of its own that the adversary takes before each of the towers'
+            (:class:`crossmodal.train.opponent.Opponent`); 0: it learns with the towers, by their optimizer.
+        adversary_rate: learning rate of those.
 
     Raises:
         ValueError: when there are not two modalities, or for an unknown loss.
@@ -36,6 +39,8 @@ class RetrievalLearner:
         loss: str = "info_nce",
         hardness: float = 0.0,
         strength: float = 0.1,
+        adversary_steps: int = 0,
+        adversary_rate: float = 5e-3,
     ) -> None:
         if len(modalities) != 2:
             raise ValueError(f"modalities must be two for retrieval, got {', '.join(modalities)}")
@@ -43,6 +48,19 @@ class RetrievalLearner:
             raise ValueError(f"loss must be info_nce or sigmoid, got {loss!r}")
         self.modalities, self.loss, self.hardness = modalities, loss, hardness
         self.strength = strength
+        self.adversary_steps, self.adversary_rate = adversary_steps, adversary_rate
+        self._opponent: Opponent | None = None
+
+    def prepare(self, model: nn.Module) -> None:
+        if isinstance(model, TwoTower) and model.adversary is not None and self.adversary_steps:
+            self._opponent = Opponent(model.adversary, steps=self.adversary_steps, rate=self.adversary_rate)
+
+    def state(self) -> dict[str, Any]:
+        return {} if self._opponent is None else self._opponent.state()
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        if self._opponent is not None:
+            self._opponent.load_state(state)
 
     def step(self, model: nn.Module, batch: Batch) -> Step:
         batch = batch.only(*self.modalities)
@@ -63,7 +81,7 @@ class RetrievalLearner:
             "accuracy": same.gather(1, cosines.argmax(1, keepdim=True)).sum(),
         }
         if towers.adversary is not None:
-            loss = loss + self._adversarial(towers.adversary, first, second)
+            loss = loss + self._adversarial(towers, first, second)
         return Step(loss, shown, len(labels))
 
     @torch.no_grad()
@@ -93,9 +111,13 @@ class RetrievalLearner:
             "gap": modality_gap(first, second),
         }
 
-    def _adversarial(self, adversary: ModalityDiscriminator, first: Tensor, second: Tensor) -> Tensor:
-        # ``classify``: the losses turn the gradient round themselves.
-        if adversary.num_modalities == 1:
-            return critic_loss(adversary.classify, first, second, strength=self.strength)
-        kinds = torch.arange(2, device=first.device).repeat_interleave(len(first))
-        return discriminator_loss(adversary.classify, torch.cat([first, second]), kinds, self.strength)
+    def _adversarial(self, towers: TwoTower, first: Tensor, second: Tensor) -> Tensor:
+        assert towers.adversary is not None
+        if not self.adversary_steps:
+            return adversarial_loss(towers.adversary, first, second, self.strength)
+        if self._opponent is None:
+            self.prepare(towers)
+        assert self._opponent is not None
+        with torch.autocast(first.device.type, enabled=False):
+            self._opponent.learn(first, second)
+            return adversarial_loss(towers.adversary, first, second, self.strength, penalty=0.0)

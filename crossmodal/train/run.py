@@ -115,6 +115,8 @@ class _Run:
         self.description = describe_model(config, self.splits)
         if config.parallel == "fsdp" and processes.count > 1 and self.description["kind"] == "captioner":
             raise ValueError("parallel must be ddp for a captioner: it is asked symbol by symbol, past FSDP's hooks")
+        if config.parallel == "fsdp" and processes.count > 1 and config.adversary_steps:
+            raise ValueError("parallel must be ddp for an adversary with steps of its own: it needs its whole weights")
         model = build_model(self.description, seed=config.seed)
         if not (out / STATE).exists():
             begin_with(model, self.description, {name: Path(run) / MODEL for name, run in config.start.items()})
@@ -186,6 +188,7 @@ class _Run:
             tensors = {
                 **flatten({"model": weights, "average": average}, "weights"),
                 **flatten(moments["state"], "moments"),
+                **flatten(trainer.learner.state(), "learner"),
             }
             scaler = trainer.scaler_state()
             write_tensors(
@@ -210,6 +213,7 @@ class _Run:
         if trainer.average:
             trainer.average.load(weights["average"])
         trainer.load_scaler(scaler)
+        trainer.learner.load_state(unflatten(tensors, "learner"))
         trainer.progress = Progress(**description)
         print(
             f"Going on from epoch {trainer.progress.epoch + 1}, step {trainer.progress.step + 1}",

@@ -9,10 +9,10 @@ from crossmodal.data.batch import Batch
 from crossmodal.models.captioner import Captioner
 from crossmodal.models.ctc import error_rate
 from crossmodal.models.transcriber import Transcriber
-from crossmodal.train.learner import Answers, Step, hide
+from crossmodal.train.learner import Answers, Learner, Step, hide
 
 
-class TranscriptionLearner:
+class TranscriptionLearner(Learner):
     """For :class:`crossmodal.models.Transcriber` and :class:`crossmodal.models.Captioner`.
 
     Args:

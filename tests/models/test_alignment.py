@@ -1,5 +1,8 @@
 """Measures of alignment on cases whose answer is known."""
 
+import itertools
+
+import pytest
 import torch
 from torch.nn.functional import normalize
 
@@ -10,6 +13,24 @@ def test_recall_counts_rows_with_a_partner_among_the_nearest():
     cosines = torch.tensor([[0.9, 0.1, 0.0], [0.5, 0.4, 0.3], [0.3, 0.2, 0.1]])
     same = torch.eye(3, dtype=torch.bool)
     assert [round(recall_at(cosines, same, k), 4) for k in (1, 2, 3, 9)] == [0.3333, 0.6667, 1.0, 1.0]
+
+
+@pytest.mark.parametrize("k", [1, 2, 3, 5])
+def test_recall_of_columns_that_are_equally_near_is_the_mean_over_their_orders(k):
+    torch.manual_seed(k)
+    cosines = torch.randint(0, 3, (12, 6)) / 4
+    same = torch.rand(12, 6) < 0.3
+    hits = []
+    for order in itertools.permutations(range(6)):  # a stable sort of every order of the columns
+        nearest = cosines[:, order].sort(dim=1, descending=True, stable=True).indices[:, :k]
+        hits.append(same[:, order].gather(1, nearest).any(1).double().mean().item())
+    assert recall_at(cosines, same, k) == pytest.approx(sum(hits) / len(hits), abs=1e-9)
+    assert min(hits) < max(hits)  # orders differ: the mean is not what topk happens to give
+
+
+def test_recall_takes_what_float32_cannot_tell_apart_for_equal():
+    one = torch.tensor([[0.9, 0.9 + 6e-8]])
+    assert recall_at(one, torch.tensor([[False, True]])) == pytest.approx(0.5)
 
 
 def test_gap_is_the_distance_of_the_means():

@@ -76,6 +76,32 @@ def test_run_killed_after_any_step_ends_the_same(manifest, whole, tmp_path, step
     assert_same(results(tmp_path), whole)
 
 
+@pytest.mark.parametrize("adversary", ["discriminator", "critic"])
+def test_adversary_with_steps_of_its_own_goes_on_the_same(manifest, tmp_path, adversary, monkeypatch):
+    """Its optimizer remembers too; killed in the middle of the second epoch."""
+    settings = {"fusion": "two_tower", "adversary": adversary, "adversary_steps": 2, "codes": 4, "code_groups": 4}
+    config = config_of(manifest, **settings, adversary_strength=1.0)
+    start_run(config, tmp_path / "whole", io.StringIO())
+    taken = 0
+    step = Trainer._step
+
+    def counted(self, *arguments):
+        nonlocal taken
+        step(self, *arguments)
+        taken += 1
+        if taken == 6:
+            raise Killed
+
+    monkeypatch.setattr(Trainer, "_step", counted)
+    with pytest.raises(Killed):
+        start_run(config, tmp_path / "torn", io.StringIO())
+    monkeypatch.setattr(Trainer, "_step", step)
+    kept = load_file(tmp_path / "torn" / "state.safetensors")
+    assert any(name.startswith("learner/") and name.endswith("exp_avg") for name in kept)
+    resume_run(tmp_path / "torn", io.StringIO())
+    assert_same(results(tmp_path / "torn"), results(tmp_path / "whole"))
+
+
 @pytest.mark.parametrize("write", range(1, 12, 3))
 def test_run_killed_during_any_write_ends_the_same(manifest, whole, tmp_path, write, monkeypatch):
     """The new file is half written, beside its place."""
