@@ -20,7 +20,7 @@ class Embeddings(NamedTuple):
     """What :class:`TwoTower` returns.
 
     Attributes:
-        vectors: by modality ``(B, width)``, of length 1.
+        vectors: by modality ``(B, width)``, of length 1; with codes at most 1.
         present: by modality ``(B,)`` bool; the vectors of samples without the modality mean nothing.
     """
 

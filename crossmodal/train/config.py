@@ -58,6 +58,8 @@ class TrainConfig:
         smoothing: of labels (Szegedy et al., arXiv 1512.00567).
         start: by modality, the folder of a run whose encoder and projection into the common space are begun with, and
             its answer where there is an expert for it (:func:`crossmodal.train.model.begin_with`).
+        frozen: the weights of encoders that are begun with stay as they are (Zhai et al., arXiv 2111.07991); what
+            augments their input goes on.
         encoders: by modality, ``{"name": ..., "channels": ..., option: ...}``; see
             :func:`crossmodal.encoders.build_encoder`.
         precision: ``"no"``, ``"bf16"`` or ``"fp16"``: autocast, weights stay float32.
@@ -110,6 +112,7 @@ class TrainConfig:
     codes: int = 0
     code_groups: int = 8
     start: dict[str, str] = field(default_factory=dict)
+    frozen: bool = False
     encoders: dict[str, dict[str, Any]] = field(default_factory=dict)
     precision: str = "no"
     parallel: str = "ddp"

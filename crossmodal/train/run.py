@@ -120,6 +120,8 @@ class _Run:
         model = build_model(self.description, seed=config.seed)
         if not (out / STATE).exists():
             begin_with(model, self.description, {name: Path(run) / MODEL for name, run in config.start.items()})
+        for name in config.start if config.frozen else ():
+            model.encoders[name].requires_grad_(False)
         self.trainer = Trainer(
             model,
             make_learner(self.description, config),

@@ -24,7 +24,7 @@ def nearest_by_hand(book, values):
 
 @pytest.mark.parametrize("training", [True, False])
 def test_vectors_are_the_nearest_codes_and_have_length_one(training):
-    book = SharedCodebook(12, groups=3, codes=5, noise=0.0).train(training)
+    book = SharedCodebook(12, groups=3, codes=5, noise=0.0, doubt=0.0).train(training)
     values = torch.randn(40, 12)
     out = book(values)
     torch.testing.assert_close(out.double(), nearest_by_hand(book, values))
@@ -38,7 +38,18 @@ def test_vectors_tell_no_more_than_the_choices():
     for row in range(200):
         same = (choices == choices[row]).all(1)
         assert torch.equal(out[same], out[row].expand(int(same.sum()), -1))
-    assert len(out.unique(dim=0)) == len(choices.unique(dim=0)) <= 9
+    assert len(out.unique(dim=0)) == len(choices.unique(dim=0)) <= 16
+
+
+def test_parts_between_two_codes_are_left_out_in_evaluation():
+    book = SharedCodebook(4, groups=2, codes=2, doubt=0.1, noise=0.0)
+    with torch.no_grad():
+        book.codes.copy_(torch.eye(2).expand(2, 2, 2))
+    values = torch.tensor([[1.0, 0.0, 0.70, 0.72], [0.60, 0.72, 0.0, 2.0]])
+    half = 0.5**0.5
+    torch.testing.assert_close(book.eval()(values), torch.tensor([[half, 0, 0, 0], [0, half, 0, half]]))
+    assert book.choices(values).tolist() == [[0, -1], [1, 1]]
+    torch.testing.assert_close(book.train()(values).norm(dim=1), torch.ones(2))
 
 
 def test_gradient_is_that_of_the_softmax_over_the_codes():

@@ -103,3 +103,26 @@ def test_it_brings_together_what_contrast_alone_leaves_apart(kind):
         adversarial_loss(opponent.adversary, first, moved, penalty=0.0).backward()
         optimizer.step()
     assert (first.mean(0) - (second + shift).mean(0)).norm().item() < 0.5  # 1.22 at first
+
+
+def half(rank, folder):
+    """One of two processes, with its half of the embeddings."""
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+    opponent = make_opponent("discriminator", steps=4)
+    opponent.learn(*(part.chunk(2)[rank] for part in torch.load(f"{folder}/embeddings.pt")))
+    torch.save(opponent.adversary.state_dict(), f"{folder}/{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_two_processes_have_one_adversary_which_learns_from_all(tmp_path, monkeypatch):
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
+    embeddings = torch.randn(24, 4), torch.randn(24, 4) + 1
+    torch.save(embeddings, tmp_path / "embeddings.pt")
+    torch.multiprocessing.spawn(half, (str(tmp_path),), nprocs=2)
+    alone = make_opponent("discriminator", steps=4)
+    alone.learn(*embeddings)
+    first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
+    for name, wanted in alone.adversary.state_dict().items():
+        assert torch.equal(first[name], second[name])
+        torch.testing.assert_close(first[name], wanted, atol=1e-5, rtol=1e-4)

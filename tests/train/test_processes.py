@@ -48,6 +48,23 @@ def test_two_processes_learn_what_one_with_twice_the_batch_learns(tmp_path, para
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+def test_two_processes_and_an_adversary_with_steps_of_its_own(tmp_path, parallel):
+    """Contrast is within a process: the towers are not those of one with twice the batch."""
+    manifest = make_manifest(tmp_path, rows=60)
+    own = {"fusion": "two_tower", "adversary": "discriminator", "adversary_steps": 2, "codes": 4, "code_groups": 4}
+    settings = write_settings(tmp_path, **STILL, parallel=parallel, **own)
+    processes = pair("train", "--data", manifest, "--config", settings, "--batch-size", 8, "--out", tmp_path / "two")
+    for status, _, errors in map(finish, processes):
+        if parallel == "ddp":
+            assert status == 0, errors
+        else:
+            assert status != 0 and "parallel must be ddp for an adversary with steps of its own" in errors
+    if parallel == "ddp":
+        run("train", "--resume", tmp_path / "two")  # by any number of processes
+
+
+@pytest.mark.slow
 def test_one_of_two_killed_ends_the_other_with_an_error_and_the_run_goes_on(tmp_path):
     manifest = make_manifest(tmp_path, rows=40)
     settings = write_settings(tmp_path, **{**STILL, "epochs": 400})
