@@ -36,7 +36,9 @@ _SINGLE = {
     "image": {"modalities": ["image"], "experts": "none"},
     "audio": {"modalities": ["audio"], "experts": "none"},
 }
-_TOWERS = {"fusion": "two_tower"}
+_TOWERS: dict[str, Any] = {"fusion": "two_tower"}
+_CODES: dict[str, Any] = {**_TOWERS, "codes": 4}
+_AHEAD: dict[str, Any] = {"adversary_steps": 5, "adversary_strength": 1.0}
 
 # Tasks whose other models begin with single models, and what differs from the preset then; where they begin as the sum
 # of the log-probabilities of these, it is from what was tried in docs/training.md.
@@ -61,7 +63,7 @@ _CONTINUED: dict[str, dict[str, Any]] = {
             "audio": {"name": "crnn", "channels": 96, "hidden": 96},
         },
     },
-    "retrieval": {"epochs": 2, "samples": 12_800},
+    "retrieval": {"epochs": 4, "samples": 12_800, "frozen": True},
 }
 _LATE = ("gated", "source", "bottleneck", "low_rank")
 
@@ -91,8 +93,9 @@ TASKS: dict[str, tuple[str, dict[str, dict[str, Any]]]] = {
         {
             "InfoNCE": _TOWERS,
             "sigmoid": {**_TOWERS, "contrastive": "sigmoid"},
-            "InfoNCE + discriminator": {**_TOWERS, "adversary": "discriminator"},
-            "InfoNCE + critic": {**_TOWERS, "adversary": "critic"},
+            "InfoNCE, codes": _CODES,
+            "InfoNCE + discriminator": {**_CODES, **_AHEAD, "adversary": "discriminator"},
+            "InfoNCE + critic": {**_TOWERS, "adversary": "critic", "adversary_steps": 5, "adversary_strength": 0.3},
         },
     ),
     "sentences": (
