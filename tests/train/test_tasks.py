@@ -147,3 +147,15 @@ def test_single_model_of_other_classes_gives_its_encoder_alone(tmp_path):
     model, singles, _ = begun(tmp_path, {"image": {"options": {"image_size": [1, 8, 8], "task": "multilabel"}}})
     assert torch.equal(model.to_common["image"][0].weight, singles["image"].to_common["image"][0].weight)
     assert not torch.equal(model.experts["image"].pool.queries, singles["image"].fusion.queries)
+
+
+def test_frozen_encoders_stay_as_they_were_and_the_rest_learns(tmp_path):
+    same = {**SETTINGS, "epochs": 1, "ema": 0.0, "learning_rate": 0.01, "data": str(make_manifest(tmp_path))}
+    start_run(make_config({**same, "modalities": ["text"]}), tmp_path / "a", io.StringIO())
+    frozen = {**same, "start": {"text": str(tmp_path / "a")}, "frozen": True}
+    start_run(make_config(frozen), tmp_path / "b", io.StringIO())
+    first, second = (open_run(tmp_path / name)[0].state_dict() for name in "ab")
+    kept = [name for name in first if name.startswith("encoders.text.")]
+    assert kept and all(torch.equal(first[name], second[name]) for name in kept)
+    moved = [name for name in first if name.startswith("to_common.text.") and name.endswith("weight")]
+    assert moved and not any(torch.equal(first[name], second[name]) for name in moved)
