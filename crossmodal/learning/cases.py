@@ -37,7 +37,7 @@ _SINGLE = {
     "audio": {"modalities": ["audio"], "experts": "none"},
 }
 _TOWERS: dict[str, Any] = {"fusion": "two_tower"}
-_CODES: dict[str, Any] = {**_TOWERS, "codes": 4, "epochs": 4, "frozen": True}
+_CODES: dict[str, Any] = {**_TOWERS, "codes": 4}
 _AHEAD: dict[str, Any] = {"adversary_steps": 5, "adversary_strength": 1.0}
 
 # Tasks whose other models begin with single models, and what differs from the preset then; where they begin as the sum
@@ -63,7 +63,7 @@ _CONTINUED: dict[str, dict[str, Any]] = {
             "audio": {"name": "crnn", "channels": 96, "hidden": 96},
         },
     },
-    "retrieval": {"epochs": 2, "samples": 12_800},
+    "retrieval": {"epochs": 4, "samples": 12_800, "frozen": True},
 }
 _LATE = ("gated", "source", "bottleneck", "low_rank")
 

@@ -54,9 +54,8 @@ _NOTES = {
     "clean": "All but the single models begin with the encoders of these.",
     "speaker": "Fused models begin as the sum of the log-probabilities of the single models.",
     "retrieval": (
-        "Towers begin with the encoders of the clean task's single models. Told apart: by a fresh discriminator, "
-        "where chance is 0.5. With codes and with the discriminator, which works on them, the encoders stay as they are, for "
-        "twice as many steps."
+        "Towers have the encoders of the clean task's single models, which stay as they are. Told apart: by a fresh "
+        "discriminator; chance is 0.5. The discriminator of training works on codes, as in the row above it."
     ),
 }
 
