@@ -9,10 +9,6 @@
 
 namespace crossmodal::cuda {
 
-// What both passes together have registers for.
-template <int kWidth, bool kPlain>
-constexpr bool kFitsOneKernel = kPlain || kWidth <= 64;
-
 // group: query heads to a head of keys, of every source. Both passes hold whole rows. Sample and
 // head are the block's numbers, which need not be kept: every register counts here.
 template <class E, int kWidth, bool kPlain>
@@ -46,7 +42,7 @@ void launch_attention_bwd_short(const AttentionProblem& p, const AttentionBackwa
                                 const BackwardWorkspace& workspace, const BackwardTiling& tiling,
                                 int group, void* stream) {
   auto kernel = attention_bwd_short_kernel<E, kWidth, true>;
-  if constexpr (kFitsOneKernel<kWidth, false>)
+  if constexpr (kWidth <= widest_short_backward(false))
     if (!scores_are_plain(p) || g.associate) kernel = attention_bwd_short_kernel<E, kWidth, false>;
   const dim3 grid(static_cast<unsigned>(p.batch), static_cast<unsigned>(p.num_heads / group));
   launch_grid("attention_bwd_short_kernel", kernel, grid, tiling.queries.warps * kWarp,

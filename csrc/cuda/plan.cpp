@@ -223,7 +223,7 @@ std::string short_refusal(const AttentionProblem& p, bool plain, bool exact,
   constexpr int64_t kBlocksAtOnce = 2, kPairsToFill = 4, kMostHeads = 65535;
   if (size_of(p.dtype) != 2) return "multiply-adds, not memory, take the time";
   const bool is_free = plain && !exact;
-  const int64_t width = is_free ? 128 : 64;
+  const int64_t width = widest_short_backward(is_free);
   if (columns_of(p) > width)
     return more("head_dim", columns_of(p), width) +
            (is_free ? "" : ", with masks, biases, sinks or dropout");

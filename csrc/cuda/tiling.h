@@ -33,6 +33,9 @@ CROSSMODAL_HOST_DEVICE constexpr int key_pass_block(size_t element_size, int wid
   return element_size == 2 && width > 64 ? 16 : backward_block(element_size);
 }
 
+// Columns that both passes of a backward in one kernel have registers for.
+CROSSMODAL_HOST_DEVICE constexpr int widest_short_backward(bool plain) { return plain ? 128 : 64; }
+
 // A word at the end of a block's shared memory, for tiles that come from a queue.
 constexpr size_t kSlotBytes = 16;
 
