@@ -23,6 +23,8 @@ from tests.native.problems import (
 
 @pytest.mark.parametrize("name", EVERY_PROBLEM)
 def test_outputs_and_gradients_are_as_accurate_as_torch(emulated, name, dtype):
+    if name.startswith("SHORT_") and dtype.itemsize > 2:
+        pytest.skip("half precision alone has a kernel for short backwards")
     check(in_dtype(EVERY_PROBLEM[name], dtype))
 
 
