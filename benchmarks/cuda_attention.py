@@ -158,6 +158,8 @@ def main() -> None:
                 arguments.json.write_text(json.dumps(report, indent=1) + "\n")
     if report["left_out"]:
         print("no time was left for:", "; ".join(report["left_out"]))
+    if wrong := [entry["case"] for entry in report["entries"] if "crossmodal" in entry["refused"]]:
+        raise SystemExit(f"crossmodal was wrong or refused: {', '.join(wrong)}")
 
 
 def times_of(case: Case, backward: bool) -> tuple[dict[str, list[float]], dict[str, str]]:

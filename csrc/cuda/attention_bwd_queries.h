@@ -16,7 +16,7 @@ class QueryPass {
   using T = typename E::Element;
   using Acc = typename E::Acc;
   static constexpr int kBlockN = backward_block(sizeof(T));
-  static constexpr int kTilesN = kBlockN / 8;
+  static constexpr int kTilesN = kBlockN / 8, kPerChunk = Tile<T, kWidth>::kPerChunk;
   using Weights = WeightBlock<Acc, kPlain, kTilesN>;
   using Block = ScoreBlock<Orientation::kQueriesByKeys>;
   // Both walks are one piece of code, which takes half as long to compile, but where rows are so
@@ -151,16 +151,32 @@ class QueryPass {
       if (p_.exact_delta) continue;
       // A quad shares the sums of its row.
       const T* out = row_at<const T>(p_.out, p_.out_stride, b_, h_, queries_.first + i);
-      const T* dout =
-          row_at<const T>(p_.gradient.dout, p_.gradient.dout_stride, b_, h_, queries_.first + i);
       Acc sum = 0;
-      for (int d = lane % 4; d < p_.head_dim_v; d += 4) sum += E::load(out[d]) * E::load(dout[d]);
+      for (int d = lane % 4 * kPerChunk; d < p_.head_dim_v; d += 4 * kPerChunk)
+        sum += product_with_dout(out, row_of(r), d);
       if (p_.gradient.dmass)
         for (int s = lane % 4; s < p_.num_sources; s += 4)
           sum += static_cast<const Acc*>(p_.gradient.dmass)[at * p_.num_sources + s] *
                  static_cast<const Acc*>(p_.mass)[at * p_.num_sources + s];
       weighted_[r].value = sum;
     }
+  }
+
+  // Of a chunk of columns from d on.
+  __device__ Acc product_with_dout(const T* out, int row, int d) const {
+    const T* dout = dout_tile().panel(d / kWidth, t_.block_m).element(row, d % kWidth);
+    alignas(16) T values[kPerChunk] = {};
+    if (aligned_.out() && d + kPerChunk <= p_.head_dim_v) {
+      *reinterpret_cast<Chunk*>(values) = *reinterpret_cast<const Chunk*>(out + d);
+    } else {
+#pragma unroll
+      for (int e = 0; e < kPerChunk; ++e)
+        if (d + e < p_.head_dim_v) values[e] = out[d + e];
+    }
+    Acc sum = 0;
+#pragma unroll
+    for (int e = 0; e < kPerChunk; ++e) sum += E::load(values[e]) * E::load(dout[e]);
+    return sum;
   }
 
   __device__ void finish_delta() {

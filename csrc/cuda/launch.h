@@ -37,9 +37,11 @@ inline int device_attribute(cudaDeviceAttr attribute) {
 template <class... Parameters>
 void allow_shared_bytes(const char* name, void (*kernel)(Parameters...), size_t shared_bytes) {
   if (shared_bytes <= kSharedBytesUnasked) return;
-  check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                             static_cast<int>(shared_bytes)),
-        name);
+  // All there is, whatever is asked for: the limit belongs to the function, and a smaller one, set
+  // by another thread between this and the launch, would refuse the launch.
+  const int most = device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin);
+  if (shared_bytes > static_cast<size_t>(most)) check(cudaErrorInvalidValue, name);
+  check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, most), name);
 }
 
 // That the device holds.

@@ -118,6 +118,13 @@ int heads_together(const AttentionProblem& p) {
   return shared_by == 0 ? 1 : static_cast<int>(p.num_heads / shared_by);
 }
 
+// Whether that many query heads share each head of keys of every source.
+bool shared_alike(const AttentionProblem& p, int group) {
+  for (int s = 0; s < p.num_sources; ++s)
+    if (p.sources[s].num_heads_k * group != p.num_heads) return false;
+  return true;
+}
+
 FewTiling few_tiling(const AttentionProblem& p) {
   FewTiling t{};
   const int64_t row_chunks =
@@ -209,6 +216,8 @@ std::string few_refusal(const AttentionProblem& p) {
 std::string few_backward_refusal(const AttentionProblem& p, const FewTiling& t, bool exact) {
   const std::string refusal = few_refusal(p);
   if (!refusal.empty()) return refusal;
+  if (!shared_alike(p, t.heads))
+    return "sources differ in heads of keys, so that no block sums over all queries of one";
   if (t.tiles() > 1)
     return "queries of all heads that share a head of keys are " + std::to_string(t.rows) +
            ", more than " + std::to_string(t.rows_at_once) + ", so that no block can sum over them";
@@ -227,8 +236,7 @@ std::string short_refusal(const AttentionProblem& p, bool plain, bool exact,
   if (columns_of(p) > width)
     return more("head_dim", columns_of(p), width) +
            (is_free ? "" : ", with masks, biases, sinks or dropout");
-  for (int s = 0; s < p.num_sources; ++s)
-    if (p.sources[s].num_heads_k * group != p.num_heads) return "sources differ in heads of keys";
+  if (!shared_alike(p, group)) return "sources differ in heads of keys";
   if (p.num_heads / group > kMostHeads)
     return more("a number of heads of", p.num_heads, kMostHeads);
   if (tiling.queries.warps != tiling.keys.warps)

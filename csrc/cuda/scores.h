@@ -83,6 +83,13 @@ struct ScoreBlock {
   }
 
   __device__ bool holds(int i, int j) const { return i < num_queries && keys.holds(j); }
+  // Whether it holds all of its queries and keys, of which most blocks are.
+  template <int kTiles>
+  __device__ bool is_full() const {
+    const int rows = 16, columns = 8 * kTiles;
+    return i_begin + (kUpright ? rows : columns) <= num_queries && keys.begin + j_begin >= 0 &&
+           j_begin + (kUpright ? columns : rows) <= keys.count;
+  }
 };
 
 // Products to scores, -inf for what is hidden, whatever the product is there. keep_slope(t, e,
@@ -116,9 +123,10 @@ __device__ __forceinline__ void products_to_scores(const Problem& p, const Band&
       });
     }
   }
-  block.for_each(s, [&](Acc& x, int i, int j) {
-    if (!block.holds(i, j)) x = minus_infinity<Acc>();
-  });
+  if (!block.template is_full<kTiles>())
+    block.for_each(s, [&](Acc& x, int i, int j) {
+      if (!block.holds(i, j)) x = minus_infinity<Acc>();
+    });
   if (band.open) return;
   block.for_each(s, [&](Acc& x, int i, int j) {
     if (band.hides(i, j)) x = minus_infinity<Acc>();

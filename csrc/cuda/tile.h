@@ -57,6 +57,19 @@ __device__ __forceinline__ void load_tile(const Tile<T, kWidth>& tile, int panel
   using Layout = Tile<T, kWidth>;
   for (int panel = 0; panel < panels; ++panel) {
     const Layout to = tile.panel(panel, rows);
+    if constexpr (32 % Layout::kChunks == 0) {
+      if (from.aligned) {  // each thread stays in its column: next to nothing is computed for a row
+        const int c = threadIdx.x % Layout::kChunks, step = blockDim.x / Layout::kChunks;
+        const int column = first + panel * kWidth + c * Layout::kPerChunk;
+        const int bytes =
+            min(Layout::kPerChunk, max(0, from.width - column)) * static_cast<int>(sizeof(T));
+        const int first_row = threadIdx.x / Layout::kChunks;
+        const T* source = from.base + first_row * from.stride + column;
+        for (int row = first_row; row < rows; row += step, source += step * from.stride)
+          copy_async(to.chunk(row, c), source, wanted(row) ? bytes : 0);
+        continue;
+      }
+    }
     for (int x = threadIdx.x; x < rows * Layout::kChunks; x += blockDim.x) {
       const int row = x / Layout::kChunks, c = x % Layout::kChunks;
       const int column = first + panel * kWidth + c * Layout::kPerChunk;

@@ -1,6 +1,8 @@
 // Weighted sum, forward and backward: any strides, any head_dim, lengths, mask.
 #include "cuda/weighted_sum.h"
 
+#include <cstring>
+
 #include "cuda/launch.h"
 #include "cuda/number.h"
 
@@ -42,9 +44,10 @@ __device__ int64_t length_of(const void* lengths, bool are_int64, int64_t b, int
 template <class T, class Acc>
 __global__ void __launch_bounds__(kBlockD) row_sum_kernel(const __grid_constant__ RowSum p) {
   struct Shared {
-    Acc weights[kBlockN][kBlockM];
-    bool visible[kBlockN][kBlockM];
+    alignas(16) Acc weights[kBlockN][kBlockM];
+    alignas(8) bool visible[kBlockN][kBlockM];
   };
+  static_assert(kBlockM == sizeof(uint64_t), "flags of a column are read as one word");
   Shared& shared = *reinterpret_cast<Shared*>(shared_memory());
 
   const int64_t tiles_m = ceil_div(p.size_m, kBlockM), tiles_d = ceil_div(p.columns, kBlockD);
@@ -86,10 +89,13 @@ __global__ void __launch_bounds__(kBlockD) row_sum_kernel(const __grid_constant_
         for (int column = 0; column < count; ++column) {
           const Acc value =
               number<Acc>(rows[(first_n + column) * p.rows_stride[2] + d * p.rows_stride[3]]);
+          uint64_t visible;
+          memcpy(&visible, shared.visible[column], sizeof(visible));
 #pragma unroll
           for (int row = 0; row < kBlockM; ++row) {
+            const Acc weight = shared.weights[column][row];  // all of them: a few wide loads
             // What is hidden may be NaN, which a weight of zero would not silence.
-            if (shared.visible[column][row]) block_sums[row] += shared.weights[column][row] * value;
+            if (visible >> 8 * row & 1) block_sums[row] += weight * value;
           }
         }
         // Chains of kBlockN: longer ones round more.

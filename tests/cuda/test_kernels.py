@@ -35,13 +35,25 @@ def test_long_sequences_are_as_accurate_as_torch(on_gpu, name):
 @pytest.mark.parametrize(
     "problem",
     [
-        replace(PROBLEMS["QUEUED"], batch=80, heads=8, seqlen_q=20),
+        replace(PROBLEMS["QUEUED"], batch=80, heads=8, seqlen_q=20, head_dim=72),
+        replace(PROBLEMS["PLAIN"], batch=270),
+        replace(PROBLEMS["SHORT_WIDE"], batch=140),
+        replace(PROBLEMS["SHORT_MASKED"], batch=140),
         replace(PROBLEMS["QUEUED_PACKED"], heads=90),
         replace(PROBLEMS["ONE_OF_MANY"], batch=80),
         replace(PROBLEMS["ONE_LONG"], modalities=(Modality(20_000),)),
         replace(PROBLEMS["SHARED"], modalities=(Modality(9_000, torch.int64),)),
     ],
-    ids=["queued", "queued packed", "pooling", "pooling over many keys", "many keys"],
+    ids=[
+        "queued",
+        "short",
+        "short and wide",
+        "short and masked",
+        "queued packed",
+        "pooling",
+        "pooling over many keys",
+        "many keys",
+    ],
 )
 def test_problems_that_fill_a_gpu_are_as_accurate_as_torch(on_gpu, problem):
     check(replace(problem, dtype=torch.bfloat16))

@@ -121,6 +121,7 @@ FEW = replace(TRIO, seqlen_q=3, differentiated=OPERANDS, query_lengths=torch.int
 FEW_WIDE = replace(ONE_LONG, seqlen_q=2, head_dim=192, head_dim_v=130)
 FEW_NARROW = replace(ONE_LONG, seqlen_q=2, head_dim=3, head_dim_v=5)
 FEW_GROUPED = replace(MASKED, seqlen_q=2, differentiated=OPERANDS)
+FEW_UNEQUAL = replace(FEW_GROUPED, modalities=(Modality(33, heads_k=4), Modality(70, heads_k=2)))
 FEW_IN_TILES = replace(FEW_GROUPED, seqlen_q=4)
 FEW_CAUSAL = replace(CAUSAL, seqlen_q=4)
 FEW_WINDOW = replace(WINDOW, seqlen_q=4)
