@@ -32,29 +32,20 @@ def test_long_sequences_are_as_accurate_as_torch(on_gpu, name):
     check(replace(PROBLEMS[name], dtype=torch.bfloat16, seqlen_q=700))
 
 
-@pytest.mark.parametrize(
-    "problem",
-    [
-        replace(PROBLEMS["QUEUED"], batch=80, heads=8, seqlen_q=20, head_dim=72),
-        replace(PROBLEMS["PLAIN"], batch=270),
-        replace(PROBLEMS["SHORT_WIDE"], batch=140),
-        replace(PROBLEMS["SHORT_MASKED"], batch=140),
-        replace(PROBLEMS["QUEUED_PACKED"], heads=90),
-        replace(PROBLEMS["ONE_OF_MANY"], batch=80),
-        replace(PROBLEMS["ONE_LONG"], modalities=(Modality(20_000),)),
-        replace(PROBLEMS["SHARED"], modalities=(Modality(9_000, torch.int64),)),
-    ],
-    ids=[
-        "queued",
-        "short",
-        "short and wide",
-        "short and masked",
-        "queued packed",
-        "pooling",
-        "pooling over many keys",
-        "many keys",
-    ],
-)
+# More tiles, or more heads, than a GPU holds at once.
+FILLING = {
+    "queued": replace(PROBLEMS["QUEUED"], batch=80, heads=8, seqlen_q=20, head_dim=72),
+    "queued packed": replace(PROBLEMS["QUEUED_PACKED"], heads=90),
+    "short": replace(PROBLEMS["PLAIN"], batch=270),
+    "short and wide": replace(PROBLEMS["SHORT_WIDE"], batch=140),
+    "short and masked": replace(PROBLEMS["SHORT_MASKED"], batch=140),
+    "pooling": replace(PROBLEMS["ONE_OF_MANY"], batch=80),
+    "pooling over many keys": replace(PROBLEMS["ONE_LONG"], modalities=(Modality(20_000),)),
+    "many keys": replace(PROBLEMS["SHARED"], modalities=(Modality(9_000, torch.int64),)),
+}
+
+
+@pytest.mark.parametrize("problem", FILLING.values(), ids=FILLING)
 def test_problems_that_fill_a_gpu_are_as_accurate_as_torch(on_gpu, problem):
     check(replace(problem, dtype=torch.bfloat16))
 
