@@ -166,17 +166,17 @@ def times_of(case: Case, backward: bool) -> tuple[dict[str, list[float]], dict[s
     """Microseconds of each provider that gives the right answer, and why the others do not."""
     count = max(2, min(MOST_INPUTS, 2 * CACHE_BYTES // case.input_bytes + 1))
     sets = [case.inputs(backward) for _ in range(count)]
-    with torch.no_grad():
-        exact = case.exact(*(t.float() for t in sets[0]))
-        dout = torch.randn_like(exact, dtype=torch.bfloat16)
+    floats = tuple(t.detach().float().requires_grad_(backward) for t in sets[0])
+    dout = torch.randn_like(case.exact(*floats), dtype=torch.bfloat16) if backward else None
+    exact = results_of(case.exact, floats, dout)
     graphs, refusals = {}, {}
     for name, provider in case.providers.items():
         try:
-            with torch.no_grad():
-                error = (provider(*sets[0]) - exact).abs().max().item()
-            if error > 0.05:
-                raise RuntimeError(f"is off by {error}")
-            graphs[name] = captured(provider, sets, dout if backward else None)
+            found = results_of(provider, sets[0], dout)
+            error = max(((f - e).abs().max() / e.abs().max()).item() for f, e in zip(found, exact, strict=True))
+            if not error < 0.05:
+                raise RuntimeError(f"is off by {error:.2g} of the largest number")
+            graphs[name] = captured(provider, sets, dout)
         except Exception as refusal:  # a compiler's too: whatever it is, the others go on
             refusals[name] = f"{type(refusal).__name__}: {refusal}".splitlines()[0][:200]
             print(f"  {name}: {refusals[name]}")
@@ -185,6 +185,13 @@ def times_of(case: Case, backward: bool) -> tuple[dict[str, list[float]], dict[s
         for name in random.sample(list(graphs), len(graphs)):
             samples[name].append(1000 * milliseconds(graphs[name].replay) / len(sets))
     return samples, refusals
+
+
+def results_of(provider: Provider, operands: Inputs, dout: Tensor | None) -> list[Tensor]:
+    """The output, with ``dout`` the gradients too."""
+    out = provider(*operands)
+    gradients = () if dout is None else torch.autograd.grad(out, operands, dout.to(out.dtype))
+    return [t.detach() for t in (out, *gradients)]
 
 
 def with_backend(backend: SDPBackend) -> Provider:
