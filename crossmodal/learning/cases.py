@@ -91,6 +91,7 @@ TASKS: dict[str, tuple[str, dict[str, dict[str, Any]]]] = {
     "retrieval": (
         "avmnist",
         {
+            "InfoNCE, encoders learn": {**_TOWERS, "frozen": False},
             "InfoNCE": _TOWERS,
             "sigmoid": {**_TOWERS, "contrastive": "sigmoid"},
             "InfoNCE, codes": _CODES,

@@ -54,8 +54,9 @@ _NOTES = {
     "clean": "All but the single models begin with the encoders of these.",
     "speaker": "Fused models begin as the sum of the log-probabilities of the single models.",
     "retrieval": (
-        "Towers have the encoders of the clean task's single models, which stay as they are. Told apart: by a fresh "
-        "discriminator; chance is 0.5. The discriminator of training works on codes, as in the row above it."
+        "Towers begin with the encoders of the clean task's single models, which stay as they are but in one row. Told "
+        "apart: by a fresh discriminator; chance is 0.5. The discriminator of training works on codes, as in the row "
+        "above it."
     ),
 }
 

@@ -55,25 +55,29 @@ template <class T, int kWidth, class Wanted>
 __device__ __forceinline__ void load_tile(const Tile<T, kWidth>& tile, int panels, int rows,
                                           const GlobalRows<T>& from, int first, Wanted wanted) {
   using Layout = Tile<T, kWidth>;
+  // Elements of a chunk that begins there.
+  const auto elements_at = [&](int column) {
+    return min(Layout::kPerChunk, max(0, from.width - column));
+  };
   for (int panel = 0; panel < panels; ++panel) {
     const Layout to = tile.panel(panel, rows);
     if constexpr (32 % Layout::kChunks == 0) {
       if (from.aligned) {  // each thread stays in its column: next to nothing is computed for a row
-        const int c = threadIdx.x % Layout::kChunks, step = blockDim.x / Layout::kChunks;
+        const int c = threadIdx.x % Layout::kChunks;
         const int column = first + panel * kWidth + c * Layout::kPerChunk;
-        const int bytes =
-            min(Layout::kPerChunk, max(0, from.width - column)) * static_cast<int>(sizeof(T));
-        const int first_row = threadIdx.x / Layout::kChunks;
-        const T* source = from.base + first_row * from.stride + column;
-        for (int row = first_row; row < rows; row += step, source += step * from.stride)
-          copy_async(to.chunk(row, c), source, wanted(row) ? bytes : 0);
+        const int bytes = elements_at(column) * static_cast<int>(sizeof(T));
+#pragma unroll 1
+        for (int row = threadIdx.x / Layout::kChunks; row < rows;
+             row += blockDim.x / Layout::kChunks)
+          copy_async(to.chunk(row, c), from.base + column + row * from.stride,
+                     wanted(row) ? bytes : 0);
         continue;
       }
     }
     for (int x = threadIdx.x; x < rows * Layout::kChunks; x += blockDim.x) {
       const int row = x / Layout::kChunks, c = x % Layout::kChunks;
       const int column = first + panel * kWidth + c * Layout::kPerChunk;
-      const int there = wanted(row) ? min(Layout::kPerChunk, max(0, from.width - column)) : 0;
+      const int there = wanted(row) ? elements_at(column) : 0;
       const T* source = there > 0 ? from.base + row * from.stride + column : from.base;
       if (from.aligned) {
         copy_async(to.chunk(row, c), source, there * static_cast<int>(sizeof(T)));

@@ -82,7 +82,17 @@ FORWARD = (
         "queries_.count",
         within="queries_.count : static_cast<int>(p_.seqlen_q);",
     ),
-    Bug("hidden rows are read", "tile.h", "wanted(row)", "true", within="wanted(row) ? min"),
+    Bug("hidden rows are read", "tile.h", "wanted(row)", "true", within="wanted(row) ? elements_at"),
+    Bug("hidden rows are copied", "tile.h", "wanted(row)", "true", within="wanted(row) ? bytes"),
+    Bug("rows are copied from one place", "tile.h", "row * from.stride", "0", within="row * from.stride, wanted"),
+    Bug("every block counts as full", "scores.h", "block.template is_full<kTiles>()", "true"),
+    Bug(
+        "blocks are full whose keys are not",
+        "scores.h",
+        "j_begin + (kUpright ? columns : rows) <= keys.count",
+        "true",
+    ),
+    Bug("blocks are full that begin before the first key", "scores.h", "keys.begin + j_begin >= 0", "true", by="DROPOUT_FULL"),
     Bug("columns beyond the width are read", "tile.h", "max(0, from.width - column)", "Layout::kPerChunk"),
     Bug(
         "permuted when written, not when read",
@@ -197,6 +207,7 @@ WIDE = (
 )
 
 BACKWARD = (
+    Bug("delta of nothing", "attention_bwd_queries.h", "product_with_dout(out, row_of(r), d)", "0"),
     Bug(
         "delta is forgotten", "attention_bwd.h", "gradient[t][e] + row.dmass - row.delta", "gradient[t][e] + row.dmass"
     ),
@@ -857,9 +868,8 @@ WEIGHTED_SUM = (
     Bug(
         "hidden values are multiplied by zero",
         "weighted_sum.cu",
-        "shared.visible[column][row]",
+        "visible >> 8 * row & 1",
         "true",
-        within="if (shared.visible[column][row]) block_sums",
     ),
     Bug("keys beyond the length are summed", "weighted_sum.cu", "p.lengths_count_m ? p.size_n : length", "p.size_n"),
     Bug(

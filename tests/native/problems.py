@@ -41,6 +41,7 @@ MASKED = replace(TRIO, heads=4, modalities=(Modality(130, mask=KEY_MASK, bias=KE
 OPTIONS = replace(TRIO, softcap=5.0, sink=Sink(torch.float32, offset=0.0, hides=0.0, strided=False))
 # Sources that begin between the words of Philox blocks.
 DROPOUT = replace(TRIO, dropout_p=0.4, dropout_seed=2**40 + 5)
+DROPOUT_FULL = replace(DROPOUT, modalities=(Modality(33), Modality(90)))
 PACKED = Varlen(
     (33, 0, 70, 5), (80, 7, 0, 150), beyond_q=3, beyond_k=2, heads=2, head_dim=64, head_dim_v=64, poisoned=True
 )
