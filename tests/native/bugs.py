@@ -92,7 +92,7 @@ FORWARD = (
         "j_begin + (kUpright ? columns : rows) <= keys.count",
         "true",
     ),
-    Bug("blocks are full that begin before the first key", "scores.h", "keys.begin + j_begin >= 0", "true", by="DROPOUT_FULL"),
+    Bug("blocks are full before the first key", "scores.h", "keys.begin + j_begin >= 0", "true", by="DROPOUT_FULL"),
     Bug("columns beyond the width are read", "tile.h", "max(0, from.width - column)", "Layout::kPerChunk"),
     Bug(
         "permuted when written, not when read",
