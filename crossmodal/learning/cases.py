@@ -65,6 +65,7 @@ _CONTINUED: dict[str, dict[str, Any]] = {
     },
     "retrieval": {"epochs": 4, "samples": 12_800, "frozen": True},
 }
+_WITHOUT_EXPERTS: dict[str, Any] = {"experts": "none", "ema": 0.999, "forget": True}
 _LATE = ("gated", "source", "bottleneck", "low_rank")
 
 # By task: the data set, and by form what differs from the preset of the data set.
@@ -77,13 +78,9 @@ TASKS: dict[str, tuple[str, dict[str, dict[str, Any]]]] = {
             SUM: {},
             "queries": _FORMS["queries"],
             # Begun with nothing but encoders, it has a whole answer to learn.
-            "queries without experts": {
-                "fusion": "queries",
-                "experts": "none",
-                "ema": 0.999,
-                "forget": True,
-            },
-            QUALITY: {"fusion": "queries", "quality": True, "spoiled": 0.1},
+            "queries without experts": {"fusion": "queries", **_WITHOUT_EXPERTS},
+            # Beside experts that are right, attention has nothing to learn: alone it has to find what is noise.
+            QUALITY: {"fusion": "queries", "quality": True, "spoiled": 0.1, **_WITHOUT_EXPERTS},
             **_FORMS,
         },
     ),
