@@ -11,7 +11,14 @@ SINK, SEED = torch.randn(1, 4), torch.tensor([7])
 
 
 def check(name, arguments):
-    torch.library.opcheck(getattr(OPS, name).default, arguments)
+    """Besides torch's own checks: every result is written whole, whatever its memory held before."""
+    op, found = getattr(OPS, name).default, []
+    torch.library.opcheck(op, arguments)
+    for held_before in (1e30, -1e30):
+        freed = [torch.full((size,), held_before, dtype=torch.float32) for size in range(1, 800, 8) for _ in range(4)]
+        del freed
+        found.append(op(*arguments))
+    torch.testing.assert_close(*found, rtol=0, atol=0, equal_nan=True)
 
 
 # Tensors, then scale, softcap, dropout_p, window, lower_right, allow_tf32.
