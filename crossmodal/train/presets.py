@@ -8,7 +8,10 @@ _CLEAN: dict[str, Any] = {
     "epochs": 2,
     "samples": 25_600,
     "ema": 0.99,
-    "encoders": {"image": {"name": "resnet"}, "audio": _CRNN},
+    "encoders": {
+        "image": {"name": "resnet", "widths": [16, 32, 64]},
+        "audio": {**_CRNN, "voices": {"tract": 0.1, "tempo": 0.1}},
+    },
 }
 
 PRESETS: dict[str, dict[str, Any]] = {
