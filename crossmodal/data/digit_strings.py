@@ -26,6 +26,7 @@ from crossmodal.data.sample import Modality, Question, Sample, Splits, Task
 
 SYMBOLS = " abcdefghijklmnopqrstuvwxyz"  # numbered from 1
 _FEWEST, _MOST = 3, 5
+_NONE = 10  # in a place without a digit
 _EDGE = 28
 _TALKERS, _SNR_DB = 4, 0.0
 _LONGEST_WORD = round(0.7 * SAMPLE_RATE)  # batches are padded: one slow word would be paid by all sentences
@@ -38,12 +39,13 @@ _SIZES = {"train": 20_000, "validation": 1_000, "test": 2_000}
 class DigitStrings:
     """One split; see the top of this file, and :class:`crossmodal.data.sample.Dataset`.
 
-    A label is ``(29,)`` int64: symbols from 1, then -1.
+    A label is ``(29,)`` int64: symbols from 1, then -1. Under ``image``, a sample's ``auxiliary`` label tells which
+    digit is in each of the five places; 10 is none.
     """
 
     task: Task = "transcription"
     classes = tuple(SYMBOLS)
-    questions: Mapping[str, Question] = MappingProxyType({})
+    questions: Mapping[str, Question] = MappingProxyType({"image": Question("digit", 11, (1, _MOST))})
 
     def __init__(
         self,
@@ -86,7 +88,8 @@ class DigitStrings:
         sentence = " ".join(LANGUAGES["en"].digits[digit] for digit in digits)
         label = torch.full((_LONGEST,), -1)
         label[: len(sentence)] = torch.tensor([1 + SYMBOLS.index(letter) for letter in sentence])
-        return Sample(inputs, label, sentence)
+        places = torch.tensor(digits + [_NONE] * (_MOST - len(digits)))
+        return Sample(inputs, label, sentence, {"image": places})
 
     def _speak(self, digits: list[int], rng: np.random.Generator) -> Waveform:
         parts = [np.zeros(int(rng.integers(_GAPS[0], _GAPS[1])), np.float32)]

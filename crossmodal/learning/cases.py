@@ -10,6 +10,7 @@ from crossmodal.train.presets import PRESETS
 
 SUM = "sum of log-probabilities"
 QUALITY = "queries with quality"  # a modality that is noise loses attention
+_SPEECH = "CTC, speech alone"
 
 
 class Case(NamedTuple):
@@ -36,6 +37,7 @@ _SINGLE = {
     "image": {"modalities": ["image"], "experts": "none"},
     "audio": {"modalities": ["audio"], "experts": "none"},
 }
+_DECODER: dict[str, Any] = {"fusion": "captioner", "layers": 2, "learning_rate": 2e-3}
 _TOWERS: dict[str, Any] = {"fusion": "two_tower"}
 _CODES: dict[str, Any] = {**_TOWERS, "codes": 4}
 _AHEAD: dict[str, Any] = {"adversary_steps": 5, "adversary_strength": 1.0}
@@ -108,9 +110,10 @@ TASKS: dict[str, tuple[str, dict[str, dict[str, Any]]]] = {
     "sentences": (
         "digit-strings",
         {
-            "CTC, speech alone": {"modalities": ["audio"]},
+            _SPEECH: {"modalities": ["audio"]},
             "CTC, speech and image": {},
-            "decoder, speech and image": {"fusion": "captioner", "layers": 2},
+            "decoder, speech alone": {**_DECODER, "modalities": ["audio"]},
+            "decoder, speech and image": _DECODER,
         },
     ),
     "speaker": (
@@ -149,11 +152,15 @@ def all_cases(seeds: int, tasks: Sequence[str] = (), forms: Sequence[str] = ()) 
                         yield Case(task, form, seed)
 
 
-def singles_of(case: Case) -> list[Case]:
-    """The single models of the same data and seed that a case begins with; none for one that begins anew."""
+def singles_of(case: Case) -> dict[str, Case]:
+    """By modality, the single models of the same data and seed that a case begins with; empty for one that begins
+    anew."""
+    if case.form.startswith("decoder"):
+        return {"audio": case._replace(form=_SPEECH)}
     if case.task not in _CONTINUED or case.form in _SINGLE:
-        return []
-    return [Case("clean" if case.task == "retrieval" else case.task, form, case.seed) for form in _SINGLE]
+        return {}
+    task = "clean" if case.task == "retrieval" else case.task
+    return {modality: Case(task, modality, case.seed) for modality in _SINGLE}
 
 
 def config_of(case: Case, root: str, runs: Path) -> TrainConfig:
@@ -165,7 +172,7 @@ def config_of(case: Case, root: str, runs: Path) -> TrainConfig:
         runs: where the runs of single models are.
     """
     data, forms = TASKS[case.task]
-    start = {single.form: str(runs / single.name) for single in singles_of(case)}
-    rest = _CONTINUED[case.task] if start else {}
+    start = {modality: str(runs / single.name) for modality, single in singles_of(case).items()}
+    rest = _CONTINUED.get(case.task, {}) if start else {}
     values = {**PRESETS[data], **rest, "start": start, "data": data, "root": root, "seed": case.seed}
     return make_config({**values, **forms[case.form]})

@@ -44,7 +44,7 @@ def make_results(
         if is_there(read_results(file), case):
             continue
         print(f"\n{case.task}, {case.form}, seed {case.seed}", file=stream, flush=True)
-        for single in singles_of(case):
+        for single in singles_of(case).values():
             if not (runs / single.name / MODEL).exists():
                 raise ValueError(f"{case.form} needs the run {runs / single.name}: make {single.form} first")
         start = time.perf_counter()
@@ -62,8 +62,7 @@ def make_results(
 
 def _sum(case: Case, runs: Path, splits: Splits) -> dict[str, Any]:
     """Of the single models of the same task and seed, which come before it."""
-    singles = singles_of(case)
-    return {"test": log_probability_sum([runs / single.name for single in singles], splits)}
+    return {"test": log_probability_sum([runs / single.name for single in singles_of(case).values()], splits)}
 
 
 def _trained(

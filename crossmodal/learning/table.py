@@ -59,6 +59,10 @@ _NOTES = {
         "apart: by a fresh discriminator; chance is 0.5. The discriminator of training works on codes, as in the row "
         "above it."
     ),
+    "sentences": (
+        "In training the image is also asked which digit is in each of its five places; which one is spoken when is "
+        "never told. Decoders begin with the encoder of speech of the first row."
+    ),
 }
 
 

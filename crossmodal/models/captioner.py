@@ -1,6 +1,7 @@
 """Text about samples, symbol by symbol: a small autoregressive decoder over all modalities."""
 
 from collections.abc import Mapping
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -8,11 +9,25 @@ from torch.nn.functional import cross_entropy
 
 from crossmodal.blocks.common_block import CommonBlock
 from crossmodal.blocks.operators import Implementation, operators_of
+from crossmodal.data.sample import Question
 from crossmodal.encoders.output import EncoderOutput
+from crossmodal.models.questions import Questions
 from crossmodal.models.transcriber import encode_all
 from crossmodal.nn._heads import merge_heads, split_heads
 
 END = 0  # begins and ends every text; symbols are numbered from 1
+
+
+class CaptionerOutput(NamedTuple):
+    """What :class:`Captioner` returns.
+
+    Attributes:
+        logits: ``(B, L + 1, symbols + 1)`` of the symbol that follows nothing, the first, ...; 0 ends a text.
+        auxiliary: by modality, the logits of its auxiliary question; empty without any.
+    """
+
+    logits: Tensor
+    auxiliary: Mapping[str, Tensor] = {}
 
 
 class DecoderBlock(nn.Module):
@@ -55,6 +70,7 @@ class Captioner(nn.Module):
         width, num_heads: of the common space and of attention.
         layers: decoder blocks.
         dropout: of what the blocks add.
+        auxiliary: see :class:`crossmodal.models.Questions`.
         implementation: of the operators.
 
     Raises:
@@ -72,6 +88,7 @@ class Captioner(nn.Module):
         num_heads: int = 4,
         layers: int = 2,
         dropout: float = 0.0,
+        auxiliary: Mapping[str, Question] | None = None,
         implementation: Implementation = "fused",
     ) -> None:
         super().__init__()
@@ -87,6 +104,7 @@ class Captioner(nn.Module):
         self.layers = nn.ModuleList(
             DecoderBlock(width, num_heads, dropout=dropout, implementation=implementation) for _ in range(layers)
         )
+        self.auxiliary = Questions(width, auxiliary)
         self.head = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, symbols + 1))
 
     @property
@@ -94,31 +112,33 @@ class Captioner(nn.Module):
         """In the order of the encoders."""
         return tuple(self.encoders)
 
-    def forward(self, inputs: Mapping[str, Tensor], lengths: Mapping[str, Tensor], said: Tensor) -> Tensor:
-        """Logits ``(B, L + 1, symbols + 1)`` of the symbol that follows nothing, the first, ... of ``said``.
+    def forward(self, inputs: Mapping[str, Tensor], lengths: Mapping[str, Tensor], said: Tensor) -> CaptionerOutput:
+        """What follows each of the symbols of ``said``.
 
         Args:
             inputs, lengths: see :class:`crossmodal.data.Batch`; a modality left out of both is missing.
             said: ``(B, L)`` int64 symbols from 1; padding is negative.
         """
-        return self._continue(self._sources(inputs, lengths), said.clamp(min=0))
+        tokens = self._tokens(inputs, lengths)
+        logits = self._continue(self._sources(tokens), said.clamp(min=0))
+        return CaptionerOutput(logits, self.auxiliary.answers(tokens, self.encoders))
 
-    def loss(self, logits: Tensor, targets: Tensor) -> Tensor:
+    def loss(self, output: CaptionerOutput, targets: Tensor) -> Tensor:
         """Cross-entropy of each next symbol, the end too, given the true ones before it; scalar, nats per symbol.
 
         Args:
-            logits: of :meth:`forward`, with ``targets`` said.
+            output: of :meth:`forward`, with ``targets`` said.
             targets: ``(B, L)`` int64 symbols from 1; negative numbers are padding.
         """
         wanted = torch.cat([targets, targets.new_full((len(targets), 1), -1)], 1)
         ends = (targets > 0).sum(1, keepdim=True)
         wanted = wanted.masked_fill(wanted < 0, -100).scatter(1, ends, END)
-        return cross_entropy(logits.float().flatten(0, 1), wanted.flatten())
+        return cross_entropy(output.logits.float().flatten(0, 1), wanted.flatten())
 
     @torch.no_grad()
     def transcribe(self, inputs: Mapping[str, Tensor], lengths: Mapping[str, Tensor]) -> list[list[int]]:
         """The likeliest next symbol until the end, by sample; symbols from 1."""
-        sources = self._sources(inputs, lengths)
+        sources = self._sources(self._tokens(inputs, lengths))
         batch = len(next(iter(lengths.values())))
         said = torch.zeros(batch, 0, dtype=torch.int64, device=self.position.device)
         ended = torch.zeros(batch, dtype=torch.bool, device=self.position.device)
@@ -138,6 +158,8 @@ class Captioner(nn.Module):
         logits: Tensor = self.head(tokens)
         return logits
 
-    def _sources(self, inputs: Mapping[str, Tensor], lengths: Mapping[str, Tensor]) -> list[EncoderOutput]:
-        tokens = encode_all(self.encoders, self.to_common, inputs, lengths)
+    def _tokens(self, inputs: Mapping[str, Tensor], lengths: Mapping[str, Tensor]) -> dict[str, EncoderOutput]:
+        return encode_all(self.encoders, self.to_common, inputs, lengths)
+
+    def _sources(self, tokens: Mapping[str, EncoderOutput]) -> list[EncoderOutput]:
         return [one._replace(features=one.features + self.kinds[name]) for name, one in tokens.items()]

@@ -11,10 +11,9 @@ from torch.nn.functional import softplus
 from crossmodal.blocks.operators import Implementation, use_implementation
 from crossmodal.data.sample import Question
 from crossmodal.encoders.output import EncoderOutput
-from crossmodal.encoders.padding import zero_padding
-from crossmodal.models.experts import Expert, Quality, mean_of_cells, product_of_experts
+from crossmodal.models.experts import Expert, Quality, product_of_experts
 from crossmodal.models.fusion import Form, build_fusion
-from crossmodal.models.fusion.base import mean_over_real
+from crossmodal.models.questions import Questions
 
 Experts = Literal["none", "auxiliary", "product"]
 
@@ -62,9 +61,7 @@ class FusionClassifier(nn.Module):
         experts: ``"auxiliary"`` gives every modality a head of its own, to be trained beside the fusion; ``"product"``
             also adds their log-probabilities, each with a learned exponent, to the logits: the fusion then learns
             what they miss.
-        auxiliary: by modality, a question that this modality alone answers, by one linear map of tokens in the common
-            space. Modalities that are asked about the same thing share it, and what means the same comes to lie near in
-            the common space. A question about cells needs an encoder with a ``grid``.
+        auxiliary: by modality, a question that this modality alone answers (:class:`crossmodal.models.Questions`).
         dropout: before the head.
         implementation: ``"fused"`` for :mod:`crossmodal`, ``"reference"`` for plain torch; same weights,
             same answers.
@@ -132,8 +129,7 @@ class FusionClassifier(nn.Module):
         self.quality = qualities() if quality else None
         self.experts = nn.ModuleDict({name: expert(num_classes) for name in encoders if experts != "none"})
         self.trust = qualities() if experts == "product" else None
-        self.questions = dict(auxiliary or {})
-        self.auxiliary = nn.ModuleDict({q.about: nn.Linear(width, q.classes) for q in self.questions.values()})
+        self.auxiliary = Questions(width, auxiliary)
 
     @property
     def modalities(self) -> tuple[str, ...]:
@@ -180,11 +176,7 @@ class FusionClassifier(nn.Module):
         }
         if self.trust is not None:
             logits = logits + self._product(answers, tokens, sets)
-        auxiliary = {
-            name: self._answer(name, one)
-            for name, one in zip(self.modalities, tokens, strict=True)
-            if one is not None and name in self.questions
-        }
+        auxiliary = self.auxiliary.answers(dict(zip(self.modalities, tokens, strict=True)), self.encoders)
         return FusionOutput(logits, mass, answers, auxiliary)
 
     @torch.no_grad()
@@ -216,16 +208,6 @@ class FusionClassifier(nn.Module):
         if self.quality is None:
             return [None] * len(tokens)
         return [one and self.quality[name](one) for name, one in zip(self.modalities, tokens, strict=True)]
-
-    def _answer(self, name: str, tokens: EncoderOutput) -> Tensor:
-        question = self.questions[name]
-        if question.cells is None:
-            asked = mean_over_real(zero_padding(tokens.features, tokens.lengths), tokens.lengths)
-        else:
-            grid: tuple[int, int] = self.encoders[name].grid  # type: ignore[assignment]
-            asked = mean_of_cells(tokens.features, grid, question.cells)
-        answer: Tensor = self.auxiliary[question.about](asked)
-        return answer
 
     def _product(
         self, answers: Mapping[str, Tensor], tokens: Sequence[EncoderOutput | None], sets: Tensor | None

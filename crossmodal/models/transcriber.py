@@ -8,9 +8,11 @@ from torch import Tensor, nn
 
 from crossmodal.blocks.common_block import CommonBlock
 from crossmodal.blocks.operators import Implementation
+from crossmodal.data.sample import Question
 from crossmodal.encoders.output import EncoderOutput
 from crossmodal.encoders.padding import zero_padding
 from crossmodal.models.ctc import ctc_loss, greedy_decode
+from crossmodal.models.questions import Questions
 
 
 class TranscriberOutput(NamedTuple):
@@ -19,10 +21,12 @@ class TranscriberOutput(NamedTuple):
     Attributes:
         logits: ``(B, L, symbols + 1)``, 0 the blank of CTC.
         lengths: ``(B,)`` of the tokens.
+        auxiliary: by modality, the logits of its auxiliary question; empty without any.
     """
 
     logits: Tensor
     lengths: Tensor
+    auxiliary: Mapping[str, Tensor] = {}
 
 
 class Transcriber(nn.Module):
@@ -35,6 +39,7 @@ class Transcriber(nn.Module):
         speech: the modality that is spelt token by token.
         width, num_heads: of the common space and of attention.
         layers: blocks.
+        auxiliary: see :class:`crossmodal.models.Questions`.
         implementation: of the operators.
 
     Raises:
@@ -51,6 +56,7 @@ class Transcriber(nn.Module):
         width: int = 48,
         num_heads: int = 4,
         layers: int = 1,
+        auxiliary: Mapping[str, Question] | None = None,
         implementation: Implementation = "fused",
     ) -> None:
         super().__init__()
@@ -63,6 +69,7 @@ class Transcriber(nn.Module):
             {name: nn.Sequential(nn.Linear(sizes[name], width), nn.LayerNorm(width)) for name in encoders}
         )
         self.layers = nn.ModuleList(CommonBlock(width, num_heads, implementation=implementation) for _ in range(layers))
+        self.auxiliary = Questions(width, auxiliary)
         self.head = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, symbols + 1))
 
     @property
@@ -85,16 +92,18 @@ class Transcriber(nn.Module):
         features = spoken.features
         for layer in self.layers:
             features, _ = layer(features, [spoken._replace(features=features), *others])
-        return TranscriberOutput(self.head(features), spoken.lengths)
+        answers = self.auxiliary.answers(tokens, self.encoders)
+        return TranscriberOutput(self.head(features), spoken.lengths, answers)
 
     def loss(self, output: TranscriberOutput, targets: Tensor) -> Tensor:
         """Of what :meth:`forward` returned; scalar, nats per symbol; targets as for :func:`ctc_loss`."""
-        return ctc_loss(*output, targets)
+        return ctc_loss(output.logits, output.lengths, targets)
 
     @torch.no_grad()
     def transcribe(self, inputs: Mapping[str, Tensor], lengths: Mapping[str, Tensor]) -> list[list[int]]:
         """Symbols from 1, by sample."""
-        return greedy_decode(*self(inputs, lengths))
+        output = self(inputs, lengths)
+        return greedy_decode(output.logits, output.lengths)
 
 
 def encode_all(

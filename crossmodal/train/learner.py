@@ -10,7 +10,7 @@ from crossmodal.data.batch import Batch
 from crossmodal.data.sample import Task
 from crossmodal.models.modality_dropout import modality_sets
 from crossmodal.train.measures import quality_of
-from crossmodal.train.objective import loss_over_sets, loss_per_sample
+from crossmodal.train.objective import auxiliary_loss, loss_over_sets, loss_per_sample
 
 
 class Step(NamedTuple):
@@ -110,10 +110,8 @@ class ClassifierLearner(Learner):
         for name, logits in output.experts.items():
             each = loss_per_sample(logits, batch.labels, self.task, self.smoothing)
             loss = loss + self.expert_weight * (each * present[name]).mean()
-        for name, logits in output.auxiliary.items():
-            each = loss_per_sample(logits, batch.auxiliary[name], "classification", self.smoothing)
-            each = each.flatten(1).mean(1) if each.ndim > 1 else each  # over the cells of an image
-            loss = loss + self.auxiliary_weight * (each * present[name]).mean()
+        easier = auxiliary_loss(output.auxiliary, batch.auxiliary, present, self.smoothing)
+        loss = loss + self.auxiliary_weight * easier
         samples = len(batch.labels)
         shown = {"loss": objective.full.detach() * samples}
         if self.task == "classification":

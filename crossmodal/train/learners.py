@@ -25,7 +25,9 @@ def make_learner(description: dict[str, Any], config: TrainConfig) -> Learner:
             adversary_rate=config.adversary_rate,
         )
     if description["kind"] in ("transcriber", "captioner"):
-        return TranscriptionLearner(modalities, modality_dropout=config.modality_dropout)
+        return TranscriptionLearner(
+            modalities, modality_dropout=config.modality_dropout, auxiliary_weight=config.auxiliary_weight
+        )
     return ClassifierLearner(
         description["task"],
         modalities,

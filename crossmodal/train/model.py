@@ -102,10 +102,16 @@ def build_model(description: dict[str, Any], *, seed: int = 0) -> Model:
             rest = dict(description["encoders"].get(name, {}))
             wanted = rest.pop("channels", options["width"])
             encoders[name], channels[name] = build_encoder(modality, wanted, rest.pop("name", None), rest)
-        shared = {name: options[name] for name in ("width", "num_heads")}
+        shared: dict[str, Any] = {name: options[name] for name in ("width", "num_heads")}
+        questions = {name: Question(*values) for name, values in description["auxiliary"].items()}
         if description["kind"] == "transcriber":
             return Transcriber(
-                encoders, channels=channels, symbols=len(description["classes"]), layers=options["layers"], **shared
+                encoders,
+                channels=channels,
+                symbols=len(description["classes"]),
+                layers=options["layers"],
+                auxiliary=questions,
+                **shared,
             )
         if description["kind"] == "captioner":
             return Captioner(
@@ -114,6 +120,7 @@ def build_model(description: dict[str, Any], *, seed: int = 0) -> Model:
                 symbols=len(description["classes"]),
                 layers=options["layers"],
                 dropout=options["dropout"],
+                auxiliary=questions,
                 **shared,
             )
         shared["num_queries"] = options["num_queries"]
@@ -125,7 +132,7 @@ def build_model(description: dict[str, Any], *, seed: int = 0) -> Model:
             encoders,
             channels=channels,
             num_classes=len(description["classes"]),
-            auxiliary={name: Question(*values) for name, values in description["auxiliary"].items()},
+            auxiliary=questions,
             dropout=options["dropout"],
             **shared,
             **{name: options[name] for name in _OF_CLASSIFIER},

@@ -79,3 +79,22 @@ def loss_over_sets(
 def cross_entropy_over_sets(logits: Tensor, labels: Tensor, sets: Tensor, lengths: Mapping[str, Tensor]) -> Objective:
     """:func:`loss_over_sets` of a classification."""
     return loss_over_sets(logits, labels, sets, lengths)
+
+
+def auxiliary_loss(
+    answers: Mapping[str, Tensor], labels: Mapping[str, Tensor], present: Mapping[str, Tensor], smoothing: float = 0.0
+) -> Tensor | float:
+    """Mean cross-entropy over the batch and the cells of an image, summed over the modalities that were asked; nats.
+
+    Args:
+        answers: by modality, logits ``(B, classes)`` or ``(B, cells, classes)``.
+        labels: by modality, ``(B,)`` or ``(B, cells)`` int64.
+        present: by modality, ``(B,)`` bool; a sample without the modality is asked nothing.
+        smoothing: of labels.
+    """
+    total: Tensor | float = 0.0
+    for name, logits in answers.items():
+        each = loss_per_sample(logits, labels[name], "classification", smoothing)
+        each = each.flatten(1).mean(1) if each.ndim > 1 else each
+        total = total + (each * present[name]).mean()
+    return total

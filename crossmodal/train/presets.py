@@ -63,9 +63,15 @@ PRESETS["digit-strings"] = {
     "fusion": "transcriber",
     "modality_dropout": 0.15,
     "encoders": {
-        "image": {"name": "resnet", "stem": 4, "widths": [16, 32]},
-        # 20 ms a token: spelling needs more tokens than letters.
-        "audio": {"name": "crnn", "hidden": 64, "augment": {}, "log_mel": {"window": 200, "hop": 80}},
+        "image": {"name": "vit", "patch": 14},
+        # 20 ms a token: spelling needs more tokens than letters. Which digit of the image is meant is told by the time.
+        "audio": {
+            "name": "crnn",
+            "hidden": 64,
+            "augment": {},
+            "log_mel": {"window": 200, "hop": 80},
+            "position": 1.0,
+        },
     },
 }
 PRESETS["avfind-text"] = PRESETS["avfind"]

@@ -10,6 +10,7 @@ from crossmodal.models.captioner import Captioner
 from crossmodal.models.ctc import error_rate
 from crossmodal.models.transcriber import Transcriber
 from crossmodal.train.learner import Answers, Learner, Step, hide
+from crossmodal.train.objective import auxiliary_loss
 
 
 class TranscriptionLearner(Learner):
@@ -18,11 +19,20 @@ class TranscriptionLearner(Learner):
     Args:
         modalities: in the order of the model.
         modality_dropout: share of the inputs of each modality but ``speech`` hidden at random.
+        auxiliary_weight: of the losses of auxiliary questions.
         speech: the modality that always stays.
     """
 
-    def __init__(self, modalities: tuple[str, ...], *, modality_dropout: float = 0.0, speech: str = "audio") -> None:
+    def __init__(
+        self,
+        modalities: tuple[str, ...],
+        *,
+        modality_dropout: float = 0.0,
+        auxiliary_weight: float = 1.0,
+        speech: str = "audio",
+    ) -> None:
         self.modalities, self.modality_dropout, self.speech = modalities, modality_dropout, speech
+        self.auxiliary_weight = auxiliary_weight
 
     def step(self, model: nn.Module, batch: Batch) -> Step:
         batch = batch.only(*self.modalities)
@@ -30,8 +40,12 @@ class TranscriptionLearner(Learner):
         batch = hide(batch, self.modality_dropout)
         if kept is not None:
             batch.lengths[self.speech] = kept
-        loss = _bare(model).loss(model(batch.inputs, batch.lengths, batch.labels), batch.labels)
-        return Step(loss, {"loss": loss.detach() * len(batch.labels)}, len(batch.labels))
+        output = model(batch.inputs, batch.lengths, batch.labels)
+        loss = _bare(model).loss(output, batch.labels)
+        shown = {"loss": loss.detach() * len(batch.labels)}
+        present = {name: rows > 0 for name, rows in batch.lengths.items()}
+        loss = loss + self.auxiliary_weight * auxiliary_loss(output.auxiliary, batch.auxiliary, present)
+        return Step(loss, shown, len(batch.labels))
 
     @torch.no_grad()
     def answer(self, model: nn.Module, batches: Iterable[Batch]) -> Answers:

@@ -40,29 +40,38 @@ def test_every_case_has_settings_of_its_own():
 def test_single_models_come_before_what_begins_with_them():
     cases = list(all_cases(2))
     continued = [case for case in cases if singles_of(case)]
-    assert {case.task for case in continued} == {"hard", "clean", "retrieval", "speaker"}
+    assert {case.task for case in continued} == {"hard", "clean", "retrieval", "speaker", "sentences"}
     assert all(case in continued for case in cases if case.form == SUM)
     for case in continued:
-        assert all(cases.index(single) < cases.index(case) for single in singles_of(case))
+        assert all(cases.index(single) < cases.index(case) for single in singles_of(case).values())
         start = config_of(case, "here", Path("runs")).start
-        assert start == {single.form: f"runs/{single.name}" for single in singles_of(case)}
+        assert start == {modality: f"runs/{single.name}" for modality, single in singles_of(case).items()}
 
 
-@pytest.mark.parametrize("task", ["hard", "speaker"])
-def test_fused_models_have_the_encoders_of_the_single_models_they_begin_with(task, root):
+@pytest.mark.parametrize(
+    "case",
+    [
+        Case("hard", "queries", 0),
+        Case("hard", "concat", 0),
+        Case("speaker", "queries", 0),
+        Case("clean", "gated", 0),
+        Case("retrieval", "InfoNCE + critic", 0),
+        Case("sentences", "decoder, speech and image", 0),
+    ],
+    ids=lambda case: case.name,
+)
+def test_models_have_the_encoders_of_the_single_models_they_begin_with(case, root):
     """What differs, hides less or more of the input in training, and has no weights."""
-    data = TASKS[task][0]
-    splits = open_data(data, root)
-    for form in ("queries", "concat"):
-        case = Case(task, form, 0)
-        fused = build_model(describe_model(config_of(case, str(root), Path("runs")), splits))
-        for single in singles_of(case):
-            config = config_of(single, str(root), Path("runs"))
-            alone = build_model(describe_model(config, splits))
-            for part in ("encoders", "to_common"):
-                mine, theirs = (getattr(model, part)[single.form].state_dict() for model in (fused, alone))
-                assert {name: value.shape for name, value in mine.items()} == {n: v.shape for n, v in theirs.items()}
-            shapes = [tuple(value.shape) for value in fused.experts[single.form].state_dict().values()]
+    splits = open_data(TASKS[case.task][0], root)
+    fused = build_model(describe_model(config_of(case, str(root), Path("runs")), splits))
+    assert singles_of(case)
+    for modality, single in singles_of(case).items():
+        alone = build_model(describe_model(config_of(single, str(root), Path("runs")), splits))
+        for part in ("encoders", "to_common"):
+            mine, theirs = (getattr(model, part)[modality].state_dict() for model in (fused, alone))
+            assert {name: value.shape for name, value in mine.items()} == {n: v.shape for n, v in theirs.items()}
+        if case.task in ("hard", "speaker"):
+            shapes = [tuple(value.shape) for value in fused.experts[modality].state_dict().values()]
             assert sorted(shapes) == sorted(
                 tuple(value.shape) for part in (alone.fusion, alone.head) for value in part.state_dict().values()
             )

@@ -1,0 +1,48 @@
+"""Easier questions beside the task's own."""
+
+from collections.abc import Mapping
+
+from torch import Tensor, nn
+
+from crossmodal.data.sample import Question
+from crossmodal.encoders.output import EncoderOutput
+from crossmodal.encoders.padding import zero_padding
+from crossmodal.models.experts import mean_of_cells
+from crossmodal.models.fusion.base import mean_over_real
+
+
+class Questions(nn.ModuleDict):
+    """Each is answered from one modality alone, by one linear map of its tokens in the common space.
+
+    Modalities that are asked about the same thing share the map, and what means the same comes to lie near in the
+    common space.
+
+    Args:
+        width: of the tokens.
+        by_modality: the questions. One about cells needs an encoder with a ``grid``.
+    """
+
+    def __init__(self, width: int, by_modality: Mapping[str, Question] | None) -> None:
+        questions = dict(by_modality or {})
+        super().__init__({q.about: nn.Linear(width, q.classes) for q in questions.values()})
+        self.by_modality = questions
+
+    def answers(
+        self, tokens: Mapping[str, EncoderOutput | None], encoders: Mapping[str, nn.Module] | nn.ModuleDict
+    ) -> dict[str, Tensor]:
+        """By modality that is there and asked, logits ``(B, classes)``, or ``(B, cells, classes)``."""
+        return {
+            name: self._answer(name, one, encoders[name])
+            for name, one in tokens.items()
+            if one is not None and name in self.by_modality
+        }
+
+    def _answer(self, name: str, tokens: EncoderOutput, encoder: nn.Module) -> Tensor:
+        question = self.by_modality[name]
+        if question.cells is None:
+            asked = mean_over_real(zero_padding(tokens.features, tokens.lengths), tokens.lengths)
+        else:
+            grid: tuple[int, int] = encoder.grid  # type: ignore[assignment]
+            asked = mean_of_cells(tokens.features, grid, question.cells)
+        answer: Tensor = self[question.about](asked)
+        return answer
