@@ -15,6 +15,7 @@ from crossmodal.data.babble import Babble, pink_noise
 from crossmodal.data.digit_strings import SYMBOLS, digit_strings
 from crossmodal.data.fsdd import Recording, load_fsdd
 from crossmodal.data.mnist import load_mnist, read_idx
+from crossmodal.data.number_words import LANGUAGES
 from tests.data.recorded import SPEAKERS, make_root, real_root, write_idx
 
 MAKERS = {
@@ -176,6 +177,8 @@ def test_sentence_of_a_string_names_its_digits(root):
     symbols = [int(s) for s in sample.label if s > 0]
     assert "".join(SYMBOLS[s - 1] for s in symbols) == sample.name
     assert 3 <= len(sample.name.split()) <= 5
+    words = [*LANGUAGES["en"].digits, ""]  # no digit is told to be 10
+    assert [words[place] for place in sample.auxiliary["image"].tolist()] == [*sample.name.split(), "", ""][:5]
 
 
 def test_damaged_idx_files_are_named(tmp_path):

@@ -7,10 +7,13 @@ import pytest
 import torch
 from torch import nn
 
+from crossmodal.data.batch import Batch
+from crossmodal.data.sample import Question
 from crossmodal.encoders import EncoderOutput, TextEncoder
 from crossmodal.models import Captioner, Transcriber, ctc_loss, error_rate, greedy_decode
 from crossmodal.models.captioner import CaptionerOutput
 from crossmodal.models.ctc import edit_distance
+from crossmodal.train.transcription import TranscriptionLearner
 
 SYMBOLS = 5
 
@@ -79,6 +82,32 @@ def test_missing_second_source_is_the_same_left_out_and_of_length_zero(kind):
     zeroed = {**lengths, "image": torch.zeros_like(lengths["image"])}
     first, second = (model(inputs, given, targets) for given in (less, zeroed))
     torch.testing.assert_close(first.logits, second.logits)
+
+
+@pytest.mark.parametrize("kind", [Transcriber, Captioner])
+def test_easier_questions_are_answered_beside_the_text(kind):
+    plain, asked = (make(kind, auxiliary=questions) for questions in (None, {"image": Question("number", 9)}))
+    asked.load_state_dict(plain.state_dict(), strict=False)
+    inputs, lengths, targets = make_batch()
+    first, second = (model.eval()(inputs, lengths, targets) for model in (plain, asked))
+    assert torch.equal(first.logits, second.logits) and not first.auxiliary
+    assert {name: logits.shape for name, logits in second.auxiliary.items()} == {"image": (3, 9)}
+    assert not asked({"audio": inputs["audio"]}, {"audio": lengths["audio"]}, targets).auxiliary
+
+
+@pytest.mark.parametrize("kind", [Transcriber, Captioner])
+def test_answers_to_easier_questions_are_learnt_with_the_text(kind):
+    """A sample without the image is asked nothing."""
+    model = make(kind, auxiliary={"image": Question("number", 9)})
+    inputs, lengths, targets = make_batch()
+    batch = Batch(inputs, lengths, targets, auxiliary={"image": torch.tensor([3, 0, 7])})
+    losses = [
+        TranscriptionLearner(tuple(model.encoders), auxiliary_weight=weight).step(model, batch).loss
+        for weight in (0.0, 2.0)
+    ]
+    logits = model(inputs, lengths, targets).auxiliary["image"]
+    wanted = nn.functional.cross_entropy(logits[[0, 2]], torch.tensor([3, 7]), reduction="sum") / 3
+    torch.testing.assert_close(losses[1] - losses[0], 2 * wanted)
 
 
 @pytest.mark.parametrize("kind", [Transcriber, Captioner])
