@@ -10,7 +10,7 @@ from pathlib import Path
 
 from ninja import ninja_syntax
 
-from tests.native.bugs import Bug
+from tests.native.bugs.bug import Bug
 from tests.native.mutants import with_bugs
 
 ROOT = Path(__file__).resolve().parent.parent.parent

@@ -11,7 +11,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from tests.native.bugs import Bug
+from tests.native.bugs.bug import Bug
 
 Span = tuple[int, int]
 

@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from tests.accuracy import check
-from tests.native import bugs
+from tests.native.bugs import associate, attention_bwd, attention_few, attention_fwd, weighted_sum
+from tests.native.bugs.bug import Bug
 from tests.native.build import build_mutants
 from tests.native.emulated import MODES, tf32_allowed
 from tests.native.problems import (
@@ -35,7 +36,7 @@ NO_BUG = -1
 class Group:
     """Bugs of one kernel, and the problems that it has to get right."""
 
-    bugs: tuple[bugs.Bug, ...]
+    bugs: tuple[Bug, ...]
     problems: list[str]
     backward: bool = True
     others: tuple[str, ...] = ("NaN behind masks of 4 queries", "NaN behind masks of 19 queries")
@@ -74,17 +75,17 @@ OTHER_CHECKS = {
 OTHERS = problems_of("WIDE", "SHORT", "SHARED", "QUEUED", "ONE", "FEW")
 NARROW = [name for name in PROBLEMS if name not in OTHERS]
 GROUPS = {
-    "forward": Group(bugs.FORWARD, NARROW, backward=False),
-    "wide": Group(bugs.WIDE, ["WIDE"], backward=False),
-    "backward": Group(bugs.BACKWARD, NARROW),
-    "short": Group(bugs.SHORT, problems_of("SHORT")),
-    "tf32": Group(bugs.TF32, ["PLAIN", "TRIO"], others=("NaN behind masks in tf32",), check=rounds_to_tf32),
-    "few forward": Group(bugs.FEW_FORWARD, problems_of("ONE", "FEW"), backward=False),
-    "few backward": Group(bugs.FEW_BACKWARD, problems_of("ONE", "FEW")),
-    "shared": Group(bugs.SHARED, problems_of("SHARED"), backward=False),
-    "queued": Group(bugs.QUEUED, problems_of("QUEUED", "PACKED")),
-    "associate": Group(bugs.ASSOCIATE, list(SUMMARIES), others=("equal links",)),
-    "weighted sum": Group(bugs.WEIGHTED_SUM, list(WEIGHTED_SUMS), others=("NaN in weighted sums",)),
+    "forward": Group(attention_fwd.FORWARD, NARROW, backward=False),
+    "wide": Group(attention_fwd.WIDE, ["WIDE"], backward=False),
+    "backward": Group(attention_bwd.BACKWARD, NARROW),
+    "short": Group(attention_bwd.SHORT, problems_of("SHORT")),
+    "tf32": Group(attention_fwd.TF32, ["PLAIN", "TRIO"], others=("NaN behind masks in tf32",), check=rounds_to_tf32),
+    "few forward": Group(attention_few.FEW_FORWARD, problems_of("ONE", "FEW"), backward=False),
+    "few backward": Group(attention_few.FEW_BACKWARD, problems_of("ONE", "FEW")),
+    "shared": Group(attention_fwd.SHARED, problems_of("SHARED"), backward=False),
+    "queued": Group(attention_fwd.QUEUED, problems_of("QUEUED", "PACKED")),
+    "associate": Group(associate.ASSOCIATE, list(SUMMARIES), others=("equal links",)),
+    "weighted sum": Group(weighted_sum.WEIGHTED_SUM, list(WEIGHTED_SUMS), others=("NaN in weighted sums",)),
 }
 ALL = tuple(bug for group in GROUPS.values() for bug in group.bugs)
 

@@ -31,7 +31,7 @@ struct Mode {
 };
 void set_mode(const Mode& mode);
 
-// Which of the bugs that a build has, see tests/native/bugs.py, is in force: none at first.
+// Which of the bugs that a build has, see tests/native/bugs, is in force: none at first.
 constexpr int kNoBug = -1;
 extern int bug;
 

@@ -1,0 +1,302 @@
+"""Bugs of the forward kernels for many queries."""
+
+from tests.native.bugs.bug import Bug
+
+FORWARD = (
+    Bug("keys end one too late", "visible_keys.h", "key < begin + count", "key <= begin + count"),
+    Bug("keys begin before the first", "visible_keys.h", "key >= 0", "true", by="DROPOUT"),
+    Bug("copies are not waited for", "block_pipeline.h", "wait_for_copies<1>();", "wait_for_copies<2>();"),
+    Bug(
+        "no barrier before a block is read",
+        "block_pipeline.h",
+        "__syncthreads();",
+        "",
+        within="__syncthreads();\n step(block",
+    ),
+    Bug(
+        "no barrier before a stage is reused",
+        "block_pipeline.h",
+        "__syncthreads();",
+        "",
+        within="stage ^ 1 : 0);\n __syncthreads();",
+    ),
+    Bug("a stage is loaded while it is read", "block_pipeline.h", "stage ^= ahead", "stage ^= 0"),
+    Bug("the last block is lost", "block_pipeline.h", "next.count > 0 || before.count > 0", "next.count > 0"),
+    Bug(
+        "flags of keys are shared by stages",
+        "attention_fwd.h",
+        "stage * kBlockN",
+        "0",
+        within="+ mass) + stage * kBlockN;",
+    ),
+    Bug(
+        "the output leaves before it is there",
+        "attention_fwd.h",
+        "__syncwarp();",
+        "",
+        within="__syncwarp();\n const int rows",
+    ),
+    Bug("sums keep their old maximum", "attention_fwd.h", "o_[n][e] *= correction[e / 2];", "o_[n][e] *= 1;"),
+    Bug(
+        "rows of a correction swapped",
+        "attention_fwd.h",
+        "o_[n][e] *= correction[e / 2];",
+        "o_[n][e] *= correction[e % 2];",
+    ),
+    Bug(
+        "a quarter of a row's sum",
+        "attention_fwd.h",
+        "sum_of_quad(softmax_.sum[r].value)",
+        "softmax_.sum[r].value",
+        within="sum_of_quad(softmax_.sum[r].value);\n const bool exists",
+    ),
+    Bug("mass keeps its old maximum", "attention_fwd.h", "mass.sum * shift", "mass.sum"),
+    Bug("mass of the last source is lost", "attention_fwd.h", "if (p_.mass && alive) end_source();", ""),
+    Bug("rows of no sample are not written", "attention_fwd.h", "at.chunk == 0 && share == 0", "at.chunk == 1"),
+    Bug(
+        "padded queries are not written",
+        "attention_fwd.h",
+        "static_cast<int>(p_.seqlen_q)",
+        "queries_.count",
+        within="queries_.count : static_cast<int>(p_.seqlen_q);",
+    ),
+    Bug("hidden rows are read", "tile.h", "wanted(row)", "true", within="wanted(row) ? elements_at"),
+    Bug("hidden rows are copied", "tile.h", "wanted(row)", "true", within="wanted(row) ? bytes"),
+    Bug("rows are copied from one place", "tile.h", "row * from.stride", "0", within="row * from.stride, wanted"),
+    Bug("every block counts as full", "scores.h", "block.template is_full<kTiles>()", "true"),
+    Bug(
+        "blocks are full whose keys are not",
+        "scores.h",
+        "j_begin + (kUpright ? columns : rows) <= keys.count",
+        "true",
+    ),
+    Bug("blocks are full before the first key", "scores.h", "keys.begin + j_begin >= 0", "true", by="DROPOUT_FULL"),
+    Bug("columns beyond the width are read", "tile.h", "max(0, from.width - column)", "Layout::kPerChunk"),
+    Bug(
+        "permuted when written, not when read",
+        "engine.h",
+        "x.chunk(row + lane % 16, column / 8 + lane / 16)",
+        "x.data + (row + lane % 16) * kWidth + (column / 8 + lane / 16) * 8",
+        within="x.chunk(row + lane % 16, column / 8 + lane / 16));\n return a;",
+    ),
+    Bug(
+        "keys of a pair swapped",
+        "engine.h",
+        "x.chunk(row + lane % 8 + lane / 16 * 8, column / 8 + lane / 8 % 2)",
+        "x.chunk(row + lane % 8 + lane / 8 % 2 * 8, column / 8 + lane / 16)",
+    ),
+    Bug(
+        "values not transposed",
+        "engine.h",
+        "load_matrices_transposed(r, x.chunk(row + lane % 16, column / 8 + lane / 16));",
+        "load_matrices(r, x.chunk(row + lane % 16, column / 8 + lane / 16));",
+    ),
+    Bug(
+        "weights of a pair swapped",
+        "engine.h",
+        "return {{pack(T{}, left[0], left[1]), pack(T{}, left[2], left[3]),"
+        " pack(T{}, right[0], right[1]), pack(T{}, right[2], right[3])}};",
+        "return {{pack(T{}, left[0], left[1]), pack(T{}, right[0], right[1]),"
+        " pack(T{}, left[2], left[3]), pack(T{}, right[2], right[3])}};",
+    ),
+    Bug(
+        "no guard where nothing is visible yet",
+        "softmax.h",
+        "largest == minus_infinity<Acc>() ? Acc(0) : largest",
+        "largest",
+    ),
+    Bug(
+        "maximum over half a row",
+        "softmax.h",
+        "largest = larger(largest, __shfl_xor_sync(0xffffffffu, largest, 2));",
+        "",
+    ),
+    Bug("the sink is forgotten", "row_total.h", "sum + exp2_of((sink - top) * kFactor)", "sum", by="OPTIONS"),
+    Bug("causal sees one key more", "sample.h", "j > i + last", "j > i + last + 1"),
+    Bug("the window's left side is off", "sample.h", "j < i + first", "j < i + first - 1"),
+    Bug("lower_right as upper_left", "sample.h", "p.lower_right && !open", "false"),
+    Bug(
+        "blocks begin late in a window",
+        "visible_keys.h",
+        "i_first + band.first",
+        "i_first + 8 + band.first",
+    ),
+    Bug(
+        "lengths of the first source for all",
+        "visible_keys.h",
+        "key_rows_of(p_.source[source], b_)",
+        "key_rows_of(p_.source[0], b_)",
+    ),
+    Bug(
+        "key heads by remainder",
+        "sample.h",
+        "static_cast<int>(h) / p.group[source]",
+        "static_cast<int>(h) % static_cast<int>(p.source[source].num_heads_k)",
+    ),
+    Bug(
+        "a key mask does not keep rows from being read",
+        "visible_keys.h",
+        "if (source.num_terms == 0) return true;",
+        "return true;",
+        by="NaN behind masks of 19 queries",
+    ),
+    Bug(
+        "a bias is read along the wrong axis",
+        "scores.h",
+        "j * stride[3]",
+        "j * stride[2]",
+        within="j * stride[3];",
+        by="TRIO",
+    ),
+    Bug(
+        "the cap has the scale of another",
+        "tanh.h",
+        "return x < 0 ? -cap * far : cap * far;",
+        "return x < 0 ? -far : far;",
+    ),
+    Bug(
+        "dropout takes its neighbour's words",
+        "dropout.h",
+        "(lane & ~3) + e / 2 * 2 + column / 4",
+        "(lane & ~3) + e / 2 * 2 + column / 2 % 2",
+        by="DROPOUT",
+    ),
+    Bug(
+        "dropout counts keys from each source",
+        "dropout.h",
+        "key_offset(p, block.keys.source) + block.keys.begin",
+        "block.keys.begin",
+    ),
+    Bug(
+        "dropout begins between words",
+        "visible_keys.h",
+        "p_.dropout_p > 0",
+        "false",
+        within="p_.dropout_p > 0 ? position",
+        by="DROPOUT",
+    ),
+    Bug("kept weights are not scaled up", "attention_fwd.h", "kept_ = dropout.kept();", "kept_ = 1;"),
+)
+
+# They show where head_dim is more than a tile is wide.
+WIDE = (
+    Bug("values of the first columns only", "attention_fwd.h", "chunk * kWidth", "0", within="(chunk * kWidth)"),
+    Bug("panels overlap", "tile.h", "data + index * rows * kWidth", "data + index * kWidth"),
+)
+
+TF32 = (
+    Bug(
+        "columns of weights in the order of memory",
+        "engine.h",
+        "__float_as_uint(c[step][2])",
+        "__float_as_uint(c[step][1])",
+    ),
+    Bug(
+        "rows that weights do not meet",
+        "engine.h",
+        "row + lane % 4 * 2 + e",
+        "row + lane % 4 + 4 * e",
+    ),
+    Bug("columns of the wrong lane", "engine.h", "column + 8 * t + lane / 4", "column + 8 * t + lane % 8"),
+    Bug("queries of four columns", "engine.h", "column / 4 + lane / 16", "column / 4"),
+    Bug("keys of four columns", "engine.h", "column / 4 + lane / 8 % 2", "column / 4"),
+    Bug("values that are not finite take part", "engine.h", "finite && value - value != 0 ? 0.0f : value", "value"),
+)
+
+# Forward whose blocks share out the keys.
+SHARED = (
+    Bug("every share takes the first one's keys", "attention_fwd.h", "share_", "0", within="{share_, shares_.count}"),
+    Bug("others' blocks are not skipped", "visible_keys.h", "others_ = of_ - 1;", "others_ = 0;"),
+    Bug("a source begins with a block too many", "visible_keys.h", "others_ -= left;", ""),
+    Bug(
+        "a quarter of a share's sum",
+        "attention_fwd.h",
+        "sum_of_quad(softmax_.sum[r].value)",
+        "softmax_.sum[r].value",
+        within="const Acc sum = sum_of_quad(softmax_.sum[r].value);\n if (i",
+    ),
+    Bug("mass of shares is left out", "attention_fwd.h", "share.set_mass(s, mass_of(row, s));", ""),
+    Bug(
+        "columns of the first chunk for all shares",
+        "attention_fwd.h",
+        "first_column_ + n * 8 + lane % 4 * 2 + e",
+        "n * 8 + lane % 4 * 2 + e",
+    ),
+    Bug(
+        "columns beyond the width are shared",
+        "attention_fwd.h",
+        "column < p_.head_dim_v",
+        "true",
+        within="if (column < p_.head_dim_v) share",
+    ),
+    Bug(
+        "the share's number is its tile's",
+        "attention_fwd.h",
+        "tiles.tile() / to_a_share",
+        "tiles.tile() % shares.count",
+    ),
+    Bug(
+        "packed rows are merged as padded ones",
+        "merge_rows.cu",
+        "p.cu_seqlens_q && i >= queries.count",
+        "false",
+    ),
+)
+
+QUEUED = (
+    Bug("the queue begins late", "order_tiles.cu", "*queue.counter() = 0;", "*queue.counter() = 1;"),
+    Bug("two samples in one place", "order_tiles.cu", "work[other] == own.work && other < entry", "false"),
+    Bug("ends are not summed", "order_tiles.cu", "ends[entry] += before;", ""),
+    Bug(
+        "no barrier before work is compared",
+        "order_tiles.cu",
+        "__syncthreads();",
+        "",
+        within="__syncthreads();\n int place",
+    ),
+    Bug(
+        "no barrier within a sum",
+        "order_tiles.cu",
+        "__syncthreads();",
+        "",
+        within="__syncthreads();\n if (exists) ends[entry] +=",
+    ),
+    Bug("a tile of the sample before", "tile_queue.h", "queue.ends()[middle] > tile", "queue.ends()[middle] >= tile"),
+    Bug("no barrier before a number is drawn", "tile_queue.h", "if (!first_) __syncthreads();", ""),
+    Bug(
+        "no barrier behind a number",
+        "tile_queue.h",
+        "__syncthreads();",
+        "",
+        within="queue_.counter(), 1);\n __syncthreads();",
+    ),
+    Bug("every thread draws", "tile_queue.h", "threadIdx.x == 0", "true", within="if (threadIdx.x == 0) *slot_"),
+    Bug(
+        "samples without queries have no tile",
+        "query_tiles.h",
+        "return max(1, static_cast<int>(ceil_div(rows, tiling.block_m)));",
+        "return static_cast<int>(ceil_div(rows, tiling.block_m));",
+        by="QUEUED_PACKED",
+    ),
+    Bug(
+        "tiles of the longest sample for all",
+        "query_tiles.h",
+        "p.cu_seqlens_q ? query_rows(p, b).count : static_cast<int>(p.seqlen_q)",
+        "query_rows(p, 0).count",
+    ),
+    Bug(
+        "keys: samples without keys have no tile",
+        "key_tiles.h",
+        "return max(1, static_cast<int>(ceil_div(keys, block_m)));",
+        "return static_cast<int>(ceil_div(keys, block_m));",
+        by="QUEUED_PACKED",
+    ),
+    Bug("keys: sources mixed up", "key_tiles.h", "at.entry / batch", "at.entry % p.num_sources"),
+    Bug(
+        "keys: tiles begin between words",
+        "key_tiles.h",
+        "keys_before_source(p, offset)",
+        "0",
+        within="* tiling.block_m - keys_before_source(p, offset);\n return",
+    ),
+)
