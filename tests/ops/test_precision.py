@@ -8,6 +8,7 @@ from crossmodal.ops._precision import _matmul_is_tf32, allows_tf32
 SETTINGS = {
     "by the name of old": lambda: setattr(torch.backends.cuda.matmul, "allow_tf32", True),
     "by float32_matmul_precision": lambda: torch.set_float32_matmul_precision("high"),
+    "of everything": lambda: setattr(torch.backends, "fp32_precision", "tf32"),
     "of products": lambda: setattr(torch.backends.cuda.matmul, "fp32_precision", "tf32"),
 }
 
@@ -15,13 +16,12 @@ SETTINGS = {
 @pytest.fixture(autouse=True)
 def restored():
     yield
-    torch.backends.cuda.matmul.fp32_precision = "ieee"
     torch.set_float32_matmul_precision("highest")
+    torch.backends.fp32_precision = torch.backends.cuda.matmul.fp32_precision = "none"
 
 
 @pytest.mark.parametrize("name", SETTINGS)
 def test_follows_torchs_setting(name):
-    torch.set_float32_matmul_precision("highest")
     assert not _matmul_is_tf32()
     SETTINGS[name]()
     assert _matmul_is_tf32()
