@@ -61,7 +61,7 @@ _NOTES = {
     ),
     "sentences": (
         "In training the image is also asked which digit is in each of its five places; which one is spoken when is "
-        "never told. Decoders begin with the encoder of speech of the first row."
+        "never told. All but the first row begin with the encoder of speech of that row."
     ),
 }
 
