@@ -131,6 +131,8 @@ def test_tokens_of_sound_may_know_their_time():
     sound = torch.randn(2, 4000), torch.tensor([4000, 2500])
     added = timed(*sound).features - plain(*sound).features
     torch.testing.assert_close(added, 0.5 * sinusoids(added.shape[1], 16).expand_as(added))
+    with pytest.raises(ValueError, match="position must be 0 with summary"):
+        CrnnEncoder(SAMPLE_RATE, 16, hidden=16, position=0.5, summary=True)
 
 
 def test_sinusoids_come_back_after_their_wavelengths():

@@ -50,6 +50,9 @@ class CrnnEncoder(nn.Module):
         position: factor of the sinusoids (:mod:`crossmodal.encoders.position`) that are added to the tokens: who asks
             for a time must see when a thing was heard, not only what. 0 adds none.
         summary: one token, of what both directions of the GRU know at their ends, in the place of all.
+
+    Raises:
+        ValueError: for a summary with a position, or channels that no sinusoids fit.
     """
 
     def __init__(
@@ -77,7 +80,11 @@ class CrnnEncoder(nn.Module):
         self.norms = nn.ModuleList(nn.LayerNorm(hidden) for _ in self.convolutions)
         self.dropout = nn.Dropout(dropout)
         self.recurrent = Bidirectional("gru", hidden, channels)
-        self.position, self.summary = position, summary
+        self.position, self.summary = float(position), summary
+        if self.position and summary:
+            raise ValueError("position must be 0 with summary: one token stands nowhere")
+        if self.position:
+            sinusoids(1, channels)  # raises
 
     def forward(self, waveform: Tensor, lengths: Tensor) -> EncoderOutput:
         """``(B, samples)`` float32 and ``(B,)`` in samples; features ``(B, frames / 2, channels)``, or one token."""

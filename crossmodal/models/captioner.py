@@ -104,7 +104,7 @@ class Captioner(nn.Module):
         self.layers = nn.ModuleList(
             DecoderBlock(width, num_heads, dropout=dropout, implementation=implementation) for _ in range(layers)
         )
-        self.auxiliary = Questions(width, auxiliary)
+        self.auxiliary = Questions(width, auxiliary, encoders)
         self.head = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, symbols + 1))
 
     @property

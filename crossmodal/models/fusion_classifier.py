@@ -129,7 +129,7 @@ class FusionClassifier(nn.Module):
         self.quality = qualities() if quality else None
         self.experts = nn.ModuleDict({name: expert(num_classes) for name in encoders if experts != "none"})
         self.trust = qualities() if experts == "product" else None
-        self.auxiliary = Questions(width, auxiliary)
+        self.auxiliary = Questions(width, auxiliary, encoders)
 
     @property
     def modalities(self) -> tuple[str, ...]:

@@ -19,17 +19,24 @@ class Questions(nn.ModuleDict):
 
     Args:
         width: of the tokens.
-        by_modality: the questions. One about cells needs an encoder with a ``grid``.
+        by_modality: the questions.
+        encoders: of the modalities; one whose question is about cells has a ``grid`` of tokens that they divide.
+
+    Raises:
+        ValueError: when it has none.
     """
 
-    def __init__(self, width: int, by_modality: Mapping[str, Question] | None) -> None:
+    def __init__(
+        self, width: int, by_modality: Mapping[str, Question] | None, encoders: Mapping[str, nn.Module]
+    ) -> None:
         questions = dict(by_modality or {})
+        for name, question in questions.items():
+            if question.cells is not None:
+                _check_grid(name, getattr(encoders[name], "grid", None), question.cells)
         super().__init__({q.about: nn.Linear(width, q.classes) for q in questions.values()})
         self.by_modality = questions
 
-    def answers(
-        self, tokens: Mapping[str, EncoderOutput | None], encoders: Mapping[str, nn.Module] | nn.ModuleDict
-    ) -> dict[str, Tensor]:
+    def answers(self, tokens: Mapping[str, EncoderOutput | None], encoders: nn.ModuleDict) -> dict[str, Tensor]:
         """By modality that is there and asked, logits ``(B, classes)``, or ``(B, cells, classes)``."""
         return {
             name: self._answer(name, one, encoders[name])
@@ -46,3 +53,11 @@ class Questions(nn.ModuleDict):
             asked = mean_of_cells(tokens.features, grid, question.cells)
         answer: Tensor = self[question.about](asked)
         return answer
+
+
+def _check_grid(name: str, grid: tuple[int, int] | None, cells: tuple[int, int]) -> None:
+    if grid is None or grid[0] % cells[0] or grid[1] % cells[1]:
+        raise ValueError(
+            f"the encoder of {name} must have a grid of tokens that is a multiple of {cells} for its auxiliary "
+            f"question, got {grid}; take another encoder, or do not ask: auxiliary: []"
+        )

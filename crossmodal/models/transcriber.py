@@ -69,7 +69,7 @@ class Transcriber(nn.Module):
             {name: nn.Sequential(nn.Linear(sizes[name], width), nn.LayerNorm(width)) for name in encoders}
         )
         self.layers = nn.ModuleList(CommonBlock(width, num_heads, implementation=implementation) for _ in range(layers))
-        self.auxiliary = Questions(width, auxiliary)
+        self.auxiliary = Questions(width, auxiliary, encoders)
         self.head = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, symbols + 1))
 
     @property

@@ -20,8 +20,8 @@ class TrainConfig:
     """The settings of a run; the same settings give the same weights, bit for bit, on the same machine.
 
     Attributes:
-        data: ``digits``, ``avmnist``, ``avmnist-speaker``, ``avmnist-hard``, ``avfind``, ``avfind-text``, or the
-            path of a manifest.
+        data: ``digits``, ``avmnist``, ``avmnist-speaker``, ``avmnist-hard``, ``avfind``, ``avfind-text``,
+            ``digit-strings``, or the path of a manifest.
         root: the folder that data sets and the paths of a manifest are relative to.
         modalities: which of the data set's to use; None takes all.
         fusion: a form of fusion (:data:`crossmodal.models.FUSIONS`), or ``two_tower`` for retrieval.

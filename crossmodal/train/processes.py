@@ -33,7 +33,9 @@ class Processes:
 
     def __init__(self, config: TrainConfig) -> None:
         accelerate = require("accelerate", distribution="accelerate", extra="train")
-        self._accelerator = accelerate.Accelerator(mixed_precision=config.precision, cpu=config.device == "cpu")
+        # Where there is nothing but CPUs, accelerate has to be told, or its processes do not find each other.
+        on_cpu = config.device == "cpu" or not torch.accelerator.is_available()
+        self._accelerator = accelerate.Accelerator(mixed_precision=config.precision, cpu=on_cpu)
         self._parallel = config.parallel
         self.rank: int = self._accelerator.process_index
         self.count: int = self._accelerator.num_processes

@@ -190,11 +190,10 @@ std::tuple<Tensor, Tensor, Tensor> attention_varlen_fwd(
       on_large_pages(torch::stable::new_empty(query, {p.total_q, p.num_heads, p.head_dim_v}));
   Tensor lse = torch::stable::new_empty(query, {p.num_heads, p.total_q}, accumulator_type(p.dtype));
   Tensor statistics = empty_statistics(query, p.dtype, lse.numel(), for_backward);
-  // No kernel comes to a query of no sample.
   if (bound.leaves_out_queries()) {
     torch::stable::zero_(out);
     torch::stable::fill_(lse, -INFINITY);
-    torch::stable::zero_(statistics);
+    if (for_backward) fill_statistics_of_nothing(&statistics);
   }
   p.out = out.mutable_data_ptr();
   row_strides(out, p.out_stride);

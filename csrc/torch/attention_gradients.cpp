@@ -42,6 +42,13 @@ Tensor empty_statistics(const Tensor& like, DType dtype, int64_t rows, bool for_
   return torch::stable::new_empty(like, {for_backward ? 2 : 0, rows}, accumulator_type(dtype));
 }
 
+void fill_statistics_of_nothing(Tensor* statistics) {
+  Tensor tops = torch::stable::select(*statistics, 0, 0);
+  Tensor sums = torch::stable::select(*statistics, 0, 1);
+  torch::stable::fill_(tops, -INFINITY);
+  torch::stable::zero_(sums);
+}
+
 void bind_statistics(const Tensor& statistics, int64_t rows, AttentionProblem* p) {
   STD_TORCH_CHECK(statistics.numel() == 2 * rows && statistics.is_contiguous() &&
                       statistics.scalar_type() == accumulator_type(p->dtype),

@@ -34,6 +34,8 @@ struct TermGradients {
 // Row maxima, then row sums: what forward left for backward.
 torch::stable::Tensor empty_statistics(const torch::stable::Tensor& like, DType dtype, int64_t rows,
                                        bool for_backward);
+// As of queries that see nothing.
+void fill_statistics_of_nothing(torch::stable::Tensor* statistics);
 void bind_statistics(const torch::stable::Tensor& statistics, int64_t rows, AttentionProblem* p);
 
 // The gradients of query, keys and values, an empty tensor where none is wanted, bound to `bound`

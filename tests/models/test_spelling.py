@@ -95,6 +95,16 @@ def test_easier_questions_are_answered_beside_the_text(kind):
     assert not asked({"audio": inputs["audio"]}, {"audio": lengths["audio"]}, targets).auxiliary
 
 
+@pytest.mark.parametrize("grid", [None, (4, 18)])
+def test_question_about_cells_that_the_encoder_does_not_have_is_refused(grid):
+    encoder = TextEncoder(9, 16)
+    if grid:
+        encoder.grid = grid
+    question = Question("digit", 11, (1, 5))
+    with pytest.raises(ValueError, match=r"encoder of image must have a grid .* multiple of \(1, 5\) .*, got "):
+        Captioner({"image": encoder}, channels=16, symbols=3, width=16, auxiliary={"image": question})
+
+
 @pytest.mark.parametrize("kind", [Transcriber, Captioner])
 def test_answers_to_easier_questions_are_learnt_with_the_text(kind):
     """A sample without the image is asked nothing."""
