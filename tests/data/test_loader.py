@@ -88,6 +88,15 @@ def test_evaluation_sees_every_sample_once_in_order():
     assert names == [str(i) for i in range(23)]
 
 
+def test_connection_that_a_dying_worker_resets_is_the_same_error(monkeypatch):
+    def reset(self):
+        raise ConnectionResetError(104, "Connection reset by peer")
+
+    monkeypatch.setattr(torch.utils.data.DataLoader, "__iter__", reset)
+    with pytest.raises(RuntimeError, match="worker exited unexpectedly"):
+        list(evaluation_loader(Numbers(), Collate(MODALITIES), 4))
+
+
 def test_worker_that_dies_is_an_error_and_no_hang():
     """In a process of its own: torch raises from a signal handler, wherever the program is just then."""
     script = """
