@@ -11,7 +11,7 @@ from crossmodal.models.experts import mean_of_cells
 from crossmodal.models.fusion.base import mean_over_real
 
 
-class Questions(nn.ModuleDict):
+class Questions(nn.Module):
     """Each is answered from one modality alone, by one linear map of its tokens in the common space.
 
     Modalities that are asked about the same thing share the map, and what means the same comes to lie near in the
@@ -33,8 +33,9 @@ class Questions(nn.ModuleDict):
         for name, question in questions.items():
             if question.cells is not None:
                 _check_grid(name, getattr(encoders[name], "grid", None), question.cells)
-        super().__init__({q.about: nn.Linear(width, q.classes) for q in questions.values()})
+        super().__init__()
         self.by_modality = questions
+        self.maps = nn.ModuleDict({q.about: nn.Linear(width, q.classes) for q in questions.values()})
 
     def answers(self, tokens: Mapping[str, EncoderOutput | None], encoders: nn.ModuleDict) -> dict[str, Tensor]:
         """By modality that is there and asked, logits ``(B, classes)``, or ``(B, cells, classes)``."""
@@ -51,7 +52,7 @@ class Questions(nn.ModuleDict):
         else:
             grid: tuple[int, int] = encoder.grid  # type: ignore[assignment]
             asked = mean_of_cells(tokens.features, grid, question.cells)
-        answer: Tensor = self[question.about](asked)
+        answer: Tensor = self.maps[question.about](asked)
         return answer
 
 

@@ -70,7 +70,7 @@ def resume_run(out: Path, stream: TextIO | None = None, *, splits: Splits | None
     """Go on with a run that was ended by anything, at any moment: the result is that of a run that never was.
 
     Raises:
-        RunError: when ``out`` holds no run.
+        RunError: when ``out`` holds no run, or the state of another model than its settings describe.
         OSError: when ``out`` cannot be written.
     """
     if not (out / CONFIG).exists():
@@ -118,6 +118,7 @@ class _Run:
         if config.parallel == "fsdp" and processes.count > 1 and config.adversary_steps:
             raise ValueError("parallel must be ddp for an adversary with steps of its own: it needs its whole weights")
         model = build_model(self.description, seed=config.seed)
+        self._shapes = {name: value.shape for name, value in model.state_dict().items()}
         if not (out / STATE).exists():
             begin_with(model, self.description, {name: Path(run) / MODEL for name, run in config.start.items()})
         for name in config.start if config.frozen else ():
@@ -206,6 +207,11 @@ class _Run:
         groups, scaler = description.pop("groups"), description.pop("scaler")
         trainer = self.trainer
         weights = unflatten(tensors, "weights")
+        if {name: value.shape for name, value in weights["model"].items()} != self._shapes:
+            raise RunError(
+                f"{path} holds another model than {CONFIG} describes, such as one of another version or of settings "
+                f"changed since; begin again without --resume"
+            )
         load_whole_state(
             trainer.model,
             trainer.optimizer,

@@ -88,10 +88,10 @@ def test_modalities_asked_about_the_same_thing_share_the_answerer():
     model = make_model(auxiliary={"a": Question("digit", 10), "b": Question("digit", 10)})
     inputs, lengths = make_batch()
     answers = model(inputs, lengths).auxiliary
-    assert list(model.auxiliary) == ["digit"] and set(answers) == {"a", "b"}
+    assert list(model.auxiliary.maps) == ["digit"] and set(answers) == {"a", "b"}
     for name in ("a", "b"):
         token = model.to_common[name](model.encoders[name](inputs[name], lengths[name]).features)[:, 0]
-        wanted = model.auxiliary["digit"](token * (lengths[name] > 0).unsqueeze(1))
+        wanted = model.auxiliary.maps["digit"](token * (lengths[name] > 0).unsqueeze(1))
         torch.testing.assert_close(answers[name], wanted)
 
 

@@ -16,7 +16,7 @@ pytest.importorskip("sklearn", reason="needs the extra train")
 from safetensors.torch import load_file
 
 from crossmodal.train.config import make_config
-from crossmodal.train.run import Trainer, resume_run, start_run
+from crossmodal.train.run import RunError, Trainer, resume_run, start_run
 from tests.train.runs import SETTINGS, finish, make_manifest, start, write_settings
 
 TIMES = ("seconds", "data_share")
@@ -190,6 +190,16 @@ def test_run_that_began_with_others_resumes_without_them(manifest, tmp_path, mon
 
 
 @pytest.mark.slow
+def test_state_of_another_model_is_refused(manifest, tmp_path):
+    start_run(config_of(manifest), tmp_path, io.StringIO())
+    settings = (tmp_path / "config.yaml").read_text()
+    (tmp_path / "config.yaml").write_text(settings.replace("num_queries: ", "num_queries: 1"))
+    kept = (tmp_path / "state.safetensors").read_bytes()
+    with pytest.raises(RunError, match=r"state.safetensors holds another model than config.yaml describes"):
+        resume_run(tmp_path, io.StringIO())
+    assert (tmp_path / "state.safetensors").read_bytes() == kept
+
+
 def test_full_disk_ends_with_one_line_and_keeps_what_was_written(manifest, tmp_path):
     """A limit on the size of files stands for the disk: a write beyond it fails as on a full one."""
     settings = write_settings(tmp_path)
