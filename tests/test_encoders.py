@@ -25,7 +25,6 @@ from crossmodal.encoders import (
 )
 from crossmodal.encoders.convolution import ConvOverTime
 from crossmodal.encoders.log_mel import hertz_of, mel_of
-from crossmodal.encoders.position import sinusoids
 from crossmodal.encoders.voice_warp import warp_time
 
 SAMPLE_RATE = 8000
@@ -39,7 +38,6 @@ def encoders():
     return {
         "audio": (AudioEncoder(SAMPLE_RATE).eval(), *sound),
         "crnn": (CrnnEncoder(SAMPLE_RATE, 16, hidden=16, augment=SpecAugment()).eval(), *sound),
-        "timed": (CrnnEncoder(SAMPLE_RATE, 16, hidden=16, position=1.0).eval(), *sound),
         "voices": (CrnnEncoder(SAMPLE_RATE, 16, hidden=16, voices=VoiceWarp(LogMel(SAMPLE_RATE))).eval(), *sound),
         "text": (TextEncoder(50).eval(), *words),
         "gru": (TextEncoder(50, kind="gru").eval(), *words),
@@ -122,27 +120,6 @@ def test_grid_counts_the_tokens(name, stem, size):
     encoder = ResNetEncoder(edge, stem=stem) if name == "resnet" else ViTEncoder(edge, patch=stem)
     out = encoder(torch.rand(2, 1, *edge), torch.ones(2, dtype=torch.int64))
     assert out.features.shape[1] == encoder.grid[0] * encoder.grid[1]
-
-
-def test_tokens_of_sound_may_know_their_time():
-    timed = CrnnEncoder(SAMPLE_RATE, 16, hidden=16, position=0.5).eval()
-    plain = CrnnEncoder(SAMPLE_RATE, 16, hidden=16).eval()
-    plain.load_state_dict(timed.state_dict())
-    sound = torch.randn(2, 4000), torch.tensor([4000, 2500])
-    added = timed(*sound).features - plain(*sound).features
-    torch.testing.assert_close(added, 0.5 * sinusoids(added.shape[1], 16).expand_as(added))
-    with pytest.raises(ValueError, match="position must be 0 with summary"):
-        CrnnEncoder(SAMPLE_RATE, 16, hidden=16, position=0.5, summary=True)
-
-
-def test_sinusoids_come_back_after_their_wavelengths():
-    waves = sinusoids(65, 6, shortest=4, longest=64)
-    torch.testing.assert_close(waves[0], torch.tensor([0.0, 0, 0, 1, 1, 1]))
-    for column, length in enumerate((4, 16, 64)):
-        torch.testing.assert_close(waves[length, column::3], waves[0, column::3], rtol=0, atol=1e-5)
-        torch.testing.assert_close(waves[length // 4, column], torch.tensor(1.0))
-    with pytest.raises(ValueError, match="channels must be even, got 5"):
-        sinusoids(3, 5)
 
 
 def test_what_all_places_share_is_taken_out_where_places_matter():

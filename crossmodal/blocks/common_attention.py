@@ -56,6 +56,8 @@ class CommonAttention(nn.Module):
         sources: Sequence[Tokens | None],
         *,
         biases: Sequence[Tensor | None] | None = None,
+        query_position: Tensor | None = None,
+        positions: Sequence[Tensor | None] | None = None,
         query_lengths: Tensor | None = None,
         return_mass: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
@@ -66,12 +68,15 @@ class CommonAttention(nn.Module):
             sources: ``(B, L, width)`` and ``(B,)`` lengths, such as an ``EncoderOutput``; None for a modality that
                 is not there.
             biases: by source ``(B,)``, added to the scores of all its keys; see :class:`crossmodal.Source`.
+            query_position, positions: where queries, and by source tokens, stand: ``(Lq, width)`` and ``(L, width)``,
+                added to what queries and keys are made of. Values do not have it: where a token stands is asked for,
+                but not told (Carion et al., arXiv 2005.12872).
             query_lengths: ``(B,)``; queries beyond are padding, for which the answer is 0.
             return_mass: also return ``(B, num_heads, Lq, sources)``.
         """
         fused = operators_of(self.implementation).fuse(
-            split_heads(self.to_query(query), self.num_heads),
-            self._sources(sources, biases),
+            self._query(query, query_position),
+            self._sources(sources, biases, positions),
             query_lengths=query_lengths,
             return_mass=return_mass,
         )
@@ -79,22 +84,40 @@ class CommonAttention(nn.Module):
 
     @torch.no_grad()
     def weights(
-        self, query: Tensor, sources: Sequence[Tokens | None], *, biases: Sequence[Tensor | None] | None = None
+        self,
+        query: Tensor,
+        sources: Sequence[Tokens | None],
+        *,
+        biases: Sequence[Tensor | None] | None = None,
+        query_position: Tensor | None = None,
+        positions: Sequence[Tensor | None] | None = None,
     ) -> list[Tensor]:
         """By source ``(B, Lq, L)``, mean over the heads; together they sum to 1. Empty for a source that is None."""
-        found = self._sources(sources, biases)
-        weights = operators_of(self.implementation).associate(
-            split_heads(self.to_query(query), self.num_heads), found, reduce="heads"
-        )
+        found = self._sources(sources, biases, positions)
+        weights = operators_of(self.implementation).associate(self._query(query, query_position), found, reduce="heads")
         return list(weights.split([0 if source is None else source.key.shape[2] for source in found], dim=2))
 
-    def _sources(self, sources: Sequence[Tokens | None], biases: Sequence[Tensor | None] | None) -> list[Source | None]:
+    def _query(self, query: Tensor, position: Tensor | None) -> Tensor:
+        return split_heads(self.to_query(_placed(query, position)), self.num_heads)
+
+    def _sources(
+        self,
+        sources: Sequence[Tokens | None],
+        biases: Sequence[Tensor | None] | None,
+        positions: Sequence[Tensor | None] | None,
+    ) -> list[Source | None]:
         found: list[Source | None] = []
-        for source, bias in zip(sources, biases or [None] * len(sources), strict=True):
+        none = [None] * len(sources)
+        for source, bias, position in zip(sources, biases or none, positions or none, strict=True):
             if source is None:
                 found.append(None)
                 continue
             tokens, lengths = source
-            key, value = (split_heads(project(tokens), self.num_heads) for project in (self.to_key, self.to_value))
+            key = split_heads(self.to_key(_placed(tokens, position)), self.num_heads)
+            value = split_heads(self.to_value(tokens), self.num_heads)
             found.append(Source(key, value, lengths, bias=None if bias is None else bias.view(-1, 1, 1, 1)))
         return found
+
+
+def _placed(tokens: Tensor, position: Tensor | None) -> Tensor:
+    return tokens if position is None else tokens + position

@@ -62,6 +62,8 @@ class CommonBlock(nn.Module):
         sources: Sequence[Tokens | None],
         *,
         biases: Sequence[Tensor | None] | None = None,
+        query_position: Tensor | None = None,
+        positions: Sequence[Tensor | None] | None = None,
         return_mass: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
         """``(B, Lq, width)`` over the sources to ``(B, Lq, width)`` and the mass or None.
@@ -69,16 +71,33 @@ class CommonBlock(nn.Module):
         Arguments as those of :class:`CommonAttention`.
         """
         attended, mass = self.attention(
-            self.query_norm(tokens), self._normed(sources), biases=biases, return_mass=return_mass
+            self.query_norm(tokens),
+            self._normed(sources),
+            biases=biases,
+            query_position=query_position,
+            positions=positions,
+            return_mass=return_mass,
         )
         tokens = tokens + self.dropout(self.gate * self.attended_norm(attended))
         return tokens + self.feed_forward(tokens), mass
 
     def weights(
-        self, tokens: Tensor, sources: Sequence[Tokens | None], *, biases: Sequence[Tensor | None] | None = None
+        self,
+        tokens: Tensor,
+        sources: Sequence[Tokens | None],
+        *,
+        biases: Sequence[Tensor | None] | None = None,
+        query_position: Tensor | None = None,
+        positions: Sequence[Tensor | None] | None = None,
     ) -> list[Tensor]:
         """By source ``(B, Lq, L)``: what this block attends to."""
-        return self.attention.weights(self.query_norm(tokens), self._normed(sources), biases=biases)
+        return self.attention.weights(
+            self.query_norm(tokens),
+            self._normed(sources),
+            biases=biases,
+            query_position=query_position,
+            positions=positions,
+        )
 
     def _normed(self, sources: Sequence[Tokens | None]) -> list[Tokens | None]:
         return [source and (self.source_norm(source[0]), source[1]) for source in sources]

@@ -7,7 +7,6 @@ from crossmodal.encoders.convolution import ConvOverTime
 from crossmodal.encoders.log_mel import LogMel
 from crossmodal.encoders.output import EncoderOutput
 from crossmodal.encoders.padding import zero_padding
-from crossmodal.encoders.position import sinusoids
 from crossmodal.encoders.spec_augment import SpecAugment
 from crossmodal.encoders.voice_warp import VoiceWarp
 
@@ -47,12 +46,7 @@ class CrnnEncoder(nn.Module):
         augment: what is hidden in training; None hides nothing.
         voices: how voices are changed in training; None leaves them alone.
         dropout: before the GRU.
-        position: factor of the sinusoids (:mod:`crossmodal.encoders.position`) that are added to the tokens: who asks
-            for a time must see when a thing was heard, not only what. 0 adds none.
         summary: one token, of what both directions of the GRU know at their ends, in the place of all.
-
-    Raises:
-        ValueError: for a summary with a position, or channels that no sinusoids fit.
     """
 
     def __init__(
@@ -65,7 +59,6 @@ class CrnnEncoder(nn.Module):
         augment: SpecAugment | None = None,
         voices: VoiceWarp | None = None,
         dropout: float = 0.1,
-        position: float = 0.0,
         summary: bool = False,
     ) -> None:
         super().__init__()
@@ -80,11 +73,7 @@ class CrnnEncoder(nn.Module):
         self.norms = nn.ModuleList(nn.LayerNorm(hidden) for _ in self.convolutions)
         self.dropout = nn.Dropout(dropout)
         self.recurrent = Bidirectional("gru", hidden, channels)
-        self.position, self.summary = float(position), summary
-        if self.position and summary:
-            raise ValueError("position must be 0 with summary: one token stands nowhere")
-        if self.position:
-            sinusoids(1, channels)  # raises
+        self.summary = summary
 
     def forward(self, waveform: Tensor, lengths: Tensor) -> EncoderOutput:
         """``(B, samples)`` float32 and ``(B,)`` in samples; features ``(B, frames / 2, channels)``, or one token."""
@@ -101,8 +90,6 @@ class CrnnEncoder(nn.Module):
         heard = self.recurrent(self.dropout(tokens), frames)
         if self.summary:
             return EncoderOutput(last_states(heard, frames), frames.clamp(max=1))
-        if self.position:
-            heard = heard + self.position * sinusoids(*heard.shape[1:], device=heard.device)
         return EncoderOutput(heard, frames)
 
 

@@ -41,8 +41,6 @@ _TOWERS: dict[str, Any] = {"fusion": "two_tower"}
 _CODES: dict[str, Any] = {**_TOWERS, "codes": 4}
 _AHEAD: dict[str, Any] = {"adversary_steps": 5, "adversary_strength": 1.0}
 
-_TIMELESS = {**PRESETS["digit-strings"]["encoders"]["audio"], "position": 0.0}
-
 # Tasks whose other models begin with single models, and what differs from the preset then; where they begin as the sum
 # of the log-probabilities of these, it is from what was tried in docs/training.md.
 _CONTINUED: dict[str, dict[str, Any]] = {
@@ -114,8 +112,6 @@ TASKS: dict[str, tuple[str, dict[str, dict[str, Any]]]] = {
             _SPEECH: {"modalities": ["audio"]},
             # Begun with its encoder, as those with the image are: what they gain is not that they learn twice.
             "CTC, speech alone, twice": {"modalities": ["audio"]},
-            # Where there is no image to ask, tokens need not know their time.
-            "CTC, speech alone, twice, no time": {"modalities": ["audio"], "encoders": {"audio": _TIMELESS}},
             "CTC, speech and image": {},
             "decoder, speech and image": {"fusion": "captioner", "layers": 2, "learning_rate": 2e-3},
         },

@@ -10,6 +10,7 @@ from crossmodal.models.ctc import ctc_loss, error_rate, greedy_decode
 from crossmodal.models.fusion import FUSIONS, Form, Fusion, build_fusion
 from crossmodal.models.fusion_classifier import FusionClassifier, FusionOutput
 from crossmodal.models.modality_dropout import modality_sets
+from crossmodal.models.positions import Positions
 from crossmodal.models.questions import Questions
 from crossmodal.models.transcriber import Transcriber
 from crossmodal.models.two_tower import Embeddings, TwoTower
@@ -23,6 +24,7 @@ __all__ = [
     "FusionClassifier",
     "FusionOutput",
     "Implementation",
+    "Positions",
     "Questions",
     "SharedCodebook",
     "Transcriber",

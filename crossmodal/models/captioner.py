@@ -11,6 +11,7 @@ from crossmodal.blocks.common_block import CommonBlock
 from crossmodal.blocks.operators import Implementation, operators_of
 from crossmodal.data.sample import Question
 from crossmodal.encoders.output import EncoderOutput
+from crossmodal.models.positions import Positions
 from crossmodal.models.questions import Questions
 from crossmodal.models.transcriber import encode_all
 from crossmodal.nn._heads import merge_heads, split_heads
@@ -48,14 +49,16 @@ class DecoderBlock(nn.Module):
         self.dropout = nn.Dropout(dropout)
         self.cross = CommonBlock(width, num_heads, dropout=dropout, implementation=implementation)
 
-    def forward(self, said: Tensor, sources: list[EncoderOutput]) -> Tensor:
-        """``(B, L, width)`` to the same; symbol i sees those up to itself."""
+    def forward(
+        self, said: Tensor, sources: list[EncoderOutput], positions: list[Tensor | None] | None = None
+    ) -> Tensor:
+        """``(B, L, width)`` to the same; symbol i sees those up to itself, and positions of the sources' keys."""
         query, key, value = (
             split_heads(part, self.num_heads) for part in self.to_query_key_value(self.norm(said)).chunk(3, dim=2)
         )
         attended = operators_of(self.implementation).attention(query, key, value, is_causal=True)
         said = said + self.dropout(self.to_out(merge_heads(attended)))
-        out: Tensor = self.cross(said, sources)[0]
+        out: Tensor = self.cross(said, sources, positions=positions)[0]
         return out
 
 
@@ -70,11 +73,12 @@ class Captioner(nn.Module):
         width, num_heads: of the common space and of attention.
         layers: decoder blocks.
         dropout: of what the blocks add.
+        positions: see :class:`crossmodal.models.Positions`; what was said knows its own.
         auxiliary: see :class:`crossmodal.models.Questions`.
         implementation: of the operators.
 
     Raises:
-        ValueError: when ``width`` is not a multiple of ``num_heads``.
+        ValueError: when ``width`` is not a multiple of ``num_heads``, or one of ``positions`` has no encoder.
     """
 
     def __init__(
@@ -88,11 +92,13 @@ class Captioner(nn.Module):
         num_heads: int = 4,
         layers: int = 2,
         dropout: float = 0.0,
+        positions: Mapping[str, float] | None = None,
         auxiliary: Mapping[str, Question] | None = None,
         implementation: Implementation = "fused",
     ) -> None:
         super().__init__()
         self.longest = longest
+        self.positions = Positions(positions, encoders, width)
         self.encoders = nn.ModuleDict(encoders)
         sizes = channels if isinstance(channels, Mapping) else dict.fromkeys(encoders, channels)
         self.to_common = nn.ModuleDict(
@@ -120,7 +126,7 @@ class Captioner(nn.Module):
             said: ``(B, L)`` int64 symbols from 1; padding is negative.
         """
         tokens = self._tokens(inputs, lengths)
-        logits = self._continue(self._sources(tokens), said.clamp(min=0))
+        logits = self._continue(*self._sources(tokens), said.clamp(min=0))
         return CaptionerOutput(logits, self.auxiliary.answers(tokens, self.encoders))
 
     def loss(self, output: CaptionerOutput, targets: Tensor) -> Tensor:
@@ -138,28 +144,29 @@ class Captioner(nn.Module):
     @torch.no_grad()
     def transcribe(self, inputs: Mapping[str, Tensor], lengths: Mapping[str, Tensor]) -> list[list[int]]:
         """The likeliest next symbol until the end, by sample; symbols from 1."""
-        sources = self._sources(self._tokens(inputs, lengths))
+        sources, positions = self._sources(self._tokens(inputs, lengths))
         batch = len(next(iter(lengths.values())))
         said = torch.zeros(batch, 0, dtype=torch.int64, device=self.position.device)
         ended = torch.zeros(batch, dtype=torch.bool, device=self.position.device)
         for _ in range(self.longest):
-            following = self._continue(sources, said)[:, -1].argmax(1).masked_fill(ended, END)
+            following = self._continue(sources, positions, said)[:, -1].argmax(1).masked_fill(ended, END)
             ended |= following == END
             if bool(ended.all()):
                 break
             said = torch.cat([said, following.unsqueeze(1)], 1)
         return [[symbol for symbol in row if symbol != END] for row in said.tolist()]
 
-    def _continue(self, sources: list[EncoderOutput], said: Tensor) -> Tensor:
+    def _continue(self, sources: list[EncoderOutput], positions: list[Tensor | None], said: Tensor) -> Tensor:
         begun = torch.cat([said.new_full((len(said), 1), END), said], 1)
         tokens = self.embedding(begun) + self.position[: begun.shape[1]]
         for layer in self.layers:
-            tokens = layer(tokens, sources)
+            tokens = layer(tokens, sources, positions)
         logits: Tensor = self.head(tokens)
         return logits
 
     def _tokens(self, inputs: Mapping[str, Tensor], lengths: Mapping[str, Tensor]) -> dict[str, EncoderOutput]:
         return encode_all(self.encoders, self.to_common, inputs, lengths)
 
-    def _sources(self, tokens: Mapping[str, EncoderOutput]) -> list[EncoderOutput]:
-        return [one._replace(features=one.features + self.kinds[name]) for name, one in tokens.items()]
+    def _sources(self, tokens: Mapping[str, EncoderOutput]) -> tuple[list[EncoderOutput], list[Tensor | None]]:
+        sources = [one._replace(features=one.features + self.kinds[name]) for name, one in tokens.items()]
+        return sources, [self.positions.of(name, one.features) for name, one in tokens.items()]

@@ -12,6 +12,7 @@ from crossmodal.data.sample import Question
 from crossmodal.encoders.output import EncoderOutput
 from crossmodal.encoders.padding import zero_padding
 from crossmodal.models.ctc import ctc_loss, greedy_decode
+from crossmodal.models.positions import Positions
 from crossmodal.models.questions import Questions
 
 
@@ -39,11 +40,13 @@ class Transcriber(nn.Module):
         speech: the modality that is spelt token by token.
         width, num_heads: of the common space and of attention.
         layers: blocks.
+        positions: see :class:`crossmodal.models.Positions`.
         auxiliary: see :class:`crossmodal.models.Questions`.
         implementation: of the operators.
 
     Raises:
-        ValueError: when ``speech`` has no encoder, or ``width`` is not a multiple of ``num_heads``.
+        ValueError: when ``speech`` or one of ``positions`` has no encoder, or ``width`` is not a multiple of
+            ``num_heads``.
     """
 
     def __init__(
@@ -56,6 +59,7 @@ class Transcriber(nn.Module):
         width: int = 48,
         num_heads: int = 4,
         layers: int = 1,
+        positions: Mapping[str, float] | None = None,
         auxiliary: Mapping[str, Question] | None = None,
         implementation: Implementation = "fused",
     ) -> None:
@@ -68,6 +72,7 @@ class Transcriber(nn.Module):
         self.to_common = nn.ModuleDict(
             {name: nn.Sequential(nn.Linear(sizes[name], width), nn.LayerNorm(width)) for name in encoders}
         )
+        self.positions = Positions(positions, encoders, width)
         self.layers = nn.ModuleList(CommonBlock(width, num_heads, implementation=implementation) for _ in range(layers))
         self.auxiliary = Questions(width, auxiliary, encoders)
         self.head = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, symbols + 1))
@@ -88,10 +93,12 @@ class Transcriber(nn.Module):
         """
         tokens = encode_all(self.encoders, self.to_common, inputs, lengths)
         spoken = tokens[self.speech]
-        others = [one for name, one in tokens.items() if name != self.speech]
+        others = [name for name in tokens if name != self.speech]
+        positions = [self.positions.of(name, tokens[name].features) for name in (self.speech, *others)]
         features = spoken.features
         for layer in self.layers:
-            features, _ = layer(features, [spoken._replace(features=features), *others])
+            sources = [spoken._replace(features=features), *(tokens[name] for name in others)]
+            features, _ = layer(features, sources, query_position=positions[0], positions=positions)
         answers = self.auxiliary.answers(tokens, self.encoders)
         return TranscriberOutput(self.head(features), spoken.lengths, answers)
 

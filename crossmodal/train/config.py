@@ -44,6 +44,7 @@ class TrainConfig:
         spoiled: share of each modality's inputs replaced by noise in training, one modality of a sample at most.
         width, num_heads, num_queries, layers, likeness, quality, experts, dropout: see
             :class:`crossmodal.models.FusionClassifier`.
+        positions: of models that spell: by modality, a factor; see :class:`crossmodal.models.Positions`.
         auxiliary: modalities whose auxiliary questions are asked in training, where the data have some
             (:class:`crossmodal.data.sample.Question`); None asks all.
         expert_weight, auxiliary_weight: of the experts' and of the auxiliary questions' losses.
@@ -99,6 +100,7 @@ class TrainConfig:
     quality: bool = False
     experts: str = "none"
     dropout: float = 0.0
+    positions: dict[str, float] = field(default_factory=dict)
     auxiliary: tuple[str, ...] | None = None
     expert_weight: float = 1.0
     auxiliary_weight: float = 1.0

@@ -36,9 +36,10 @@ def describe_model(config: TrainConfig, splits: Splits) -> dict[str, Any]:
     wanted = config.modalities or tuple(data.modalities)
     if unknown := [name for name in wanted if name not in data.modalities]:
         raise ValueError(f"modalities must be among {', '.join(data.modalities)}, got {', '.join(unknown)}")
-    # A preset may have encoders for more than this data set has; a name that nothing has is a mistake.
-    if unknown := [name for name in config.encoders if name not in {*data.modalities, "image", "audio", "text"}]:
-        raise ValueError(f"encoders must be for {', '.join(data.modalities)}, got {', '.join(unknown)}")
+    # A preset may have them for more than this data set has; a name that nothing has is a mistake.
+    for setting in ("encoders", "positions"):
+        if unknown := [n for n in getattr(config, setting) if n not in {*data.modalities, "image", "audio", "text"}]:
+            raise ValueError(f"{setting} must be for {', '.join(data.modalities)}, got {', '.join(unknown)}")
     return {
         "kind": _kind_of(config.fusion, data.task),
         "task": data.task,
@@ -46,6 +47,7 @@ def describe_model(config: TrainConfig, splits: Splits) -> dict[str, Any]:
         "modalities": {name: asdict(data.modalities[name]) for name in wanted},
         "auxiliary": {name: list(data.questions[name]) for name in _questions(config, data) if name in wanted},
         "encoders": {name: dict(config.encoders.get(name, {})) for name in wanted},
+        "positions": {name: config.positions[name] for name in wanted if name in config.positions},
         "model": {name: getattr(config, name) for name in (*_SHARED, *_OF_CLASSIFIER, *_OF_TOWERS)},
         "data": splits.description,
     }
@@ -110,6 +112,7 @@ def build_model(description: dict[str, Any], *, seed: int = 0) -> Model:
                 channels=channels,
                 symbols=len(description["classes"]),
                 layers=options["layers"],
+                positions=description["positions"],
                 auxiliary=questions,
                 **shared,
             )
@@ -120,6 +123,7 @@ def build_model(description: dict[str, Any], *, seed: int = 0) -> Model:
                 symbols=len(description["classes"]),
                 layers=options["layers"],
                 dropout=options["dropout"],
+                positions=description["positions"],
                 auxiliary=questions,
                 **shared,
             )

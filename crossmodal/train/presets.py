@@ -62,16 +62,12 @@ PRESETS["digit-strings"] = {
     "ema": 0.99,
     "fusion": "transcriber",
     "modality_dropout": 0.15,
+    # Which digit of the image is meant is told by the time.
+    "positions": {"audio": 1.0},
     "encoders": {
         "image": {"name": "vit", "patch": 14},
-        # 20 ms a token: spelling needs more tokens than letters. Which digit of the image is meant is told by the time.
-        "audio": {
-            "name": "crnn",
-            "hidden": 64,
-            "augment": {},
-            "log_mel": {"window": 200, "hop": 80},
-            "position": 1.0,
-        },
+        # 20 ms a token: spelling needs more tokens than letters.
+        "audio": {"name": "crnn", "hidden": 64, "augment": {}, "log_mel": {"window": 200, "hop": 80}},
     },
 }
 PRESETS["avfind-text"] = PRESETS["avfind"]

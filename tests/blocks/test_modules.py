@@ -55,6 +55,19 @@ def test_values_that_are_not_projected_are_the_tokens_themselves():
     torch.testing.assert_close(out, features.expand(-1, 3, -1))
 
 
+def test_positions_are_in_queries_and_keys_but_not_in_values():
+    module = CommonAttention(WIDTH, 1, project_values=False)
+    query, _ = tokens(4, 4, 4)
+    (features, lengths), other = tokens(6, 6, 3), tokens(3, 3, 2)
+    here, there = torch.randn(4, WIDTH), torch.randn(6, WIDTH)
+    placed = {"query_position": here, "positions": [there, None]}
+    weights = module.weights(query, [(features, lengths), other], **placed)
+    for got, wanted in zip(weights, module.weights(query + here, [(features + there, lengths), other]), strict=True):
+        torch.testing.assert_close(got, wanted)
+    out, _ = module(query, [(features, lengths), other], **placed)
+    torch.testing.assert_close(out, torch.cat(weights, 2) @ torch.cat([features, other[0]], 1))
+
+
 def test_weights_add_up_to_the_mass():
     module = CommonAttention(WIDTH, HEADS)
     query, _ = tokens(4, 4, 4)

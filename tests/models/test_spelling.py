@@ -85,6 +85,22 @@ def test_missing_second_source_is_the_same_left_out_and_of_length_zero(kind):
 
 
 @pytest.mark.parametrize("kind", [Transcriber, Captioner])
+def test_positions_are_asked_for_and_not_told(kind):
+    """They change what is attended to; where queries ask for nothing, nothing."""
+    plain, placed = make(kind).eval(), make(kind, positions={"audio": 1.0}).eval()
+    placed.load_state_dict(plain.state_dict())
+    batch = make_batch()
+    assert not torch.allclose(plain(*batch).logits, placed(*batch).logits, atol=1e-3)
+    for model in (plain, placed):
+        for name, parameter in model.named_parameters():
+            if ".to_query." in name:
+                nn.init.zeros_(parameter)
+    assert torch.equal(plain(*batch).logits, placed(*batch).logits)
+    with pytest.raises(ValueError, match="positions must be of audio, image, got 'smell'"):
+        make(kind, positions={"smell": 1.0})
+
+
+@pytest.mark.parametrize("kind", [Transcriber, Captioner])
 def test_easier_questions_are_answered_beside_the_text(kind):
     plain, asked = (make(kind, auxiliary=questions) for questions in (None, {"image": Question("number", 9)}))
     asked.load_state_dict(plain.state_dict(), strict=False)
