@@ -40,6 +40,7 @@ _SINGLE = {
 _TOWERS: dict[str, Any] = {"fusion": "two_tower"}
 _CODES: dict[str, Any] = {**_TOWERS, "codes": 4}
 _AHEAD: dict[str, Any] = {"adversary_steps": 5, "adversary_strength": 1.0}
+_DECODER: dict[str, Any] = {"fusion": "captioner", "layers": 2, "learning_rate": 2e-3}
 
 # Tasks whose other models begin with single models, and what differs from the preset then; where they begin as the sum
 # of the log-probabilities of these, it is from what was tried in docs/training.md.
@@ -110,10 +111,11 @@ TASKS: dict[str, tuple[str, dict[str, dict[str, Any]]]] = {
         "digit-strings",
         {
             _SPEECH: {"modalities": ["audio"]},
-            # Begun with its encoder, as those with the image are: what they gain is not that they learn twice.
+            # Begun with it, as those with the image are: what they gain is not that they learn twice.
             "CTC, speech alone, twice": {"modalities": ["audio"]},
             "CTC, speech and image": {},
-            "decoder, speech and image": {"fusion": "captioner", "layers": 2, "learning_rate": 2e-3},
+            "decoder, speech alone": {"modalities": ["audio"], **_DECODER},
+            "decoder, speech and image": _DECODER,
         },
     ),
     "speaker": (

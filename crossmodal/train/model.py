@@ -146,10 +146,15 @@ def build_model(description: dict[str, Any], *, seed: int = 0) -> Model:
 def begin_with(model: Model, description: dict[str, Any], runs: Mapping[str, Path]) -> None:
     """Copy what trained models know, of a modality each, into another model.
 
-    That is the encoder and the projection into the common space; and the whole answer, where the model has an expert
-    for the modality and the trained one answers the same question from this modality alone in the form ``queries``. A
-    product of experts that all begin so begins as the sum of their log-probabilities: the last layer of the fused head
-    is set to zero, and learns what they miss.
+    That is the encoder and the projection into the common space; and the whole answer, where the trained one answers
+    the same question from this modality alone, and:
+
+    - the model has an expert for the modality, and the trained one is of the form ``queries``. A product of experts
+      that all begin so begins as the sum of their log-probabilities: the last layer of the fused head is set to zero,
+      and learns what they miss;
+    - both are of one kind that spells, and no other modality is begun with: it begins as one that spells already, and
+      learns to attend to more. CTC from a fresh head says nothing but blanks for a while, in which an encoder forgets
+      what it knew.
 
     Args:
         model: whose weights are replaced.
@@ -166,9 +171,11 @@ def begin_with(model: Model, description: dict[str, Any], runs: Mapping[str, Pat
         for prefix in (f"encoders.{modality}.", f"to_common.{modality}."):
             if not _copied(model, prefix, _under(prefix, weights)):
                 raise ValueError(f"start must name runs with the same {prefix[:-1]}, got {path}")
-        if _answers_alone(trained, modality, description) and _copied(
-            model, f"experts.{modality}.", _as_expert(weights)
-        ):
+        if not _answers_alone(trained, modality, description):
+            continue
+        if description["kind"] in _SPELLERS and len(runs) == 1:
+            _copy_speller(model, weights)
+        elif _has_expert_s_form(trained) and _copied(model, f"experts.{modality}.", _as_expert(weights)):
             answering.add(modality)
     if isinstance(model, FusionClassifier) and model.trust is not None and answering == set(model.modalities):
         last = model.head[-1]
@@ -178,13 +185,17 @@ def begin_with(model: Model, description: dict[str, Any], runs: Mapping[str, Pat
 
 
 def _answers_alone(trained: dict[str, Any], modality: str, wanted: dict[str, Any]) -> bool:
-    """Whether a trained model answers the wanted question in the way of an :class:`Expert` of the modality."""
+    """Whether a trained model answers the wanted question from one modality, and weights mean the same in both."""
     return (
         all(trained.get(name) == wanted[name] for name in ("kind", "task", "classes"))
         and list(trained["modalities"]) == [modality]
-        and trained["model"]["fusion"] == "queries"
-        and trained["model"]["experts"] != "product"
+        and trained["model"]["num_heads"] == wanted["model"]["num_heads"]
     )
+
+
+def _has_expert_s_form(trained: dict[str, Any]) -> bool:
+    """Whether it answers in the way of an :class:`Expert`."""
+    return bool(trained["model"]["fusion"] == "queries" and trained["model"]["experts"] != "product")
 
 
 def _as_expert(weights: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -201,10 +212,25 @@ def _under(prefix: str, weights: dict[str, Tensor]) -> dict[str, Tensor]:
 def _copied(model: Model, prefix: str, weights: dict[str, Tensor]) -> bool:
     """Put weights into the part of a model under a prefix; False, and nothing done, where they are not its own."""
     mine = _under(prefix, model.state_dict())
-    if not mine or {name: value.shape for name, value in mine.items()} != {n: v.shape for n, v in weights.items()}:
+    if not mine or _shapes(mine) != _shapes(weights):
         return False
     model.load_state_dict({prefix + name: value for name, value in weights.items()}, strict=False)
     return True
+
+
+def _copy_speller(model: Model, weights: dict[str, Tensor]) -> None:
+    """Put one that spells into another of more modalities; nothing is done where they do not spell alike."""
+    of_modalities = ("encoders.", "to_common.", "kinds.", "auxiliary.")
+    mine, answer = (
+        {name: value for name, value in one.items() if not name.startswith(of_modalities)}
+        for one in (model.state_dict(), weights)
+    )
+    if _shapes(mine) == _shapes(answer):
+        model.load_state_dict({n: v for n, v in weights.items() if not n.startswith("auxiliary.")}, strict=False)
+
+
+def _shapes(weights: dict[str, Tensor]) -> dict[str, torch.Size]:
+    return {name: value.shape for name, value in weights.items()}
 
 
 def load_model(path: Path) -> tuple[Model, dict[str, Any]]:

@@ -1,5 +1,6 @@
 """Every kind of data and model goes through the same loop."""
 
+import dataclasses
 import functools
 import io
 import json
@@ -135,7 +136,10 @@ def test_product_of_experts_begins_as_the_sum_of_the_single_models(tmp_path, fus
         torch.testing.assert_close(row, sum(alone[name].log_softmax(1) * there[name] for name in chosen))
 
 
-@pytest.mark.parametrize("other", [{"fusion": "concat"}, {"experts": "product"}, {"num_queries": 1}])
+OTHERS = [{"fusion": "concat"}, {"experts": "product"}, {"num_queries": 1}, {"num_heads": 2}]
+
+
+@pytest.mark.parametrize("other", OTHERS)
 def test_single_models_whose_answer_is_no_expert_s_give_their_encoders_alone(tmp_path, other):
     model, singles, _ = begun(tmp_path, {"image": {}, "text": other})
     assert torch.equal(model.to_common["text"][0].weight, singles["text"].to_common["text"][0].weight)
@@ -147,6 +151,32 @@ def test_single_model_of_other_classes_gives_its_encoder_alone(tmp_path):
     model, singles, _ = begun(tmp_path, {"image": {"options": {"image_size": [1, 8, 8], "task": "multilabel"}}})
     assert torch.equal(model.to_common["image"][0].weight, singles["image"].to_common["image"][0].weight)
     assert not torch.equal(model.experts["image"].pool.queries, singles["image"].fusion.queries)
+
+
+@pytest.mark.parametrize("fusion", ["transcriber", "captioner"])
+def test_model_that_spells_begins_as_one_that_spells_from_sound_alone(root, tmp_path, fusion, monkeypatch):
+    """Without the image it says the same; a model of another size gives its encoder alone."""
+    monkeypatch.setattr(digit_strings, "_SIZES", {"train": 16, "validation": 8, "test": 8})
+    settings = {**PRESETS["digit-strings"], "epochs": 1, "samples": 16, "batch_size": 16, "fusion": fusion}
+    config = make_config({**settings, "data": "digit-strings", "root": str(root)})
+    alone = dataclasses.replace(config, modalities=("audio",))
+    start_run(alone, tmp_path, io.StringIO())
+    trained = open_run(tmp_path)[0]
+    splits = digit_strings.digit_strings(root)
+    found = []
+    for layers in (1, 2):
+        description = describe_model(dataclasses.replace(config, layers=layers), splits)
+        model = build_model(description, seed=7).eval()
+        begin_with(model, description, {"audio": tmp_path / MODEL})
+        found.append(model)
+    same, larger = found
+    collate = Collate(modalities_of(description))
+    batch = collate([splits.test[index] for index in range(8)]).without("image")
+    with torch.no_grad():
+        said = [model(batch.inputs, batch.lengths, batch.labels).logits for model in (trained, same, larger)]
+    torch.testing.assert_close(said[0], said[1])
+    assert not torch.allclose(said[0], said[2], atol=1e-3)
+    assert torch.equal(larger.to_common["audio"][0].weight, trained.to_common["audio"][0].weight)
 
 
 def test_frozen_encoders_stay_as_they_were_and_the_rest_learns(tmp_path):
