@@ -29,6 +29,7 @@ class DemoConfig:
         rates: words per minute.
         pitches: 0 to 99.
         timing_seconds: how long each comparison of speed may take, in seconds.
+        timing_rounds: of calls that it makes in any case.
     """
 
     seed: int = 0
@@ -48,6 +49,7 @@ class DemoConfig:
     rates: Sequence[int] = RATES
     pitches: Sequence[int] = PITCHES
     timing_seconds: float = 1.0
+    timing_rounds: int = 5
 
     @property
     def steps(self) -> int:
@@ -69,4 +71,5 @@ def quick_config(seed: int = 0, epochs: int = 2, threads: int = 1) -> DemoConfig
         rates=RATES[:1],
         pitches=PITCHES[:1],
         timing_seconds=0.1,
+        timing_rounds=1,
     )

@@ -163,7 +163,7 @@ def _time_operator(model: FusionClassifier, batch: Batch, config: DemoConfig) ->
         FusionShape("demo, learning", *size, sets * config.num_queries, tokens, head_dim, sets),
         FusionShape("77 over (197, 250, 77), D 64", 32, 8, 77, (197, 250, 77), 64),
     ]
-    return compare_speed(shapes, seconds=config.timing_seconds, seed=config.seed)
+    return compare_speed(shapes, seconds=config.timing_seconds, fewest_rounds=config.timing_rounds, seed=config.seed)
 
 
 def _require_everything() -> None:

@@ -15,7 +15,7 @@ from crossmodal.encoders.padding import is_real
 from crossmodal.masks import key_padding
 from crossmodal.types import Source
 
-_WARM_UP, _FEWEST_ROUNDS, _MOST_ROUNDS = 2, 5, 200
+_WARM_UP, _MOST_ROUNDS = 2, 200
 
 
 class FusionShape(NamedTuple):
@@ -98,12 +98,15 @@ class _Problem:
         return {"fused": self.fused, "reference": self.reference, "sdpa": self.sdpa}
 
 
-def compare_speed(shapes: Sequence[FusionShape], *, seconds: float, seed: int = 0) -> list[Timing]:
+def compare_speed(
+    shapes: Sequence[FusionShape], *, seconds: float, fewest_rounds: int = 5, seed: int = 0
+) -> list[Timing]:
     """Time forward, and forward + backward, of every shape.
 
     Args:
         shapes: what to time, in float32, with the number of threads that torch is set to.
-        seconds: about how long one comparison may take; a few rounds are made in any case.
+        seconds: about how long one comparison may take.
+        fewest_rounds: that are made in any case.
         seed: of the inputs and of the order of the calls.
 
     Raises:
@@ -123,7 +126,7 @@ def compare_speed(shapes: Sequence[FusionShape], *, seconds: float, seed: int = 
             torch.autograd.grad(way().sum(), leaves)
 
         for what, call in (("forward", forward), ("forward + backward", both)):
-            samples = _interleave(problem.ways(), call, seconds, random.Random(seed))
+            samples = _interleave(problem.ways(), call, seconds, fewest_rounds, random.Random(seed))
             timings.append(_summarize(shape.name, what, samples))
     return timings
 
@@ -147,15 +150,16 @@ def _interleave(
     ways: dict[str, Callable[[], Tensor]],
     call: Callable[[Callable[[], Tensor]], None],
     seconds: float,
+    fewest_rounds: int,
     order: random.Random,
 ) -> dict[str, list[float]]:
     """Seconds per call; each round calls every way once, in random order, so that drift hits all alike."""
     samples: dict[str, list[float]] = {name: [] for name in ways}
-    for _ in range(_WARM_UP):
+    for _ in range(min(_WARM_UP, fewest_rounds)):
         for way in ways.values():
             call(way)
     names, stop = list(ways), time.perf_counter() + seconds
-    while len(samples["fused"]) < _FEWEST_ROUNDS or (
+    while len(samples["fused"]) < fewest_rounds or (
         time.perf_counter() < stop and len(samples["fused"]) < _MOST_ROUNDS
     ):
         order.shuffle(names)

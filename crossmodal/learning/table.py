@@ -61,8 +61,7 @@ _NOTES = {
     ),
     "sentences": (
         "In training the image is also asked which digit is in each of its five places; which one is spoken when is "
-        "never told. All but the first row begin with the encoder of speech of that row. No time: tokens of sound that "
-        "do not know when they were heard; speech alone is better for it."
+        "never told. CTC begins with the whole model of the first row, a decoder with its encoder."
     ),
 }
 
