@@ -40,7 +40,6 @@ _SINGLE = {
 _TOWERS: dict[str, Any] = {"fusion": "two_tower"}
 _CODES: dict[str, Any] = {**_TOWERS, "codes": 4}
 _AHEAD: dict[str, Any] = {"adversary_steps": 5, "adversary_strength": 1.0}
-_DECODER: dict[str, Any] = {"fusion": "captioner", "layers": 2, "learning_rate": 2e-3}
 
 # Tasks whose other models begin with single models, and what differs from the preset then; where they begin as the sum
 # of the log-probabilities of these, it is from what was tried in docs/training.md.
@@ -114,8 +113,7 @@ TASKS: dict[str, tuple[str, dict[str, dict[str, Any]]]] = {
             # Begun with it, as those with the image are: what they gain is not that they learn twice.
             "CTC, speech alone, twice": {"modalities": ["audio"]},
             "CTC, speech and image": {},
-            "decoder, speech alone": {"modalities": ["audio"], **_DECODER},
-            "decoder, speech and image": _DECODER,
+            "decoder, speech and image": {"fusion": "captioner", "layers": 2, "learning_rate": 2e-3},
         },
     ),
     "speaker": (
