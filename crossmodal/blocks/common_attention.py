@@ -107,8 +107,8 @@ class CommonAttention(nn.Module):
         positions: Sequence[Tensor | None] | None,
     ) -> list[Source | None]:
         found: list[Source | None] = []
-        none = [None] * len(sources)
-        for source, bias, position in zip(sources, biases or none, positions or none, strict=True):
+        biases, positions = ([None] * len(sources) if one is None else one for one in (biases, positions))
+        for source, bias, position in zip(sources, biases, positions, strict=True):
             if source is None:
                 found.append(None)
                 continue

@@ -106,7 +106,7 @@ class Captioner(nn.Module):
         )
         self.kinds = nn.ParameterDict({name: nn.Parameter(torch.randn(width)) for name in encoders})
         self.embedding = nn.Embedding(symbols + 1, width)
-        self.position = nn.Parameter(torch.randn(longest + 1, width))
+        self.said_position = nn.Parameter(torch.randn(longest + 1, width))
         self.layers = nn.ModuleList(
             DecoderBlock(width, num_heads, dropout=dropout, implementation=implementation) for _ in range(layers)
         )
@@ -146,8 +146,8 @@ class Captioner(nn.Module):
         """The likeliest next symbol until the end, by sample; symbols from 1."""
         sources, positions = self._sources(self._tokens(inputs, lengths))
         batch = len(next(iter(lengths.values())))
-        said = torch.zeros(batch, 0, dtype=torch.int64, device=self.position.device)
-        ended = torch.zeros(batch, dtype=torch.bool, device=self.position.device)
+        said = torch.zeros(batch, 0, dtype=torch.int64, device=self.said_position.device)
+        ended = torch.zeros(batch, dtype=torch.bool, device=self.said_position.device)
         for _ in range(self.longest):
             following = self._continue(sources, positions, said)[:, -1].argmax(1).masked_fill(ended, END)
             ended |= following == END
@@ -158,7 +158,7 @@ class Captioner(nn.Module):
 
     def _continue(self, sources: list[EncoderOutput], positions: list[Tensor | None], said: Tensor) -> Tensor:
         begun = torch.cat([said.new_full((len(said), 1), END), said], 1)
-        tokens = self.embedding(begun) + self.position[: begun.shape[1]]
+        tokens = self.embedding(begun) + self.said_position[: begun.shape[1]]
         for layer in self.layers:
             tokens = layer(tokens, sources, positions)
         logits: Tensor = self.head(tokens)

@@ -6,6 +6,8 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor
 
+_LARGEST = torch.finfo(torch.float32).max
+
 
 class Positions:
     """What tokens ask with, and are asked for, in attention, beside what they say.
@@ -19,7 +21,7 @@ class Positions:
         width: of the tokens.
 
     Raises:
-        ValueError: for a modality that the model does not have, a factor that is no number, or an odd width.
+        ValueError: for a modality that the model does not have, a factor that is no finite float32, or an odd width.
     """
 
     def __init__(self, factors: Mapping[str, float] | None, modalities: Iterable[str], width: int) -> None:
@@ -27,17 +29,18 @@ class Positions:
         for name, factor in (factors or {}).items():
             if name not in known:
                 raise ValueError(f"positions must be of {', '.join(known)}, got {name!r}")
-            if isinstance(factor, bool) or not isinstance(factor, int | float) or not math.isfinite(factor):
+            if isinstance(factor, bool) or not isinstance(factor, int | float) or not abs(factor) <= _LARGEST:
                 raise ValueError(f"positions must be numbers by modality, got {factor!r} for {name}")
         self.factors = {name: float(factor) for name, factor in (factors or {}).items() if factor}
-        if self.factors:
-            sinusoids(1, width)  # raises
+        if self.factors and width % 2:
+            raise ValueError(f"width must be even with positions, got {width}")
 
     def of(self, modality: str, tokens: Tensor) -> Tensor | None:
         """``(L, width)`` for tokens ``(B, L, width)``; None for a modality without."""
         if modality not in self.factors:
             return None
-        return self.factors[modality] * sinusoids(*tokens.shape[1:], device=tokens.device)
+        waves = sinusoids(*tokens.shape[1:], device=tokens.device)
+        return (self.factors[modality] * waves).to(tokens.dtype)
 
 
 def sinusoids(

@@ -58,7 +58,8 @@ class TrainConfig:
             (:class:`crossmodal.models.SharedCodebook`).
         smoothing: of labels (Szegedy et al., arXiv 1512.00567).
         start: by modality, the folder of a run whose encoder and projection into the common space are begun with, and
-            its answer where there is an expert for it (:func:`crossmodal.train.model.begin_with`).
+            its answer where there is an expert for it, or where both spell
+            (:func:`crossmodal.train.model.begin_with`).
         frozen: the weights of encoders that are begun with stay as they are (Zhai et al., arXiv 2111.07991); what
             augments their input goes on.
         encoders: by modality, ``{"name": ..., "channels": ..., option: ...}``; see
@@ -135,6 +136,8 @@ class TrainConfig:
             _check(name, 0 <= getattr(self, name) < 1, getattr(self, name), "in [0, 1)")
         for name in ("learning_rate", "adversary_rate", "max_gradient"):
             _check(name, 0 < getattr(self, name) < math.inf, getattr(self, name), "a number above 0")
+        for factor in self.positions.values():
+            _check("positions", abs(factor) < math.inf, self.positions, "numbers by modality")
         _check("precision", self.precision in ("no", "bf16", "fp16"), self.precision, "no, bf16 or fp16")
         _check("parallel", self.parallel in ("ddp", "fsdp"), self.parallel, "ddp or fsdp")
         _check("device", self.device in ("auto", "cpu"), self.device, "auto or cpu")
@@ -190,20 +193,26 @@ def _check(name: str, good: bool, value: Any, wanted: str) -> None:
         raise ValueError(f"{name} must be {wanted}, got {value!r}")
 
 
+def _number(value: Any) -> float:
+    if isinstance(value, bool):
+        raise TypeError
+    return float(value)
+
+
 def _converted(name: str, one: dataclasses.Field[Any], value: Any) -> Any:
     """YAML reads 1e-3 as text and 1 as int; neither is a mistake. Everything else of another type is."""
     kind = one.type.__name__ if isinstance(one.type, type) else str(one.type)
     try:
         if name in _NAMES:
             return None if value is None else tuple(str(part) for part in value)
+        if name == "positions" and isinstance(value, dict):
+            return {str(modality): _number(factor) for modality, factor in value.items()}
         if kind == "float":
-            if isinstance(value, bool):
-                raise TypeError
-            return float(value)
+            return _number(value)
         wanted = {"int": int, "str": str, "bool": bool, "int | None": int | None, "str | None": str | None}
         expected = wanted.get(kind, dict)
         if not isinstance(value, expected) or (isinstance(value, bool) and kind != "bool"):
             raise TypeError
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise ValueError(f"{name} must be {kind}, got {value!r}") from None
     return value

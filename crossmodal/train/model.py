@@ -17,6 +17,7 @@ from crossmodal.models.transcriber import Transcriber
 from crossmodal.models.two_tower import TwoTower
 from crossmodal.train.checkpoint import load_checkpoint
 from crossmodal.train.config import TrainConfig
+from crossmodal.train.state import shapes_of
 
 TWO_TOWER = "two_tower"
 _SPELLERS = ("transcriber", "captioner")
@@ -30,7 +31,7 @@ def describe_model(config: TrainConfig, splits: Splits) -> dict[str, Any]:
     """What :func:`build_model` has to know, ready for JSON.
 
     Raises:
-        ValueError: when a modality is asked for, or has an encoder, that the data do not have.
+        ValueError: when a modality is asked for, or has an encoder or positions, that the data do not have.
     """
     data = splits.train
     wanted = config.modalities or tuple(data.modalities)
@@ -39,7 +40,7 @@ def describe_model(config: TrainConfig, splits: Splits) -> dict[str, Any]:
     # A preset may have them for more than this data set has; a name that nothing has is a mistake.
     for setting in ("encoders", "positions"):
         if unknown := [n for n in getattr(config, setting) if n not in {*data.modalities, "image", "audio", "text"}]:
-            raise ValueError(f"{setting} must be for {', '.join(data.modalities)}, got {', '.join(unknown)}")
+            raise ValueError(f"{setting} must be for {', '.join(data.modalities)}, got {', '.join(map(str, unknown))}")
     return {
         "kind": _kind_of(config.fusion, data.task),
         "task": data.task,
@@ -143,7 +144,7 @@ def build_model(description: dict[str, Any], *, seed: int = 0) -> Model:
         )
 
 
-def begin_with(model: Model, description: dict[str, Any], runs: Mapping[str, Path]) -> None:
+def begin_with(model: Model, description: dict[str, Any], runs: Mapping[str, Path]) -> list[str]:
     """Copy what trained models know, of a modality each, into another model.
 
     That is the encoder and the projection into the common space; and the whole answer, where the trained one answers
@@ -152,36 +153,43 @@ def begin_with(model: Model, description: dict[str, Any], runs: Mapping[str, Pat
     - the model has an expert for the modality, and the trained one is of the form ``queries``. A product of experts
       that all begin so begins as the sum of their log-probabilities: the last layer of the fused head is set to zero,
       and learns what they miss;
-    - both are of one kind that spells, and no other modality is begun with: it begins as one that spells already, and
-      learns to attend to more. CTC from a fresh head says nothing but blanks for a while, in which an encoder forgets
-      what it knew.
+    - both are of one kind that spells, of as many layers, and no other run does: it begins as one that spells already,
+      and learns to attend to more. CTC from a fresh head says nothing but blanks for a while, in which an encoder
+      forgets what it knew. Positions may differ; what attention does with them is soon learnt.
 
     Args:
         model: whose weights are replaced.
         description: what it was built from.
         runs: by modality, the checkpoint of the trained model.
 
+    Returns:
+        For people: by run, what was taken from it.
+
     Raises:
         FileNotFoundError: when there is no such file.
         ValueError: when a trained model has no such modality, or parts of another shape.
     """
-    answering = set()
-    for modality, path in runs.items():
-        weights, trained = load_checkpoint(path)
+    checkpoints = {modality: load_checkpoint(path) for modality, path in runs.items()}
+    answers = [name for name, (_, trained) in checkpoints.items() if _answers_alone(trained, name, description)]
+    whole = set()
+    for modality, (weights, _) in checkpoints.items():
         for prefix in (f"encoders.{modality}.", f"to_common.{modality}."):
             if not _copied(model, prefix, _under(prefix, weights)):
-                raise ValueError(f"start must name runs with the same {prefix[:-1]}, got {path}")
-        if not _answers_alone(trained, modality, description):
-            continue
-        if description["kind"] in _SPELLERS and len(runs) == 1:
-            _copy_speller(model, weights)
-        elif _has_expert_s_form(trained) and _copied(model, f"experts.{modality}.", _as_expert(weights)):
-            answering.add(modality)
-    if isinstance(model, FusionClassifier) and model.trust is not None and answering == set(model.modalities):
+                raise ValueError(f"start must name runs with the same {prefix[:-1]}, got {runs[modality]}")
+    for modality in answers:
+        weights, trained = checkpoints[modality]
+        if description["kind"] in _SPELLERS:
+            taken = len(answers) == 1 and _copied_speller(model, weights)
+        else:
+            taken = _has_expert_s_form(trained) and _copied(model, f"experts.{modality}.", _as_expert(weights))
+        if taken:
+            whole.add(modality)
+    if isinstance(model, FusionClassifier) and model.trust is not None and whole == set(model.modalities):
         last = model.head[-1]
         assert isinstance(last, nn.Linear)
         nn.init.zeros_(last.weight)
         nn.init.zeros_(last.bias)
+    return [f"{'the whole' if name in whole else 'the encoder'} of {path.parent}" for name, path in runs.items()]
 
 
 def _answers_alone(trained: dict[str, Any], modality: str, wanted: dict[str, Any]) -> bool:
@@ -212,25 +220,23 @@ def _under(prefix: str, weights: dict[str, Tensor]) -> dict[str, Tensor]:
 def _copied(model: Model, prefix: str, weights: dict[str, Tensor]) -> bool:
     """Put weights into the part of a model under a prefix; False, and nothing done, where they are not its own."""
     mine = _under(prefix, model.state_dict())
-    if not mine or _shapes(mine) != _shapes(weights):
+    if not mine or shapes_of(mine) != shapes_of(weights):
         return False
     model.load_state_dict({prefix + name: value for name, value in weights.items()}, strict=False)
     return True
 
 
-def _copy_speller(model: Model, weights: dict[str, Tensor]) -> None:
-    """Put one that spells into another of more modalities; nothing is done where they do not spell alike."""
+def _copied_speller(model: Model, weights: dict[str, Tensor]) -> bool:
+    """Put one that spells from a modality into another; False, and nothing done, where they do not spell alike."""
     of_modalities = ("encoders.", "to_common.", "kinds.", "auxiliary.")
     mine, answer = (
         {name: value for name, value in one.items() if not name.startswith(of_modalities)}
         for one in (model.state_dict(), weights)
     )
-    if _shapes(mine) == _shapes(answer):
-        model.load_state_dict({n: v for n, v in weights.items() if not n.startswith("auxiliary.")}, strict=False)
-
-
-def _shapes(weights: dict[str, Tensor]) -> dict[str, torch.Size]:
-    return {name: value.shape for name, value in weights.items()}
+    if shapes_of(mine) != shapes_of(answer):
+        return False
+    model.load_state_dict({n: v for n, v in weights.items() if not n.startswith("auxiliary.")}, strict=False)
+    return True
 
 
 def load_model(path: Path) -> tuple[Model, dict[str, Any]]:
@@ -239,11 +245,14 @@ def load_model(path: Path) -> tuple[Model, dict[str, Any]]:
     Raises:
         MissingExtraError: when safetensors is not installed.
         FileNotFoundError: when there is no such file.
-        ValueError: when the file is no checkpoint of a training run.
+        ValueError: when the file is no checkpoint of a training run, or one of another version.
     """
     weights, description = load_checkpoint(path)
     if "kind" not in description:
         raise ValueError(f"{path} holds no model of `crossmodal train`")
+    description.setdefault("positions", {})  # what is from before there were any does not name them
     model = build_model(description)
+    if shapes_of(model.state_dict()) != shapes_of(weights):
+        raise ValueError(f"{path} holds weights of another version of crossmodal; train again")
     model.load_state_dict(weights)
     return model.eval(), description

@@ -22,7 +22,7 @@ from crossmodal.train.loop import Progress, Trainer, averages_of
 from crossmodal.train.model import begin_with, build_model, describe_model, load_model, modalities_of
 from crossmodal.train.processes import Processes, load_whole_state, whole_state, whole_tensor
 from crossmodal.train.progress import EpochLine
-from crossmodal.train.state import flatten, unflatten, write_tensors, write_text
+from crossmodal.train.state import flatten, shapes_of, unflatten, write_tensors, write_text
 
 CONFIG, MODEL, STATE = "config.yaml", "model.safetensors", "state.safetensors"
 METRICS, LOG = "metrics.json", "log.csv"
@@ -113,14 +113,18 @@ class _Run:
             only=config.modalities,
         )
         self.description = describe_model(config, self.splits)
+        # As JSON gives it back, to be compared with what a state was saved from.
+        self._model = json.loads(json.dumps({k: v for k, v in self.description.items() if k != "data"}))
         if config.parallel == "fsdp" and processes.count > 1 and self.description["kind"] == "captioner":
             raise ValueError("parallel must be ddp for a captioner: it is asked symbol by symbol, past FSDP's hooks")
         if config.parallel == "fsdp" and processes.count > 1 and config.adversary_steps:
             raise ValueError("parallel must be ddp for an adversary with steps of its own: it needs its whole weights")
         model = build_model(self.description, seed=config.seed)
-        self._shapes = {name: value.shape for name, value in model.state_dict().items()}
+        self._shapes = shapes_of(model.state_dict())
         if not (out / STATE).exists():
-            begin_with(model, self.description, {name: Path(run) / MODEL for name, run in config.start.items()})
+            starts = {name: Path(run) / MODEL for name, run in config.start.items()}
+            for begun in begin_with(model, self.description, starts):
+                print(f"begins with {begun}", file=self.stream)
         for name in config.start if config.frozen else ():
             model.encoders[name].requires_grad_(False)
         self.trainer = Trainer(
@@ -194,9 +198,8 @@ class _Run:
                 **flatten(trainer.learner.state(), "learner"),
             }
             scaler = trainer.scaler_state()
-            write_tensors(
-                self.out / STATE, tensors, {**vars(progress), "groups": moments["param_groups"], "scaler": scaler}
-            )
+            rest = {"groups": moments["param_groups"], "scaler": scaler, "model": self._model}
+            write_tensors(self.out / STATE, tensors, {**vars(progress), **rest})
         self.processes.wait()
 
     def _load_state(self) -> None:
@@ -204,10 +207,11 @@ class _Run:
         if not path.exists():
             return
         tensors, description = load_checkpoint(path)
-        groups, scaler = description.pop("groups"), description.pop("scaler")
+        groups, scaler, saved = description.pop("groups"), description.pop("scaler"), description.pop("model", None)
         trainer = self.trainer
         weights = unflatten(tensors, "weights")
-        if {name: value.shape for name, value in weights["model"].items()} != self._shapes:
+        same = saved == self._model and shapes_of(weights["model"]) == self._shapes
+        if not same or bool(trainer.average) != ("average" in weights):
             raise RunError(
                 f"{path} holds another model than {CONFIG} describes, such as one of another version or of settings "
                 f"changed since; begin again without --resume"

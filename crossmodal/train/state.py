@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from crossmodal._extras import require
@@ -80,6 +81,11 @@ def unflatten(flat: Mapping[str, Tensor], prefix: str) -> dict[str, Any]:
             place = place.setdefault(part, {})
         place[path[-1]] = tensor
     return nested
+
+
+def shapes_of(tensors: Mapping[str, Tensor]) -> dict[str, torch.Size]:
+    """By name: what has to be the same for weights to fit."""
+    return {name: tensor.shape for name, tensor in tensors.items()}
 
 
 def _library_error() -> type[Exception]:

@@ -31,7 +31,8 @@ def test_modalities_without_a_factor_have_no_place():
         ({"audio": True}, 8, "positions must be numbers by modality, got True for audio"),
         ({"audio": "near"}, 8, "got 'near' for audio"),
         ({"audio": float("nan")}, 8, "got nan for audio"),
-        ({"audio": 1.0}, 7, "channels must be even, got 7"),
+        ({"audio": 1e39}, 8, "got 1e\\+39 for audio"),
+        ({"audio": 1.0}, 7, "width must be even with positions, got 7"),
     ],
 )
 def test_positions_that_mean_nothing_are_refused(factors, width, message):

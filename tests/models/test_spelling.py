@@ -25,6 +25,7 @@ def make(kind, **options):
 
 
 def make_batch():
+    torch.manual_seed(1)
     inputs = {"audio": torch.randint(1, 9, (3, 8)), "image": torch.randint(1, 9, (3, 4))}
     lengths = {"audio": torch.tensor([8, 8, 6]), "image": torch.tensor([4, 0, 2])}
     targets = torch.tensor([[1, 2, 3], [5, 5, -1], [4, -1, -1]])
@@ -98,6 +99,16 @@ def test_positions_are_asked_for_and_not_told(kind):
     assert torch.equal(plain(*batch).logits, placed(*batch).logits)
     with pytest.raises(ValueError, match="positions must be of audio, image, got 'smell'"):
         make(kind, positions={"smell": 1.0})
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+@pytest.mark.parametrize("kind", [Transcriber, Captioner])
+def test_positions_have_the_dtype_of_the_tokens(kind, dtype):
+    model = make(kind, positions={"audio": 1.0}).eval()
+    wanted = model(*make_batch()).logits
+    got = model.to(dtype)(*make_batch()).logits
+    assert got.dtype == dtype
+    torch.testing.assert_close(got.float(), wanted, rtol=0, atol=0.1)
 
 
 @pytest.mark.parametrize("kind", [Transcriber, Captioner])

@@ -18,6 +18,7 @@ from crossmodal.data.batch import Batch
 from crossmodal.data.collate import Collate
 from crossmodal.data.manifest import ManifestOptions, manifest_splits
 from crossmodal.train.answers import answers_of
+from crossmodal.train.checkpoint import load_checkpoint
 from crossmodal.train.config import make_config
 from crossmodal.train.evaluation import evaluate_run, open_run
 from crossmodal.train.inputs import Inputs
@@ -26,6 +27,7 @@ from crossmodal.train.model import begin_with, build_model, describe_model, moda
 from crossmodal.train.predict import predict
 from crossmodal.train.presets import PRESETS
 from crossmodal.train.run import MODEL, start_run
+from crossmodal.train.state import write_tensors
 from tests.data.recorded import make_root
 from tests.train.runs import SETTINGS, make_manifest
 
@@ -153,23 +155,27 @@ def test_single_model_of_other_classes_gives_its_encoder_alone(tmp_path):
     assert not torch.equal(model.experts["image"].pool.queries, singles["image"].fusion.queries)
 
 
+def spelling(monkeypatch, root, fusion):
+    """Settings of a run on a few sentences."""
+    monkeypatch.setattr(digit_strings, "_SIZES", {"train": 16, "validation": 8, "test": 8})
+    settings = {**PRESETS["digit-strings"], "epochs": 1, "samples": 16, "batch_size": 16, "fusion": fusion}
+    return make_config({**settings, "data": "digit-strings", "root": str(root)})
+
+
 @pytest.mark.parametrize("fusion", ["transcriber", "captioner"])
 def test_model_that_spells_begins_as_one_that_spells_from_sound_alone(root, tmp_path, fusion, monkeypatch):
     """Without the image it says the same; a model of another size gives its encoder alone."""
-    monkeypatch.setattr(digit_strings, "_SIZES", {"train": 16, "validation": 8, "test": 8})
-    settings = {**PRESETS["digit-strings"], "epochs": 1, "samples": 16, "batch_size": 16, "fusion": fusion}
-    config = make_config({**settings, "data": "digit-strings", "root": str(root)})
-    alone = dataclasses.replace(config, modalities=("audio",))
-    start_run(alone, tmp_path, io.StringIO())
+    config = spelling(monkeypatch, root, fusion)
+    start_run(dataclasses.replace(config, modalities=("audio",)), tmp_path, io.StringIO())
     trained = open_run(tmp_path)[0]
     splits = digit_strings.digit_strings(root)
     found = []
-    for layers in (1, 2):
-        description = describe_model(dataclasses.replace(config, layers=layers), splits)
+    for changes, taken in (({}, "the whole"), ({"layers": 2}, "the encoder"), ({"num_heads": 2}, "the encoder")):
+        description = describe_model(dataclasses.replace(config, **changes), splits)
         model = build_model(description, seed=7).eval()
-        begin_with(model, description, {"audio": tmp_path / MODEL})
+        assert begin_with(model, description, {"audio": tmp_path / MODEL}) == [f"{taken} of {tmp_path}"]
         found.append(model)
-    same, larger = found
+    same, larger, _ = found
     collate = Collate(modalities_of(description))
     batch = collate([splits.test[index] for index in range(8)]).without("image")
     with torch.no_grad():
@@ -177,6 +183,31 @@ def test_model_that_spells_begins_as_one_that_spells_from_sound_alone(root, tmp_
     torch.testing.assert_close(said[0], said[1])
     assert not torch.allclose(said[0], said[2], atol=1e-3)
     assert torch.equal(larger.to_common["audio"][0].weight, trained.to_common["audio"][0].weight)
+
+
+def test_two_that_spell_give_their_encoders_and_one_beside_another_is_taken_whole(root, tmp_path, monkeypatch):
+    config = spelling(monkeypatch, root, "captioner")
+    single = {"audio": tmp_path / "audio" / MODEL, "image": tmp_path / "image" / MODEL}
+    for name in single:
+        start_run(dataclasses.replace(config, modalities=(name,)), tmp_path / name, io.StringIO())
+    splits = digit_strings.digit_strings(root)
+    for fusion in ("captioner", "transcriber"):
+        description = describe_model(dataclasses.replace(config, fusion=fusion), splits)
+        said = begin_with(build_model(description), description, single)
+        assert said == [f"the encoder of {tmp_path / name}" for name in single]
+    transcriber = dataclasses.replace(config, fusion="transcriber", modalities=("audio",))
+    start_run(transcriber, tmp_path / "spells", io.StringIO())
+    said = begin_with(build_model(description), description, {**single, "audio": tmp_path / "spells" / MODEL})
+    assert said == [f"the whole of {tmp_path / 'spells'}", f"the encoder of {tmp_path / 'image'}"]
+
+
+def test_run_of_another_version_is_refused(tmp_path):
+    start_run(make_config({**SETTINGS, "epochs": 1, "data": str(make_manifest(tmp_path))}), tmp_path, io.StringIO())
+    weights, description = load_checkpoint(tmp_path / MODEL)
+    weights["head.renamed"] = weights.pop("head.1.weight")
+    write_tensors(tmp_path / MODEL, weights, description)
+    with pytest.raises(ValueError, match="holds weights of another version of crossmodal"):
+        open_run(tmp_path)
 
 
 def test_frozen_encoders_stay_as_they_were_and_the_rest_learns(tmp_path):
