@@ -84,27 +84,21 @@ class CommonAttention(nn.Module):
 
     @torch.no_grad()
     def weights(
-        self,
-        query: Tensor,
-        sources: Sequence[Tokens | None],
-        *,
-        biases: Sequence[Tensor | None] | None = None,
-        query_position: Tensor | None = None,
-        positions: Sequence[Tensor | None] | None = None,
+        self, query: Tensor, sources: Sequence[Tokens | None], *, biases: Sequence[Tensor | None] | None = None
     ) -> list[Tensor]:
         """By source ``(B, Lq, L)``, mean over the heads; together they sum to 1. Empty for a source that is None."""
-        found = self._sources(sources, biases, positions)
-        weights = operators_of(self.implementation).associate(self._query(query, query_position), found, reduce="heads")
+        found = self._sources(sources, biases)
+        weights = operators_of(self.implementation).associate(self._query(query), found, reduce="heads")
         return list(weights.split([0 if source is None else source.key.shape[2] for source in found], dim=2))
 
-    def _query(self, query: Tensor, position: Tensor | None) -> Tensor:
+    def _query(self, query: Tensor, position: Tensor | None = None) -> Tensor:
         return split_heads(self.to_query(_placed(query, position)), self.num_heads)
 
     def _sources(
         self,
         sources: Sequence[Tokens | None],
         biases: Sequence[Tensor | None] | None,
-        positions: Sequence[Tensor | None] | None,
+        positions: Sequence[Tensor | None] | None = None,
     ) -> list[Source | None]:
         found: list[Source | None] = []
         biases, positions = ([None] * len(sources) if one is None else one for one in (biases, positions))

@@ -82,22 +82,10 @@ class CommonBlock(nn.Module):
         return tokens + self.feed_forward(tokens), mass
 
     def weights(
-        self,
-        tokens: Tensor,
-        sources: Sequence[Tokens | None],
-        *,
-        biases: Sequence[Tensor | None] | None = None,
-        query_position: Tensor | None = None,
-        positions: Sequence[Tensor | None] | None = None,
+        self, tokens: Tensor, sources: Sequence[Tokens | None], *, biases: Sequence[Tensor | None] | None = None
     ) -> list[Tensor]:
         """By source ``(B, Lq, L)``: what this block attends to."""
-        return self.attention.weights(
-            self.query_norm(tokens),
-            self._normed(sources),
-            biases=biases,
-            query_position=query_position,
-            positions=positions,
-        )
+        return self.attention.weights(self.query_norm(tokens), self._normed(sources), biases=biases)
 
     def _normed(self, sources: Sequence[Tokens | None]) -> list[Tokens | None]:
         return [source and (self.source_norm(source[0]), source[1]) for source in sources]

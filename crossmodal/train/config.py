@@ -136,8 +136,6 @@ class TrainConfig:
             _check(name, 0 <= getattr(self, name) < 1, getattr(self, name), "in [0, 1)")
         for name in ("learning_rate", "adversary_rate", "max_gradient"):
             _check(name, 0 < getattr(self, name) < math.inf, getattr(self, name), "a number above 0")
-        for factor in self.positions.values():
-            _check("positions", abs(factor) < math.inf, self.positions, "numbers by modality")
         _check("precision", self.precision in ("no", "bf16", "fp16"), self.precision, "no, bf16 or fp16")
         _check("parallel", self.parallel in ("ddp", "fsdp"), self.parallel, "ddp or fsdp")
         _check("device", self.device in ("auto", "cpu"), self.device, "auto or cpu")

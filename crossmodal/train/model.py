@@ -154,7 +154,7 @@ def begin_with(model: Model, description: dict[str, Any], runs: Mapping[str, Pat
       that all begin so begins as the sum of their log-probabilities: the last layer of the fused head is set to zero,
       and learns what they miss;
     - both are of one kind that spells, of as many layers, and no other run does: it begins as one that spells already,
-      and learns to attend to more. CTC from a fresh head says nothing but blanks for a while, in which an encoder
+      and learns to attend to more. CTC from a fresh head says next to nothing for a while, in which an encoder
       forgets what it knew. Positions may differ; what attention does with them is soon learnt.
 
     Args:

@@ -60,11 +60,8 @@ def test_positions_are_in_queries_and_keys_but_not_in_values():
     query, _ = tokens(4, 4, 4)
     (features, lengths), other = tokens(6, 6, 3), tokens(3, 3, 2)
     here, there = torch.randn(4, WIDTH), torch.randn(6, WIDTH)
-    placed = {"query_position": here, "positions": [there, None]}
-    weights = module.weights(query, [(features, lengths), other], **placed)
-    for got, wanted in zip(weights, module.weights(query + here, [(features + there, lengths), other]), strict=True):
-        torch.testing.assert_close(got, wanted)
-    out, _ = module(query, [(features, lengths), other], **placed)
+    out, _ = module(query, [(features, lengths), other], query_position=here, positions=[there, None])
+    weights = module.weights(query + here, [(features + there, lengths), other])
     torch.testing.assert_close(out, torch.cat(weights, 2) @ torch.cat([features, other[0]], 1))
 
 
