@@ -30,16 +30,20 @@ from build_tools.settings import ROOT, BuildError, CudaToolkit, find_cuda
 SERIALIZED = ("C7508", "C7512")
 
 # Registers of a thread, by what a kernel's name contains; the first that fits counts. 128 threads to a
-# block: 168 leave room for three blocks on a multiprocessor, 255 for two.
+# block: 168 leave room for three blocks on a multiprocessor, 255 for two. Weighted sums: three blocks of
+# 7 warps, or four of 5.
 REGISTER_CAPS = (
     (r"attention_fwd_kernel<.*16>, (32|64), true>", 168),
+    (r"row_sum_kernel<.*16>, 0, true>", 80),
+    (r"row_sum_kernel<.*16>, 1, true>", 96),
+    (r"row_products_kernel<.*16>", 80),
     (r"", 255),
 )
 
 LOCAL_MEMORY = re.compile(r"\b(LDL|STL)\b")
 MATRIX_INSTRUCTION = "HMMA"
 # Sources of kernels whose products are matrix instructions.
-MADE_OF_MATRIX_INSTRUCTIONS = re.compile(r"^(b?f16|tf32)")
+MADE_OF_MATRIX_INSTRUCTIONS = re.compile(r"^(b?f16|tf32|weighted_sum)")
 WITHOUT_THEM = "attention_few"
 
 
@@ -55,7 +59,7 @@ class KernelReport:
     def name(self) -> str:
         name = subprocess.check_output(["c++filt", self.kernel], text=True).strip()
         name = re.sub(r"\(anonymous namespace\)::|crossmodal::|cuda::|^void ", "", name)
-        return re.sub(r"\((bool|int)\)", "", name).split("(")[0]
+        return re.sub(r"\((bool|int|Along)\)", "", name).split("(")[0]
 
     @property
     def faults(self) -> list[str]:

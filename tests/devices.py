@@ -35,6 +35,7 @@ NOT_ON_A_GPU = {
     "test_forty_modalities": "a GPU takes 8 sources",
     r"test_hidden_keys_may_as_well_not_be_there.*long": "only the CPU packs keys: equal but for rounding",
     "test_offsets_that_cannot_be_read_are_clamped": "compiled graphs hold the operators of the CPU",
+    "test_vmap_agrees_with_a_loop": "vmap's tensors cannot be moved; tests/cuda has a test of its own",
     "test_leaves_transforms_to_the_general_way": "rules of vmap belong to the operators of the CPU",
     r"test_mask_does_not_depend_on_the_chunk_of_keys\[.*600": "values are wider than kernels of a GPU take",
     "test_lse_and_mass_are_those_before_dropout": "blocks of keys begin elsewhere with dropout: equal but for rounding",

@@ -136,15 +136,20 @@ def test_cuda_kernels_are_chosen_by_the_problem_and_the_gpu(on_cuda, monkeypatch
     sink = on_cuda(8, dtype=torch.float32).requires_grad_()
     assert kernels(1, 197, sink=sink) == ("sm80_few_queries", "sm80_mma_short", 1)
     # 8 blocks of 64 queries leave most of 100 multiprocessors idle; two blocks of 64 keys are a share.
-    assert kernels(64, 4096, batch=1) == ("sm80_mma", "sm80_mma", 25)
-    assert kernels(64, 256, batch=1) == ("sm80_mma", "sm80_mma", 2)
+    assert kernels(64, 4096, batch=1) == ("sm80_mma", "sm80_mma, 25 shares of keys", 25)
+    assert kernels(64, 256, batch=1) == ("sm80_mma", "sm80_mma, 2 shares of keys", 2)
+    assert kernels(64, 4096, batch=1, softcap=20.0) == ("sm80_mma", "sm80_mma", 25)  # plain scores alone
     assert kernels(1, 65536, batch=1) == ("sm80_few_queries", "sm80_few_queries, 32 shares of keys", 32)
+    # A thousand heads of all samples or more: eight for each multiprocessor.
+    for batch, head_dim, warps in ((512, 64, 1), (512, 72, 4), (64, 64, 4)):
+        q, k = on_cuda(batch, 8, 1, head_dim), on_cuda(batch, 8, 197, head_dim)
+        assert explain(crossmodal.attention, q, k, k).details["warps to a row"] == warps
     lengths = on_cuda(64, dtype=torch.int64)
     q = on_cuda(64, 8, 197, 64)
     assert explain(crossmodal.attention, q, q, q, key_lengths=lengths).details["tiles"] == "queue, most work first"
     assert explain(crossmodal.attention, q, q, q).details["tiles"] == "in turn"
     monkeypatch.setattr(_cuda_plans, "device_of", lambda operand: SMALL)
-    assert kernels(64, 4096, batch=1) == ("sm80_mma", "sm80_mma", 2)
+    assert kernels(64, 4096, batch=1) == ("sm80_mma", "sm80_mma, 2 shares of keys", 2)
 
 
 def test_every_better_cuda_kernel_says_why_it_does_not_run(on_cuda, monkeypatch):

@@ -68,10 +68,13 @@ def test_sink_far_above_every_key_leaves_nothing(isa, reduce):
         assert (m.associate(Q, K, attn_mask=lowest, sink=torch.zeros(2), reduce=reduce) == 0).all()
 
 
+@pytest.mark.parametrize("half", [False, True], ids=["float32", "bfloat16"])
 @pytest.mark.parametrize("queries", [9, 80])
-def test_query_of_minus_infinity_sees_nothing_and_sends_nothing_back(isa, queries):
+def test_query_of_minus_infinity_sees_nothing_and_sends_nothing_back(isa, queries, half):
+    dtype = torch.bfloat16 if half else torch.float32
     q, k, v = torch.randn(1, 2, queries, 8), torch.rand(1, 2, 7, 8) + 0.1, torch.randn(1, 2, 7, 8)
-    dout, others = torch.randn(1, 2, queries, 8), [i for i in range(queries) if i != 2]
+    q, k, v, dout = (x.to(dtype) for x in (q, k, v, torch.randn(1, 2, queries, 8)))
+    others = [i for i in range(queries) if i != 2]
 
     def run(q, dout):
         inputs = [x.clone().requires_grad_() for x in (q, k, v)]
@@ -85,3 +88,18 @@ def test_query_of_minus_infinity_sees_nothing_and_sends_nothing_back(isa, querie
     got = (out[:, :, others], gradients[0][:, :, others], *gradients[1:])
     for mine, expected in zip(got, (wanted, dq, dk, dv), strict=True):
         torch.testing.assert_close(mine, expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("band", [{"is_causal": True}, {"window_size": (2, 2)}], ids=["causal", "window"])
+@pytest.mark.parametrize("which", [1, 2], ids=["key", "value"])
+def test_key_out_of_reach_of_every_query_may_be_nan(isa, dtype, band, which):
+    inputs = [torch.randn(2, 2, n, 32, dtype=dtype) for n in (5, 10, 10)]
+    inputs[which][:, :, 9] = torch.nan
+    for x in inputs:
+        x.requires_grad_()
+    out = crossmodal.attention(*inputs, **band)
+    dq, dk, dv = torch.autograd.grad(out, inputs, torch.randn_like(out))
+    assert out.isfinite().all() and dq.isfinite().all()
+    assert not dk[:, :, 9].any() and not dv[:, :, 9].any()
+    assert dk.isfinite().all() and dv.isfinite().all()

@@ -27,6 +27,13 @@ def test_speed_section_is_what_the_newest_results_file_says():
     assert rest.partition(UPDATE["END"])[0].strip() == section
 
 
+def test_cuda_section_is_what_the_newest_results_file_says():
+    file = UPDATE["newest_results"]("cuda")
+    section = UPDATE["cuda_section"](json.loads(file.read_text()), str(file.relative_to(ROOT))) if file else ""
+    _, _, rest = README.partition(UPDATE["CUDA"])
+    assert rest.partition(UPDATE["END"])[0].strip() == section
+
+
 def test_learning_section_is_what_the_results_file_says():
     rows = read_results(ROOT / UPDATE["LEARNING_FILE"])["rows"]
     _, _, rest = README.partition(UPDATE["LEARNING"])

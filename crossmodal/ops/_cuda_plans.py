@@ -28,6 +28,7 @@ _FACTS = {
     "stages": "stages",
     "rows_at_once": "queries at once",
     "lanes_to_a_row": "lanes to a row",
+    "warps_to_a_row": "warps to a row",
     "shares": "shares of keys",
     "order": "tiles",
 }

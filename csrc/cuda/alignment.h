@@ -1,10 +1,10 @@
-// Which tensors have rows that can be copied 16 bytes at a time, found once on the host.
+// Which tensors have rows that can be copied 16 bytes at a time, found once on the host, where
+// plans ask too. A tensor that is not there has.
 #pragma once
-
-#include <cuda_runtime.h>
 
 #include <cstdint>
 
+#include "cuda/host_device.h"
 #include "cuda/problem.h"
 
 namespace crossmodal::cuda {
@@ -31,14 +31,17 @@ class Alignment {
     }
   }
 
-  __device__ bool query() const { return bits_ >> kQuery & 1; }
-  __device__ bool out() const { return bits_ >> kOut & 1; }
-  __device__ bool key(int source) const { return bits_ >> (kKey + 2 * source) & 1; }
-  __device__ bool value(int source) const { return bits_ >> (kValue + 2 * source) & 1; }
-  __device__ bool dout() const { return bits_ >> kDout & 1; }
-  __device__ bool dq() const { return bits_ >> kDq & 1; }
-  __device__ bool dk(int source) const { return bits_ >> (kDk + 2 * source) & 1; }
-  __device__ bool dv(int source) const { return bits_ >> (kDv + 2 * source) & 1; }
+  CROSSMODAL_HOST_DEVICE bool query() const { return bits_ >> kQuery & 1; }
+  CROSSMODAL_HOST_DEVICE bool out() const { return bits_ >> kOut & 1; }
+  CROSSMODAL_HOST_DEVICE bool key(int source) const { return bits_ >> (kKey + 2 * source) & 1; }
+  CROSSMODAL_HOST_DEVICE bool value(int source) const { return bits_ >> (kValue + 2 * source) & 1; }
+  CROSSMODAL_HOST_DEVICE bool dout() const { return bits_ >> kDout & 1; }
+  CROSSMODAL_HOST_DEVICE bool dq() const { return bits_ >> kDq & 1; }
+  CROSSMODAL_HOST_DEVICE bool dk(int source) const { return bits_ >> (kDk + 2 * source) & 1; }
+  CROSSMODAL_HOST_DEVICE bool dv(int source) const { return bits_ >> (kDv + 2 * source) & 1; }
+
+  // Whether all have that were given.
+  bool every() const { return every_; }
 
  private:
   enum {
@@ -57,9 +60,11 @@ class Alignment {
     bool aligned = reinterpret_cast<uintptr_t>(data) % 16 == 0;
     for (int d = 0; d < 3; ++d) aligned &= stride[d] * element_size % 16 == 0;
     bits_ |= uint64_t{aligned} << bit;
+    every_ &= aligned;
   }
 
   uint64_t bits_ = 0;
+  bool every_ = true;
 };
 
 }  // namespace crossmodal::cuda

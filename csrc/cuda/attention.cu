@@ -91,8 +91,11 @@ void attention_fwd(const AttentionProblem& p, void* workspace, void* stream) {
 }
 
 static BackwardPlan plan_of(const BackwardProblem& p) {
-  return backward_plan(p, scores_are_plain(p) && !p.gradient.associate, p.exact_delta,
-                       current_device());
+  BackwardPlan plan = backward_plan(p, p.gradient, scores_are_plain(p) && !p.gradient.associate,
+                                    p.exact_delta, current_device());
+  // Shares of its keys are shares of dQ.
+  if (plan.kernel == BackwardKernel::kPasses && !p.gradient.dq) plan.num_shares = 1;
+  return plan;
 }
 
 size_t attention_bwd_workspace(const AttentionProblem& p, const AttentionBackward& g,
@@ -128,7 +131,8 @@ void attention_bwd(const AttentionProblem& p, const AttentionBackward& g,
     }
     with_width(typename Compiled::Backward{}, plan.tiling.queries.width, [&](auto width) {
       if (plan.kernel == BackwardKernel::kPasses)
-        launch_attention_bwd<Engine, width()>(p, g, workspace, plan.tiling, plan.is_queued, stream);
+        launch_attention_bwd<Engine, width()>(p, g, workspace, plan.tiling, plan.num_shares,
+                                              plan.is_queued, stream);
       // It reads the delta that either has left.
       launch_attention_bwd_terms<Engine, width()>(p, g, workspace, plan.tiling.terms, stream);
     });

@@ -23,28 +23,36 @@
 
 namespace crossmodal::cuda {
 
-// One query, as the rebuilt weights need it.
+// One query, as the rebuilt weights need it: the pass over queries leaves it to the others.
 template <class Acc>
 struct alignas(4 * sizeof(Acc)) RowState {
-  Acc top, inverse;  // of its statistics; inverse 0: it sees nothing
+  Acc top, inverse;  // of its statistics, see RowDivisor
   Acc delta;
   Acc dmass;  // of the source of the keys at hand
+};
+
+// How exponentials relative to the top become weights: by a product, or, where scores are plain and
+// of half precision, by what is added to their exponents, one instruction for a product and two
+// comparisons.
+template <bool kInExponent, class Acc>
+struct RowDivisor {
+  // What RowState::inverse holds of a row that sees nothing, and of one with this sum.
+  __device__ static constexpr Acc nothing() { return kInExponent ? minus_infinity<Acc>() : Acc(0); }
+  __device__ static Acc of(Acc sum) {
+    if constexpr (kInExponent) return -log2_fast(sum);
+    return reciprocal(sum);
+  }
 };
 
 // Query i of (b, h). A query that sees nothing has row_sum 0 and takes no part: its rows and its
 // dout may hold anything.
 template <class Acc>
 __device__ inline RowState<Acc> row_state(const BackwardProblem& p, int b, int h,
-                                          const Rows& queries, int i, int source) {
-  RowState<Acc> row = {0, 0, 0, 0};
-  if (i >= queries.count) return row;
+                                          const Rows& queries, int i, int source, Acc nothing) {
+  if (i >= queries.count) return {0, nothing, 0, 0};
   const int64_t at = row_index(p, b, h, queries, i);
-  const Acc sum = static_cast<const Acc*>(p.row_sum)[at];
-  if (sum == 0) return row;
-  row.top = static_cast<const Acc*>(p.row_top)[at];
-  row.inverse = reciprocal(sum);
-  row.delta = static_cast<const Acc*>(p.delta)[at];
-  if (p.gradient.dmass)
+  RowState<Acc> row = static_cast<const RowState<Acc>*>(p.rows)[at];
+  if (p.gradient.dmass && row.inverse != nothing)
     row.dmass = static_cast<const Acc*>(p.gradient.dmass)[at * p.num_sources + source];
   return row;
 }
@@ -55,10 +63,19 @@ __device__ inline bool is_dead(const BackwardProblem& p, int b, int h, const Row
          static_cast<const Acc*>(p.row_sum)[row_index(p, b, h, queries, i)] == 0;
 }
 
+// Blocks to a multiprocessor that registers have to leave room for.
+template <class E, int kWidth, bool kPlain>
+constexpr int backward_blocks() {
+  return sizeof(typename E::Element) == 2 && kWidth <= 64 && kPlain ? 3 : 2;
+}
+
 // The block of weights and gradients that a warp works on. state(t, e) is the RowState of an
 // accumulator's query.
-template <class Acc, bool kPlain, int kTiles>
+template <class T, class Acc, bool kPlain, int kTiles>
 struct WeightBlock {
+  static constexpr bool kInExponent = kPlain && sizeof(T) == 2;
+  using Divisor = RowDivisor<kInExponent, Acc>;
+
   Acc weight[kTiles][4];    // products, then weights
   Acc gradient[kTiles][4];  // dout V^T, then dP, then dS
   Acc slope[kPlain ? 1 : kTiles][4];
@@ -69,10 +86,31 @@ struct WeightBlock {
   __device__ __forceinline__ void rebuild(const BackwardProblem& p, const Band& band,
                                           const Block& block, const Dropout<Acc>& dropout,
                                           State state) {
+    const Acc factor = exponent_factor<Acc, kPlain>(p);
+    if constexpr (kInExponent) {
+#pragma unroll
+      for (int t = 0; t < kTiles; ++t)
+#pragma unroll
+        for (int e = 0; e < 4; ++e) {
+          const RowState<Acc> row = state(t, e);
+          weight[t][e] = exp2_of((weight[t][e] - row.top) * factor + row.inverse);
+        }
+      // Rows of keys that do not exist are sums of their own: they are left out in the end.
+      if constexpr (Block::kUpright) block.replace_missing_keys(weight, Acc(0));
+      block.replace_hidden(band, weight, Acc(0));
+      // The band lets queries that do not exist see keys that no other sees, which may be NaN.
+      if constexpr (!Block::kUpright)
+        if (!band.open)
+#pragma unroll
+          for (int t = 0; t < kTiles; ++t)
+#pragma unroll
+            for (int e = 0; e < 4; ++e)
+              if (state(t, e).inverse == Divisor::nothing()) weight[t][e] = 0;
+      return;
+    }
     products_to_scores<kPlain>(p, band, block, weight, [&](int t, int e, Acc s) {
       if constexpr (!kPlain) slope[t][e] = s;
     });
-    const Acc factor = exponent_factor<Acc, kPlain>(p);
 #pragma unroll
     for (int t = 0; t < kTiles; ++t)
 #pragma unroll
@@ -103,16 +141,23 @@ struct WeightBlock {
 
   // dP -> the gradient of scores, as biases receive it.
   template <class State>
-  __device__ __forceinline__ void to_scores(State state) {
+  __device__ __forceinline__ void to_scores(const Band& band, State state) {
 #pragma unroll
     for (int t = 0; t < kTiles; ++t)
 #pragma unroll
       for (int e = 0; e < 4; ++e) {
         const RowState<Acc> row = state(t, e);
+        const Acc product = weight[t][e] * (gradient[t][e] - (row.delta - row.dmass));
         // By choice, not by 0 * gradient: behind a mask the gradient may be NaN.
-        gradient[t][e] =
-            weight[t][e] == 0 ? Acc(0) : weight[t][e] * (gradient[t][e] + row.dmass - row.delta);
+        gradient[t][e] = !kInExponent && weight[t][e] == 0 ? Acc(0) : product;
       }
+    if constexpr (kInExponent)
+      if (!band.open)
+#pragma unroll
+        for (int t = 0; t < kTiles; ++t)
+#pragma unroll
+          for (int e = 0; e < 4; ++e)
+            if (weight[t][e] == 0) gradient[t][e] = 0;
   }
 
   // The gradient of scores -> that of products, but for the scale.

@@ -19,7 +19,9 @@ class KeyPass {
   using Acc = typename E::Acc;
   static constexpr int kBlockQ = key_pass_block(sizeof(T), kWidth);
   static constexpr int kTilesQ = kBlockQ / 8;
-  using Weights = WeightBlock<Acc, kPlain, kTilesQ>;
+  static constexpr bool kOnePanel = kPlain && sizeof(T) == 2;  // see rows_may_be_plain
+  using Weights = WeightBlock<T, Acc, kPlain, kTilesQ>;
+  using Divisor = typename Weights::Divisor;
   using Block = ScoreBlock<Orientation::kKeysByQueries>;
 
  public:
@@ -32,10 +34,9 @@ class KeyPass {
         source_(p.source[tile.keys.source]),
         band_(p, tile.b),
         queries_(query_rows(p, tile.b)),
-        rows_(key_rows_of(source_, tile.b)),
         warp_row_(static_cast<int>(threadIdx.x) / 32 * kWarpRows) {
     seen_ = tile.keys;
-    seen_.count = max(0, min(seen_.count, rows_.count - seen_.begin));
+    seen_.count = max(0, min(seen_.count, rows().count - seen_.begin));
   }
 
   __device__ void run() {
@@ -47,20 +48,24 @@ class KeyPass {
   // -- shared memory: keys, values, stages of queries and of dout, of their states, flags
   // ----------
 
+  // Looked up where they are needed: every register counts.
+  __device__ Rows rows() const { return key_rows_of(source_, tile_.b); }
+  __device__ int panels() const { return kOnePanel ? 1 : t_.panels; }
+  __device__ int panels_v() const { return kOnePanel ? 1 : t_.panels_v; }
   __device__ T* rows_from(int row) const {
     return reinterpret_cast<T*>(shared_memory()) + row * kWidth;
   }
   // Without features the gradients still need a place.
   __device__ Tile<T, kWidth> key_tile() const { return {rows_from(0)}; }
   __device__ Tile<T, kWidth> value_tile() const {
-    return {rows_from(max(1, t_.panels) * t_.block_m)};
+    return {rows_from(max(1, panels()) * t_.block_m)};
   }
   __device__ Tile<T, kWidth> query_tile(int stage) const {
-    return {rows_from((max(1, t_.panels) + max(1, t_.panels_v)) * t_.block_m +
-                      stage * t_.panels * kBlockQ)};
+    return {rows_from((max(1, panels()) + max(1, panels_v())) * t_.block_m +
+                      stage * panels() * kBlockQ)};
   }
   __device__ Tile<T, kWidth> dout_tile(int stage) const {
-    return {query_tile(t_.stages).data + stage * t_.panels_v * kBlockQ * kWidth};
+    return {query_tile(t_.stages).data + stage * panels_v() * kBlockQ * kWidth};
   }
   __device__ RowState<Acc>* states(int stage) const {
     return reinterpret_cast<RowState<Acc>*>(dout_tile(t_.stages).data) + stage * kBlockQ;
@@ -76,16 +81,16 @@ class KeyPass {
 
   // Blocks of the queries of each head, as far as they reach the block's keys.
   struct QueryWalk {
+    const KeyPass& pass;
     int first, end;  // of the queries of each head
-    int h, last_head;
-    int begin;
+    int h, begin;
 
     __device__ QueryBlock next() {
       if (begin >= end) {
         begin = first;
         ++h;
       }
-      if (first >= end || h >= last_head) return {h, begin, 0};
+      if (first >= end || h >= pass.last_head()) return {h, begin, 0};
       const QueryBlock block = {h, begin, min(kBlockQ, end - begin)};
       begin += kBlockQ;
       return block;
@@ -93,7 +98,7 @@ class KeyPass {
   };
 
   __device__ QueryWalk queries_in_reach() const {
-    QueryWalk walk = {0, queries_.count, first_head(), last_head(), 0};
+    QueryWalk walk = {*this, 0, queries_.count, first_head(), 0};
     if (!band_.open) {
       const int j_first = max(seen_.begin, 0), j_last = seen_.begin + seen_.count - 1;
       walk.begin = walk.first = max(0, j_first - band_.last);
@@ -108,13 +113,15 @@ class KeyPass {
     QueryWalk queries = queries_in_reach();
     if (queries.first >= queries.end) return;
     load_keys();
+    const bool alive = warp_row_ < seen_.count;  // counted, like rows, from seen_.begin on
     int head = first_head();
     walk_blocks(
         queries, t_.stages, [&](const QueryBlock& block, int stage) { load_queries(block, stage); },
         [&](const QueryBlock& block, int stage) {
           if (block.h != head) end_head(head);
           head = block.h;
-          step(block, stage);
+          if (kOnePanel && band_.open) clear_dead_queries(block, stage);
+          if (alive) step(block, stage);
         });
     end_head(head);
   }
@@ -137,36 +144,69 @@ class KeyPass {
     const auto wanted = [&](int key) {
       return seen_.holds(seen_.begin + key) && (all || seen[key]);
     };
-    const int row = rows_.first + seen_.begin, s = seen_.source;
-    load_tile(key_tile(), t_.panels, t_.block_m,
+    const int row = rows().first + seen_.begin, s = seen_.source;
+    load_tile(key_tile(), panels(), t_.block_m,
               {row_at<const T>(source_.k, source_.k_stride, tile_.b, tile_.head, row),
                source_.k_stride[2], static_cast<int>(p_.head_dim), aligned_.key(s)},
               0, wanted);
-    if (t_.panels_v == 0) return;
-    load_tile(value_tile(), t_.panels_v, t_.block_m,
+    if (panels_v() == 0) return;
+    load_tile(value_tile(), panels_v(), t_.block_m,
               {row_at<const T>(source_.v, source_.v_stride, tile_.b, tile_.head, row),
                source_.v_stride[2], static_cast<int>(p_.head_dim_v), aligned_.value(s)},
               0, wanted);
   }
 
   __device__ void load_queries(const QueryBlock& block, int stage) {
-    for (int x = threadIdx.x; x < kBlockQ; x += blockDim.x)
-      states(stage)[x] =
-          row_state<Acc>(p_, tile_.b, block.h, queries_, block.begin + x, seen_.source);
-    const auto live = [&](int row) {
-      return !is_dead<Acc>(p_, tile_.b, block.h, queries_, block.begin + row);
-    };
+    load_states(block, stage);
     const int row = queries_.first + block.begin;
-    load_tile(query_tile(stage), t_.panels, kBlockQ,
-              {row_at<const T>(p_.q, p_.q_stride, tile_.b, block.h, row), p_.q_stride[2],
-               static_cast<int>(p_.head_dim), aligned_.query()},
-              0, live);
-    if (t_.panels_v == 0) return;
     const AttentionBackward& g = p_.gradient;
-    load_tile(dout_tile(stage), t_.panels_v, kBlockQ,
-              {row_at<const T>(g.dout, g.dout_stride, tile_.b, block.h, row), g.dout_stride[2],
-               static_cast<int>(p_.head_dim_v), aligned_.dout()},
-              0, live);
+    const auto load_rows = [&](auto live) {
+      load_tile(query_tile(stage), panels(), kBlockQ,
+                {row_at<const T>(p_.q, p_.q_stride, tile_.b, block.h, row), p_.q_stride[2],
+                 static_cast<int>(p_.head_dim), aligned_.query()},
+                0, live);
+      load_tile(dout_tile(stage), panels_v(), kBlockQ,
+                {row_at<const T>(g.dout, g.dout_stride, tile_.b, block.h, row), g.dout_stride[2],
+                 static_cast<int>(p_.head_dim_v), aligned_.dout()},
+                0, live);
+    };
+    if (kOnePanel && band_.open) {  // every query sees this block's keys
+      load_rows([&](int i) { return i < block.count; });
+    } else {
+      load_rows(
+          [&](int i) { return !is_dead<Acc>(p_, tile_.b, block.h, queries_, block.begin + i); });
+    }
+  }
+
+  __device__ void load_states(const QueryBlock& block, int stage) {
+    for (int x = threadIdx.x; x < kBlockQ; x += blockDim.x) {
+      RowState<Acc>* state = states(stage) + x;
+      if (p_.gradient.dmass || x >= block.count) {
+        *state = row_state<Acc>(p_, tile_.b, block.h, queries_, block.begin + x, seen_.source,
+                                Divisor::nothing());
+        continue;
+      }
+      const int64_t at = row_index(p_, tile_.b, block.h, queries_, block.begin + x);
+      const char* from = static_cast<const char*>(p_.rows) + at * sizeof(*state);
+#pragma unroll
+      for (size_t byte = 0; byte < sizeof(*state); byte += 16)
+        copy_async(reinterpret_cast<char*>(state) + byte, from + byte);
+    }
+  }
+
+  // Numbers that are not finite let a query see nothing even here; its rows may then not meet any.
+  // Every warp finds the same.
+  __device__ __forceinline__ void clear_dead_queries(const QueryBlock& block, int stage) {
+    static_assert(kBlockQ <= 32, "a lane looks at a query");
+    const int row = static_cast<int>(threadIdx.x) % 32;
+    const bool dead = row < block.count && states(stage)[row].inverse == Divisor::nothing();
+    if (!__any_sync(0xffffffffu, dead)) return;
+    if (dead && threadIdx.x < 32)
+      for (int c = 0; c < Tile<T, kWidth>::kChunks; ++c) {
+        *reinterpret_cast<Chunk*>(query_tile(stage).chunk(row, c)) = {};
+        *reinterpret_cast<Chunk*>(dout_tile(stage).chunk(row, c)) = {};
+      }
+    __syncthreads();
   }
 
   // -- products ----------------------------------------------------------------------------------
@@ -176,16 +216,16 @@ class KeyPass {
     clear(w.weight);
     clear(w.gradient);
     multiply_rows<E, kWidth>(w.weight, key_tile(), warp_row_, t_.block_m, query_tile(stage),
-                             kBlockQ, t_.panels);
+                             kBlockQ, panels());
     multiply_rows<E, kWidth>(w.gradient, value_tile(), warp_row_, t_.block_m, dout_tile(stage),
-                             kBlockQ, t_.panels_v);
+                             kBlockQ, panels_v());
     const Dropout<Acc> dropout(p_, tile_.b, queries.h);
     const Block block = {tile_.b, queries.h, queries.begin, queries_.count, seen_, warp_row_};
     const int column = static_cast<int>(threadIdx.x) % 4 * 2;
     const RowState<Acc>* rows = states(stage);
     const auto state = [&](int t, int e) { return rows[t * 8 + column + e % 2]; };
     w.rebuild(p_, band_, block, dropout, state);
-    w.to_scores(state);
+    w.to_scores(band_, state);
     if constexpr (!kPlain) {
 #pragma unroll
       for (int r = 0; r < 2; ++r) {
@@ -197,7 +237,8 @@ class KeyPass {
     }
     w.to_products(p_);
     if constexpr (!kPlain) drop(w.weight, w.dropped);
-    const bool in_k = tile_.chunk < t_.panels, in_v = tile_.chunk < t_.panels_v;
+    const bool in_k = kOnePanel || tile_.chunk < panels();
+    const bool in_v = kOnePanel || tile_.chunk < panels_v();
     if (source_.dv && in_v)
       multiply_weights<E>(dv_, w.weight, dout_tile(stage).panel(tile_.chunk, kBlockQ));
     if (source_.dk && in_k)
@@ -245,15 +286,19 @@ class KeyPass {
 #pragma unroll
     for (int n = 0; n < kWidth / 8; ++n)
 #pragma unroll
-      for (int r = 0; r < 2; ++r)
-        E::store_pair(tile.element(warp_row_ + lane / 4 + 8 * r, n * 8 + lane % 4 * 2),
-                      sums[n][2 * r] * factor, sums[n][2 * r + 1] * factor);
+      for (int r = 0; r < 2; ++r) {
+        const int row = warp_row_ + lane / 4 + 8 * r;
+        const bool some = !Weights::kInExponent || seen_.holds(seen_.begin + row);
+        E::store_pair(tile.element(row, n * 8 + lane % 4 * 2),
+                      some ? sums[n][2 * r] * factor : Acc(0),
+                      some ? sums[n][2 * r + 1] * factor : Acc(0));
+      }
     __syncwarp();
-    const int count = source_.cu_seqlens ? rows_.count : static_cast<int>(source_.seqlen_k);
+    const int count = source_.cu_seqlens ? rows().count : static_cast<int>(source_.seqlen_k);
     const int before = max(0, -(seen_.begin + warp_row_));
     const int begin = seen_.begin + warp_row_ + before;
     store_tile(tile, warp_row_ + before, min(kWarpRows - before, count - begin),
-               row_at<T>(base, stride, tile_.b, tile_.head, rows_.first + begin), stride[2],
+               row_at<T>(base, stride, tile_.b, tile_.head, rows().first + begin), stride[2],
                tile_.chunk * kWidth, static_cast<int>(width), aligned, lane);
   }
 
@@ -263,7 +308,7 @@ class KeyPass {
   KeyTile tile_;
   const KeySource& source_;
   Band band_;
-  Rows queries_, rows_;
+  Rows queries_;
   int warp_row_;
   KeyBlock seen_;  // as far as the sample's length
 
@@ -287,13 +332,14 @@ __device__ void clear_rows_of_no_key(const BackwardProblem& p, const KeySource& 
 }
 
 template <class E, int kWidth, bool kPlain>
-__global__ void __launch_bounds__(kMostWarps * 32, 2)
+__global__ void __launch_bounds__(kMostWarps * 32, backward_blocks<E, kWidth, kPlain>())
     attention_bwd_keys_kernel(const __grid_constant__ BackwardProblem p,
                               const __grid_constant__ Tiling tiling,
                               const __grid_constant__ Alignment aligned,
-                              const __grid_constant__ TileQueue queue, int64_t num_tiles) {
-  for (BlockTiles tiles(queue, tiling, num_tiles); tiles.next();) {
-    const KeyTile at = key_tile_at(p, tiling, queue, tiles.tile());
+                              const __grid_constant__ KeyGrid grid,
+                              const __grid_constant__ TileQueue queue) {
+  for (BlockTiles tiles(queue, tiling); tiles.next(grid.tiles);) {
+    const KeyTile at = key_tile_at(p, tiling, grid, queue, tiles.tile());
     KeyPass<E, kWidth, kPlain>(p, tiling, aligned, at).run();
     if (at.keys.begin <= 0 && at.chunk == 0)
       clear_rows_of_no_key<E>(p, p.source[at.keys.source], at.b, at.head);

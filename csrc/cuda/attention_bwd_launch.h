@@ -23,7 +23,7 @@ struct BackwardQueues {
 template <class E, int kWidth>
 void launch_attention_bwd(const AttentionProblem& p, const AttentionBackward& g,
                           const BackwardWorkspace& workspace, const BackwardTiling& tiling,
-                          bool is_queued, void* stream) {
+                          int num_shares, bool is_queued, void* stream) {
   const BackwardProblem problem = as_parameter(p, g, workspace);
   const Alignment aligned(p, g);
   const bool plain = scores_are_plain(p) && g.associate == nullptr;
@@ -34,24 +34,17 @@ void launch_attention_bwd(const AttentionProblem& p, const AttentionBackward& g,
   launch_tiles("attention_bwd_queries_kernel",
                plain ? attention_bwd_queries_kernel<E, kWidth, true>
                      : attention_bwd_queries_kernel<E, kWidth, false>,
-               all_query_tiles(p, queries), queries, queues.queries, stream, problem, queries,
-               aligned, queues.queries);
+               all_query_tiles(p, queries) * num_shares, queries, queues.queries, stream, problem,
+               queries, aligned, QueryGrid(p, queries), queues.queries, num_shares);
+  if (num_shares > 1 && g.dq) launch_merge_dq<E>(problem, num_shares, stream);
 
   const Tiling& keys = tiling.keys;
   if (is_queued) order_key_tiles(problem, keys, queues.keys, stream);
-  int64_t key_blocks = 0;
-  int offset = 0;
-  for (int s = 0; s < p.num_sources; ++s) {
-    const KeySource& source = p.sources[s];
-    key_blocks += key_tiles(p, source, offset, keys.block_m) * source.num_heads_k * p.batch;
-    offset += static_cast<int>(source.seqlen_k);
-  }
-  key_blocks *= keys.chunks;
+  const KeyGrid grid(p, keys);
   launch_tiles("attention_bwd_keys_kernel",
                plain ? attention_bwd_keys_kernel<E, kWidth, true>
                      : attention_bwd_keys_kernel<E, kWidth, false>,
-               key_blocks, keys, queues.keys, stream, problem, keys, aligned, queues.keys,
-               key_blocks);
+               grid.tiles, keys, queues.keys, stream, problem, keys, aligned, grid, queues.keys);
 }
 
 template <class E, int kWidth>

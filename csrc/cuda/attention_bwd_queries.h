@@ -7,6 +7,8 @@
 
 #include "cuda/attention_bwd.h"
 #include "cuda/block_pipeline.h"
+#include "cuda/key_loads.h"
+#include "cuda/merge_dq.h"
 #include "cuda/query_tiles.h"
 
 namespace crossmodal::cuda {
@@ -17,7 +19,9 @@ class QueryPass {
   using Acc = typename E::Acc;
   static constexpr int kBlockN = backward_block(sizeof(T));
   static constexpr int kTilesN = kBlockN / 8, kPerChunk = Tile<T, kWidth>::kPerChunk;
-  using Weights = WeightBlock<Acc, kPlain, kTilesN>;
+  static constexpr bool kOnePanel = kPlain && sizeof(T) == 2;  // see rows_may_be_plain
+  using Weights = WeightBlock<T, Acc, kPlain, kTilesN>;
+  using Divisor = typename Weights::Divisor;
   using Block = ScoreBlock<Orientation::kQueriesByKeys>;
   // Both walks are one piece of code, which takes half as long to compile, but where rows are so
   // wide that its registers do not suffice for what either needs.
@@ -25,14 +29,15 @@ class QueryPass {
 
  public:
   __device__ QueryPass(const BackwardProblem& p, const Tiling& tiling, const Alignment& aligned,
-                       int b, int h, int m_begin, int chunk)
+                       int b, int h, int m_begin, int chunk, Share share = {0, 1})
       : p_(p),
         t_(tiling),
         aligned_(aligned),
         b_(b),
         h_(h),
         m_begin_(m_begin),
-        chunk_(chunk),
+        chunk_(kOnePanel ? 0 : chunk),
+        share_(share),
         band_(p, b),
         queries_(query_rows(p, b)),
         warp_row_(static_cast<int>(threadIdx.x) / 32 * kWarpRows) {}
@@ -62,30 +67,37 @@ class QueryPass {
         if (some) walk(walks == 0);
       }
     }
-    if (p_.gradient.dq) store_dq();
+    if (!p_.gradient.dq) return;
+    if (share_.of == 1) {
+      store_dq();
+    } else {
+      leave_dq();
+    }
   }
 
  private:
   // -- shared memory: queries, dout, stages of keys and of values, flags of keys
   // -------------------
 
+  __device__ int panels() const { return kOnePanel ? 1 : t_.panels; }
+  __device__ int panels_v() const { return kOnePanel ? 1 : t_.panels_v; }
   __device__ T* rows_from(int row) const {
     return reinterpret_cast<T*>(shared_memory()) + row * kWidth;
   }
   __device__ Tile<T, kWidth> query_tile() const { return {rows_from(0)}; }
   __device__ Tile<T, kWidth> dout_tile() const { return {rows_from(rows_of_queries())}; }
   __device__ Tile<T, kWidth> key_tile(int stage) const {
-    return {rows_from(rows_of_queries() + t_.panels_v * t_.block_m +
-                      stage * max(1, t_.panels) * kBlockN)};
+    return {rows_from(rows_of_queries() + panels_v() * t_.block_m +
+                      stage * max(1, panels()) * kBlockN)};
   }
   __device__ Tile<T, kWidth> value_tile(int stage) const {
-    return {key_tile(t_.stages).data + stage * t_.panels_v * kBlockN * kWidth};
+    return {key_tile(t_.stages).data + stage * panels_v() * kBlockN * kWidth};
   }
   __device__ bool* seen_keys(int stage) const {
     return reinterpret_cast<bool*>(value_tile(t_.stages).data) + stage * kBlockN;
   }
   // Without features dQ still needs a place.
-  __device__ int rows_of_queries() const { return max(1, t_.panels) * t_.block_m; }
+  __device__ int rows_of_queries() const { return max(1, panels()) * t_.block_m; }
 
   __device__ bool is_live(int row) const {
     return !is_dead<Acc>(p_, b_, h_, queries_, m_begin_ + row);
@@ -93,41 +105,22 @@ class QueryPass {
 
   __device__ void load_queries() {
     const int first = queries_.first + m_begin_;
-    const auto live = [&](int row) { return is_live(row); };
-    load_tile(query_tile(), t_.panels, t_.block_m,
-              {row_at<const T>(p_.q, p_.q_stride, b_, h_, first), p_.q_stride[2],
-               static_cast<int>(p_.head_dim), aligned_.query()},
-              0, live);
-    if (t_.panels_v == 0) return;
-    load_tile(dout_tile(), t_.panels_v, t_.block_m,
-              {row_at<const T>(p_.gradient.dout, p_.gradient.dout_stride, b_, h_, first),
-               p_.gradient.dout_stride[2], static_cast<int>(p_.head_dim_v), aligned_.dout()},
-              0, live);
-  }
-
-  __device__ void load_keys(const KeyBlock& block, int stage) {
-    const KeySource& source = p_.source[block.source];
-    const int head = key_head(p_, block.source, h_);
-    const int row = key_rows_of(source, b_).first + block.begin;
-    const int last = min(m_begin_ + t_.block_m, queries_.count) - 1;
-    const bool all = kPlain || source.num_terms == 0;
-    bool* seen = seen_keys(stage);
-    if (!all) {
-      note_seen_keys(p_, block, b_, h_, m_begin_, last, kBlockN, seen);
-      __syncthreads();
-    }
-    const auto wanted = [&](int key) {
-      return block.holds(block.begin + key) && (all || seen[key]);
+    const auto load_rows = [&](auto live) {
+      load_tile(query_tile(), panels(), t_.block_m,
+                {row_at<const T>(p_.q, p_.q_stride, b_, h_, first), p_.q_stride[2],
+                 static_cast<int>(p_.head_dim), aligned_.query()},
+                0, live);
+      load_tile(dout_tile(), panels_v(), t_.block_m,
+                {row_at<const T>(p_.gradient.dout, p_.gradient.dout_stride, b_, h_, first),
+                 p_.gradient.dout_stride[2], static_cast<int>(p_.head_dim_v), aligned_.dout()},
+                0, live);
     };
-    load_tile(key_tile(stage), t_.panels, kBlockN,
-              {row_at<const T>(source.k, source.k_stride, b_, head, row), source.k_stride[2],
-               static_cast<int>(p_.head_dim), aligned_.key(block.source)},
-              0, wanted);
-    if (t_.panels_v == 0) return;
-    load_tile(value_tile(stage), t_.panels_v, kBlockN,
-              {row_at<const T>(source.v, source.v_stride, b_, head, row), source.v_stride[2],
-               static_cast<int>(p_.head_dim_v), aligned_.value(block.source)},
-              0, wanted);
+    // Here only numbers that are not finite let a query see nothing: start_rows clears its rows.
+    if (kOnePanel && band_.open) {
+      load_rows([&](int row) { return m_begin_ + row < queries_.count; });
+    } else {
+      load_rows([&](int row) { return is_live(row); });
+    }
   }
 
   // -- rows ------------------------------------------------------------------------------------
@@ -142,11 +135,14 @@ class QueryPass {
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
       const int i = m_begin_ + row_of(r);
-      rows_[r] = {0, 0, 0, 0};
-      if (!is_live(row_of(r))) continue;
+      rows_[r] = RowState<Acc>{0, Divisor::nothing(), 0, 0};
+      if (!is_live(row_of(r))) {
+        if (kOnePanel && band_.open) clear_row(row_of(r));
+        continue;
+      }
       const int64_t at = row_index(p_, b_, h_, queries_, i);
       rows_[r].top = static_cast<const Acc*>(p_.row_top)[at];
-      rows_[r].inverse = reciprocal(static_cast<const Acc*>(p_.row_sum)[at]);
+      rows_[r].inverse = Divisor::of(static_cast<const Acc*>(p_.row_sum)[at]);
       if (p_.gradient.dlse) rows_[r].delta = -static_cast<const Acc*>(p_.gradient.dlse)[at];
       if (p_.exact_delta) continue;
       // A quad shares the sums of its row.
@@ -159,6 +155,15 @@ class QueryPass {
           sum += static_cast<const Acc*>(p_.gradient.dmass)[at * p_.num_sources + s] *
                  static_cast<const Acc*>(p_.mass)[at * p_.num_sources + s];
       weighted_[r].value = sum;
+    }
+    __syncwarp();
+  }
+
+  // One that its quad alone reads.
+  __device__ void clear_row(int row) {
+    for (int c = static_cast<int>(threadIdx.x) % 4; c < Tile<T, kWidth>::kChunks; c += 4) {
+      *reinterpret_cast<Chunk*>(query_tile().chunk(row, c)) = {};
+      *reinterpret_cast<Chunk*>(dout_tile().chunk(row, c)) = {};
     }
   }
 
@@ -186,9 +191,9 @@ class QueryPass {
       const int i = m_begin_ + row_of(r);
       const Acc sum = sum_of_quad(weighted_[r].value);
       rows_[r].delta += sum;
-      if (lane % 4 != 0 || chunk_ != 0 || i >= queries_.count) continue;
+      if (lane % 4 != 0 || chunk_ != 0 || share_.index != 0 || i >= queries_.count) continue;
       const int64_t at = row_index(p_, b_, h_, queries_, i);
-      static_cast<Acc*>(p_.delta)[at] = rows_[r].delta;
+      static_cast<RowState<Acc>*>(p_.rows)[at] = rows_[r];
       if (p_.row_dsink) p_.row_dsink[at] = sink_share(at, rows_[r]);
     }
   }
@@ -210,9 +215,14 @@ class QueryPass {
     const bool alive = m_begin_ + warp_row_ < queries_.count;
     const Dropout<Acc> dropout(p_, b_, h_);
     const int m_end = min(m_begin_ + t_.block_m, queries_.count);
-    KeyWalk keys(p_, b_, band_, m_begin_, m_end - 1, kBlockN);
+    KeyWalk keys(p_, b_, band_, m_begin_, m_end - 1, kBlockN, share_);
+    KeyLoads<T, kPlain> loads(p_, aligned_, b_, h_, m_begin_, m_end - 1);
     walk_blocks(
-        keys, t_.stages, [&](const KeyBlock& block, int stage) { load_keys(block, stage); },
+        keys, t_.stages,
+        [&](const KeyBlock& block, int stage) {
+          loads.template load<kBlockN>(block, seen_keys(stage), key_tile(stage), panels(),
+                                       value_tile(stage), panels_v(), 0);
+        },
         [&](const KeyBlock& block, int stage) {
           if (alive) step(for_delta, block, stage, dropout);
         });
@@ -227,7 +237,7 @@ class QueryPass {
       source_ = keys.source;
 #pragma unroll
       for (int r = 0; r < 2; ++r)
-        if (p_.gradient.dmass && rows_[r].inverse != 0)
+        if (p_.gradient.dmass && rows_[r].inverse != Divisor::nothing())
           rows_[r].dmass = static_cast<const Acc*>(
               p_.gradient
                   .dmass)[row_index(p_, b_, h_, queries_, m_begin_ + row_of(r)) * p_.num_sources +
@@ -237,9 +247,9 @@ class QueryPass {
     clear(w.weight);
     clear(w.gradient);
     multiply_rows<E, kWidth>(w.weight, query_tile(), warp_row_, t_.block_m, key_tile(stage),
-                             kBlockN, t_.panels);
+                             kBlockN, panels());
     multiply_rows<E, kWidth>(w.gradient, dout_tile(), warp_row_, t_.block_m, value_tile(stage),
-                             kBlockN, t_.panels_v);
+                             kBlockN, panels_v());
     const Block block = {b_, h_, m_begin_ + warp_row_, queries_.count, keys, 0};
     const auto state = [&](int, int e) { return rows_[e / 2]; };
     w.rebuild(p_, band_, block, dropout, state);
@@ -253,15 +263,19 @@ class QueryPass {
         weighted_[r].rescale_and_add(1, sum);
       }
     } else {
-      w.to_scores(state);
+      w.to_scores(band_, state);
       if constexpr (!kPlain)
         if (chunk_ == 0) add_term_gradients(keys, block, w);
       w.to_products(p_);
       // Where dS is 0 because the key is hidden from this query, a NaN in K must not make it NaN;
       // queries that see the key have NaN in dS already.
-      if (p_.gradient.dq)
-        multiply_weights<E>(dq_, w.gradient, key_tile(stage).panel(chunk_, kBlockN),
-                            !kPlain || !band_.open);
+      if (!p_.gradient.dq) return;
+      const Tile<T, kWidth> rows = key_tile(stage).panel(chunk_, kBlockN);
+      if (kPlain && band_.open) {
+        multiply_weights<E>(dq_, w.gradient, rows);
+      } else {
+        multiply_weights<E>(dq_, w.gradient, rows, true);
+      }
     }
   }
 
@@ -326,7 +340,7 @@ class QueryPass {
     for (int n = 0; n < kWidth / 8; ++n)
 #pragma unroll
       for (int r = 0; r < 2; ++r) {
-        const bool none = rows_[r].inverse == 0;
+        const bool none = rows_[r].inverse == Divisor::nothing();
         E::store_pair(query_tile().element(row_of(r), n * 8 + lane % 4 * 2),
                       none ? Acc(0) : dq_[n][2 * r] * scale,
                       none ? Acc(0) : dq_[n][2 * r + 1] * scale);
@@ -339,10 +353,31 @@ class QueryPass {
                g.dq_stride[2], chunk_ * kWidth, static_cast<int>(p_.head_dim), aligned_.dq(), lane);
   }
 
+  // What one share of the keys comes to, for merge_dq_kernel: of all rows that it will read.
+  __device__ void leave_dq() {
+    const int lane = threadIdx.x % 32, width = static_cast<int>(p_.head_dim);
+    const int count = p_.cu_seqlens_q ? queries_.count : static_cast<int>(p_.seqlen_q);
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      const int i = m_begin_ + row_of(r);
+      if (i >= count) continue;
+      Acc* to = dq_share<Acc>(p_, share_.index, b_, h_, i);
+      const bool none = rows_[r].inverse == Divisor::nothing();
+#pragma unroll
+      for (int n = 0; n < kWidth / 8; ++n)
+#pragma unroll
+        for (int e = 0; e < 2; ++e) {
+          const int column = n * 8 + lane % 4 * 2 + e;
+          if (column < width) to[column] = none ? Acc(0) : dq_[n][2 * r + e];
+        }
+    }
+  }
+
   const BackwardProblem& p_;
   const Tiling& t_;
   const Alignment& aligned_;
   int b_, h_, m_begin_, chunk_;
+  Share share_;
   Band band_;
   Rows queries_;
   int warp_row_;
@@ -375,15 +410,19 @@ __device__ void clear_rows_of_no_query(const BackwardProblem& p, int b, int h) {
 }
 
 template <class E, int kWidth, bool kPlain>
-__global__ void __launch_bounds__(kMostWarps * 32, 2)
+__global__ void __launch_bounds__(kMostWarps * 32, backward_blocks<E, kWidth, kPlain>())
     attention_bwd_queries_kernel(const __grid_constant__ BackwardProblem p,
                                  const __grid_constant__ Tiling tiling,
                                  const __grid_constant__ Alignment aligned,
-                                 const __grid_constant__ TileQueue queue) {
-  for (BlockTiles tiles(queue, tiling, all_query_tiles(p, tiling)); tiles.next();) {
-    const QueryTile at = query_tile_at(p, tiling, queue, tiles.tile());
-    QueryPass<E, kWidth, kPlain>(p, tiling, aligned, at.b, at.h, at.m_begin, at.chunk).run();
-    if (at.m_begin == 0 && at.chunk == 0) clear_rows_of_no_query<E>(p, at.b, at.h);
+                                 const __grid_constant__ QueryGrid grid,
+                                 const __grid_constant__ TileQueue queue, int shares) {
+  for (BlockTiles tiles(queue, tiling); tiles.next(grid.tiles * shares);) {
+    const int share = shares == 1 ? 0 : static_cast<int>(tiles.tile() / grid.tiles);
+    const QueryTile at = query_tile_at(p, tiling, grid, queue, tiles.tile() - share * grid.tiles);
+    QueryPass<E, kWidth, kPlain>(p, tiling, aligned, at.b, at.h, at.m_begin, at.chunk,
+                                 {share, shares})
+        .run();
+    if (at.m_begin == 0 && at.chunk == 0 && share == 0) clear_rows_of_no_query<E>(p, at.b, at.h);
   }
 }
 

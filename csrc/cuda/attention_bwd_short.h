@@ -12,7 +12,7 @@ namespace crossmodal::cuda {
 // group: query heads to a head of keys, of every source. Both passes hold whole rows. Sample and
 // head are the block's numbers, which need not be kept: every register counts here.
 template <class E, int kWidth, bool kPlain>
-__global__ void __launch_bounds__(kMostWarps * 32, 2)
+__global__ void __launch_bounds__(kMostWarps * 32, backward_blocks<E, kWidth, kPlain>())
     attention_bwd_short_kernel(const __grid_constant__ BackwardProblem p,
                                const __grid_constant__ BackwardTiling tiling,
                                const __grid_constant__ Alignment aligned, int group) {

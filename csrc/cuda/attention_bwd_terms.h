@@ -142,7 +142,7 @@ class TermPass {
     wait_for_copies<0>();
     __syncthreads();
 
-    WeightBlock<Acc, false, kTilesN> w;
+    WeightBlock<T, Acc, false, kTilesN> w;
     clear(w.weight);
     clear(w.gradient);
     multiply_rows<E, kWidth>(w.weight, query_tile(), warp_row_, t_.block_m, key_tile(), kBlockN,
@@ -150,12 +150,14 @@ class TermPass {
     multiply_rows<E, kWidth>(w.gradient, dout_tile(), warp_row_, t_.block_m, value_tile(), kBlockN,
                              t_.panels_v);
     const int row = tile_.m_begin + warp_row_, quad = static_cast<int>(threadIdx.x) % 32 / 4;
-    const RowState<Acc> rows[2] = {row_state<Acc>(p_, b, h, queries, row + quad, tile_.source),
-                                   row_state<Acc>(p_, b, h, queries, row + quad + 8, tile_.source)};
+    const RowState<Acc> rows[2] = {
+        row_state<Acc>(p_, b, h, queries, row + quad, tile_.source, Acc(0)),
+        row_state<Acc>(p_, b, h, queries, row + quad + 8, tile_.source, Acc(0))};
     const auto state = [&](int, int e) { return rows[e / 2]; };
     const Block block = {b, h, row, queries.count, keys, 0};
-    w.rebuild(p_, Band(p_, b), block, Dropout<Acc>(p_, b, h), state);
-    w.to_scores(state);
+    const Band band(p_, b);
+    w.rebuild(p_, band, block, Dropout<Acc>(p_, b, h), state);
+    w.to_scores(band, state);
 #pragma unroll
     for (int t = 0; t < kTilesN; ++t)
 #pragma unroll

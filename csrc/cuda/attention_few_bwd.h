@@ -4,6 +4,7 @@
 #pragma once
 
 #include "cuda/attention_bwd_keys.h"
+#include "cuda/attention_one_bwd.h"
 #include "cuda/few_queries.h"
 
 namespace crossmodal::cuda {
@@ -61,7 +62,7 @@ class FewBackward : FewQueries<E, kChunks, kRows, few_backward_unroll(kChunks, k
     this->read_query(g_.dout, g_.dout_stride, p_.head_dim_v, aligned_.dout(), r, live, dout_[r]);
     Acc out[kElements];
     this->read_query(p_.out, p_.out_stride, p_.head_dim_v, aligned_.out(), r, live, out);
-    Acc delta[1] = {this->dot(dout_[r], out)};
+    Acc delta[1] = {dot(dout_[r], out)};
     this->sum_along_row(delta);
     if (!live) return;
     const int64_t at = row_index(p_, b, h[r], queries, i[r]);
@@ -118,8 +119,8 @@ class FewBackward : FewQueries<E, kChunks, kRows, few_backward_unroll(kChunks, k
     this->to_numbers(v, value);
 #pragma unroll
     for (int r = 0; r < kRows; ++r) {
-      product[r] = this->dot(q_[r], key);
-      dp[r] = this->dot(dout_[r], value);
+      product[r] = dot(q_[r], key);
+      dp[r] = dot(dout_[r], value);
     }
     this->sum_along_row(product);
     this->sum_along_row(dp);
@@ -162,12 +163,12 @@ class FewBackward : FewQueries<E, kChunks, kRows, few_backward_unroll(kChunks, k
 #pragma unroll
     for (int c = 0; c < kChunks; ++c) {
       const int column = this->column_of(c * kPerChunk);
-      alignas(16) T values[kPerChunk];
-#pragma unroll
-      for (int e = 0; e < kPerChunk; ++e) values[e] = rounded<T>(x[c * kPerChunk + e] * factor);
+      const Chunk chunk = numbers_to_chunk<E>(x + c * kPerChunk, factor);
       if (aligned && column + kPerChunk <= width) {
-        *reinterpret_cast<Chunk*>(to + column) = *reinterpret_cast<const Chunk*>(values);
+        *reinterpret_cast<Chunk*>(to + column) = chunk;
       } else {
+        alignas(16) T values[kPerChunk];
+        *reinterpret_cast<Chunk*>(values) = chunk;
 #pragma unroll
         for (int e = 0; e < kPerChunk; ++e)
           if (column + e < width) to[column + e] = values[e];
@@ -207,9 +208,7 @@ class FewBackward : FewQueries<E, kChunks, kRows, few_backward_unroll(kChunks, k
         row_at<T>(g_.dq, g_.dq_stride, b, head, queries.first + query)[d] =
             rounded<T>(sum * static_cast<Acc>(p_.scale));
       } else {
-        const int64_t at =
-            ((share_.index * p_.batch + b) * p_.num_heads + head) * p_.seqlen_q + query;
-        static_cast<Acc*>(p_.scratch)[at * p_.head_dim + d] = sum;
+        dq_share<Acc>(p_, share_.index, b, head, query)[d] = sum;
       }
     }
   }
@@ -245,35 +244,13 @@ __global__ void __launch_bounds__(kFewWarps * 32, few_blocks(kChunks, kRows))
   }
 }
 
-// dQ of queries whose keys several blocks have shared out: a warp to a row.
-template <class E>
-__global__ void __launch_bounds__(kFewWarps * 32)
-    merge_dq_kernel(const __grid_constant__ BackwardProblem p, int shares) {
-  using T = typename E::Element;
-  using Acc = typename E::Acc;
-  const int lane = static_cast<int>(threadIdx.x) % 32, width = static_cast<int>(p.head_dim);
-  // So few that they fit an int: more would fill the device without sharing.
-  const int rows = static_cast<int>(p.batch * p.num_heads * p.seqlen_q);
-  const int seqlen_q = static_cast<int>(p.seqlen_q), heads = static_cast<int>(p.num_heads);
-  for (int row = blockIdx.x * kFewWarps + threadIdx.x / 32; row < rows;
-       row += gridDim.x * kFewWarps) {
-    const int i = row % seqlen_q, pair = row / seqlen_q, b = pair / heads, h = pair % heads;
-    const Rows queries = query_rows(p, b);
-    if (p.cu_seqlens_q && i >= queries.count) continue;
-    const Acc* from = static_cast<const Acc*>(p.scratch) + int64_t{row} * width;
-    T* to = row_at<T>(p.gradient.dq, p.gradient.dq_stride, b, h, queries.first + i);
-    for (int d = lane; d < width; d += 32) {
-      Acc sum = 0;
-      for (int s = 0; s < shares; ++s) sum += from[int64_t{s} * rows * width + d];
-      to[d] = rounded<T>(sum * static_cast<Acc>(p.scale));
-    }
-  }
-}
-
 template <class E, int kChunks>
 void launch_attention_few_bwd(const AttentionProblem& p, const AttentionBackward& g,
                               const BackwardWorkspace& workspace, const FewTiling& tiling,
                               int num_shares, void* stream) {
+  if constexpr (kChunks == 1)
+    if (tiling.warps == 1)
+      return launch_attention_one_bwd<E>(p, g, workspace, tiling.lanes(), stream);
   const BackwardProblem problem = as_parameter(p, g, workspace);
   const int64_t tiles = p.batch * (p.num_heads / tiling.heads) * num_shares;
   launch("attention_few_bwd_kernel",
@@ -282,10 +259,7 @@ void launch_attention_few_bwd(const AttentionProblem& p, const AttentionBackward
              : attention_few_bwd_kernel<E, kChunks, few_rows(sizeof(typename E::Element))>,
          tiles, kFewWarps * kWarp, tiling.shared_bytes, stream, problem, tiling, Alignment(p, g),
          scores_are_plain(p), num_shares);
-  if (num_shares == 1 || !g.dq) return;
-  launch("merge_dq_kernel", merge_dq_kernel<E>,
-         ceil_div(p.batch * p.num_heads * p.seqlen_q, kFewWarps), kFewWarps * kWarp, 0, stream,
-         problem, num_shares);
+  if (num_shares > 1 && g.dq) launch_merge_dq<E>(problem, num_shares, stream);
 }
 
 }  // namespace crossmodal::cuda

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "cuda/attention_launch.h"
+#include "cuda/attention_one_fwd.h"
 #include "cuda/few_queries.h"
 #include "cuda/row_shares.h"
 #include "cuda/softmax.h"
@@ -89,7 +90,7 @@ class FewForward : FewQueries<E, kChunks, kRows, few_unroll(kChunks)> {
       Acc key[kElements];
       this->to_numbers(k[u], key);
 #pragma unroll
-      for (int r = 0; r < kRows; ++r) s[r][u] = this->dot(q_[r], key);
+      for (int r = 0; r < kRows; ++r) s[r][u] = dot(q_[r], key);
     }
 #pragma unroll
     for (int r = 0; r < kRows; ++r) this->sum_along_row(s[r]);
@@ -242,6 +243,8 @@ __global__ void __launch_bounds__(kFewWarps * 32, few_blocks(kChunks, kRows))
 template <class E, int kChunks>
 void launch_attention_few_fwd(const AttentionProblem& p, bool plain, const FewTiling& tiling,
                               const RowShares& shares, void* stream) {
+  if constexpr (kChunks == 1)
+    if (tiling.warps == 1) return launch_attention_one_fwd<E>(p, tiling.lanes(), stream);
   const int64_t tiles = p.batch * (p.num_heads / tiling.heads) * tiling.tiles() * shares.count;
   launch("attention_few_fwd_kernel",
          tiling.rows_at_once == 1

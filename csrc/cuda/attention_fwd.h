@@ -16,6 +16,7 @@
 #include "cuda/block_pipeline.h"
 #include "cuda/dropout.h"
 #include "cuda/engine.h"
+#include "cuda/key_loads.h"
 #include "cuda/launch_tiles.h"
 #include "cuda/order_tiles.h"
 #include "cuda/query_tiles.h"
@@ -33,6 +34,10 @@ class ForwardBlock {
   using Acc = typename E::Acc;
   static constexpr int kBlockN = forward_block_n(sizeof(T), kWidth, kPlain);
   static constexpr int kTilesN = kBlockN / 8, kTilesV = kWidth / 8;
+  static constexpr bool kOnePanel = kPlain && sizeof(T) == 2;  // see rows_may_be_plain
+  // The last block of a source is often short: of 77 keys it has 13. Products of keys that are not
+  // there are left out.
+  static constexpr bool kSkipsMissing = kOnePanel;
 
  public:
   __device__ ForwardBlock(const Problem& p, const Tiling& tiling, Alignment aligned,
@@ -45,8 +50,8 @@ class ForwardBlock {
         b_(b),
         h_(h),
         m_begin_(m_begin),
-        first_column_(chunk * kWidth),
-        writes_rows_(chunk == 0),
+        first_column_(kOnePanel ? 0 : chunk * kWidth),
+        writes_rows_(kOnePanel || chunk == 0),
         band_(p, b),
         queries_(query_rows(p, b)),
         warp_row_(static_cast<int>(threadIdx.x) / 32 * kWarpRows) {}
@@ -68,18 +73,21 @@ class ForwardBlock {
     const Dropout<Acc> dropout(p_, b_, h_);
     const Acc factor = exponent_factor<Acc, kPlain>(p_);
     KeyWalk keys(p_, b_, band_, m_begin_, m_end - 1, kBlockN, {share_, shares_.count});
+    KeyLoads<T, kPlain> loads(p_, aligned_, b_, h_, m_begin_, m_end - 1);
     bool has_queries = false;  // they come with the first keys
     walk_blocks(
         keys, t_.stages,
         [&](const KeyBlock& block, int stage) {
           if (!has_queries) load_queries();
           has_queries = true;
-          load_keys(block, stage);
+          loads.template load<kBlockN>(block, seen_keys(stage), key_tile(stage), panels(),
+                                       value_tile(stage), kOnePanel || p_.head_dim_v > 0,
+                                       first_column_);
         },
         [&](const KeyBlock& block, int stage) {
           if (alive) step(block, stage, dropout, factor);
         });
-    kept_ = dropout.kept();
+    if (!kPlain) kept_ = dropout.kept();
     if (p_.mass && alive) end_source();
   }
 
@@ -91,8 +99,13 @@ class ForwardBlock {
     }
     Acc s[kTilesN][4];
     clear(s);
-    multiply_rows<E, kWidth>(s, query_tile(), warp_row_, t_.block_m, key_tile(stage), kBlockN,
-                             t_.panels);
+    if (kSkipsMissing && 2 * block.count <= kBlockN) {
+      multiply_some_rows<E, kWidth>(s, query_tile(), warp_row_, t_.block_m, key_tile(stage),
+                                    kBlockN, panels(), block.count);
+    } else {
+      multiply_rows<E, kWidth>(s, query_tile(), warp_row_, t_.block_m, key_tile(stage), kBlockN,
+                               panels());
+    }
     const ScoreBlock<Orientation::kQueriesByKeys> scores = {
         b_, h_, m_begin_ + warp_row_, queries_.count, block, 0};
     products_to_scores<kPlain>(p_, band_, scores, s, [](int, int, Acc) {});
@@ -102,11 +115,14 @@ class ForwardBlock {
 #pragma unroll
       for (int r = 0; r < 2; ++r) source_sum_[r].rescale_and_add(correction[r], sum[r]);
     if (!kPlain && dropout.active()) drop(s, dropout.template dropped<kTilesN>(p_, scores));
+    // Maxima settle within a few blocks.
+    if (__any_sync(0xffffffffu, correction[0] != 1 || correction[1] != 1))
 #pragma unroll
-    for (int n = 0; n < kTilesV; ++n)
+      for (int n = 0; n < kTilesV; ++n)
 #pragma unroll
-      for (int e = 0; e < 4; ++e) o_[n][e] *= correction[e / 2];
-    if (p_.head_dim_v > 0) multiply_weights<E>(o_, s, value_tile(stage));
+        for (int e = 0; e < 4; ++e) o_[n][e] *= correction[e / 2];
+    if (kOnePanel || p_.head_dim_v > 0)
+      multiply_weights<E>(o_, s, value_tile(stage), false, kSkipsMissing ? block.count : kBlockN);
   }
 
   // -- shared memory: queries, stages of keys, stages of values, mass, flags of keys --------------
@@ -118,10 +134,10 @@ class ForwardBlock {
   // Over the queries: each warp over rows that no other warp reads.
   __device__ Tile<T, kWidth> out_tile() const { return query_tile(); }
   __device__ Tile<T, kWidth> key_tile(int stage) const {
-    return {rows_from(rows_of_queries() + stage * t_.panels * kBlockN)};
+    return {rows_from(rows_of_queries() + stage * panels() * kBlockN)};
   }
   __device__ Tile<T, kWidth> value_tile(int stage) const {
-    return {rows_from(rows_of_queries() + (t_.stages * t_.panels + stage) * kBlockN)};
+    return {rows_from(rows_of_queries() + (t_.stages * panels() + stage) * kBlockN)};
   }
   __device__ SourceMass<Acc>* masses() const {
     return reinterpret_cast<SourceMass<Acc>*>(value_tile(t_.stages).data);
@@ -132,40 +148,15 @@ class ForwardBlock {
     return reinterpret_cast<bool*>(masses() + mass) + stage * kBlockN;
   }
   // Without features the output still needs a place.
-  __device__ int rows_of_queries() const { return max(1, t_.panels) * t_.block_m; }
+  __device__ int rows_of_queries() const { return max(1, panels()) * t_.block_m; }
+  __device__ int panels() const { return kOnePanel ? 1 : t_.panels; }
 
   __device__ void load_queries() {
     const T* base = row_at<const T>(p_.q, p_.q_stride, b_, h_, queries_.first + m_begin_);
     const GlobalRows<T> rows = {base, p_.q_stride[2], static_cast<int>(p_.head_dim),
                                 aligned_.query()};
-    load_tile(query_tile(), t_.panels, t_.block_m, rows, 0,
+    load_tile(query_tile(), panels(), t_.block_m, rows, 0,
               [&](int row) { return m_begin_ + row < queries_.count; });
-  }
-
-  // Rows of keys that no query sees may hold anything: they are not read.
-  __device__ void load_keys(const KeyBlock& block, int stage) {
-    const KeySource& source = p_.source[block.source];
-    const int64_t head = key_head(p_, block.source, h_);
-    const int row = key_rows_of(source, b_).first + block.begin;
-    const int last = min(m_begin_ + t_.block_m, queries_.count) - 1;
-    const bool all = kPlain || source.num_terms == 0;
-    bool* seen = seen_keys(stage);
-    if (!all) {
-      note_seen_keys(p_, block, b_, h_, m_begin_, last, kBlockN, seen);
-      __syncthreads();
-    }
-    const auto wanted = [&](int key) {
-      return block.holds(block.begin + key) && (all || seen[key]);
-    };
-    load_tile(key_tile(stage), t_.panels, kBlockN,
-              {row_at<const T>(source.k, source.k_stride, b_, head, row), source.k_stride[2],
-               static_cast<int>(p_.head_dim), aligned_.key(block.source)},
-              0, wanted);
-    if (p_.head_dim_v == 0) return;
-    load_tile(value_tile(stage), 1, kBlockN,
-              {row_at<const T>(source.v, source.v_stride, b_, head, row), source.v_stride[2],
-               static_cast<int>(p_.head_dim_v), aligned_.value(block.source)},
-              first_column_, wanted);
   }
 
   // -- mass: each source's share, with the maximum that it is relative to ------------------------
@@ -210,17 +201,21 @@ class ForwardBlock {
       if (writes_rows_ && lane % 4 == 0 && i < rows_to_write())
         write_row(row, total, softmax_.top[r], nothing[r]);
     }
-    if (p_.head_dim_v == 0) return;
+    if (!kOnePanel && p_.head_dim_v == 0) return;
+    // By choice, not by a product with 0: a value row may have been NaN.
+    if (__any_sync(0xffffffffu, nothing[0] || nothing[1]))
+#pragma unroll
+      for (int n = 0; n < kTilesV; ++n)
+#pragma unroll
+        for (int e = 0; e < 4; ++e)
+          if (nothing[e / 2]) o_[n][e] = 0;
 #pragma unroll
     for (int n = 0; n < kTilesV; ++n)
 #pragma unroll
       for (int r = 0; r < 2; ++r) {
-        const Acc factor = inverse[r] * kept_;
-        // By choice, not by a product with 0: a value row may have been NaN.
-        const Acc low = nothing[r] ? Acc(0) : o_[n][2 * r] * factor;
-        const Acc high = nothing[r] ? Acc(0) : o_[n][2 * r + 1] * factor;
-        E::store_pair(out_tile().element(warp_row_ + lane / 4 + 8 * r, n * 8 + lane % 4 * 2), low,
-                      high);
+        const Acc factor = kPlain ? inverse[r] : inverse[r] * kept_;
+        E::store_pair(out_tile().element(warp_row_ + lane / 4 + 8 * r, n * 8 + lane % 4 * 2),
+                      o_[n][2 * r] * factor, o_[n][2 * r + 1] * factor);
       }
     __syncwarp();
     const int rows = min(kWarpRows, rows_to_write() - m_begin_ - warp_row_);
@@ -293,19 +288,20 @@ class ForwardBlock {
 // Blocks to a multiprocessor that registers have to leave room for.
 template <class E, int kWidth, bool kPlain>
 constexpr int forward_blocks() {
-  // A fourth block of width 32, or a third of width 96, would spill.
-  return sizeof(typename E::Element) > 2 || kWidth > 64 || !kPlain ? 2 : 3;
+  // A fourth block of width 64, or a third of width 96, would spill.
+  if (sizeof(typename E::Element) > 2 || kWidth > 64 || !kPlain) return 2;
+  return kWidth > 32 ? 3 : 4;
 }
 
 template <class E, int kWidth, bool kPlain>
 __global__ void __launch_bounds__(kMostWarps * 32, forward_blocks<E, kWidth, kPlain>())
     attention_fwd_kernel(const __grid_constant__ Problem p, const __grid_constant__ Tiling tiling,
                          Alignment aligned, const __grid_constant__ RowShares shares,
+                         const __grid_constant__ QueryGrid grid,
                          const __grid_constant__ TileQueue queue) {
-  const int64_t to_a_share = all_query_tiles(p, tiling);
-  for (BlockTiles tiles(queue, tiling, to_a_share * shares.count); tiles.next();) {
-    const int share = static_cast<int>(tiles.tile() / to_a_share);
-    const QueryTile at = query_tile_at(p, tiling, queue, tiles.tile() % to_a_share);
+  for (BlockTiles tiles(queue, tiling); tiles.next(grid.tiles * shares.count);) {
+    const int share = shares.count == 1 ? 0 : static_cast<int>(tiles.tile() / grid.tiles);
+    const QueryTile at = query_tile_at(p, tiling, grid, queue, tiles.tile() - share * grid.tiles);
     ForwardBlock<E, kWidth, kPlain>(p, tiling, aligned, shares, share, at.b, at.h, at.m_begin,
                                     at.chunk)
         .run();
@@ -323,7 +319,7 @@ void launch_attention_fwd(const AttentionProblem& p, bool plain, const Tiling& t
       "attention_fwd_kernel",
       plain ? attention_fwd_kernel<E, kWidth, true> : attention_fwd_kernel<E, kWidth, false>,
       all_query_tiles(p, tiling) * shares.count, tiling, queue, stream, problem, tiling,
-      Alignment(p), shares, queue);
+      Alignment(p), shares, QueryGrid(p, tiling), queue);
 }
 
 }  // namespace crossmodal::cuda

@@ -28,7 +28,7 @@ void launch_merge_rows(const AttentionProblem& p, bool plain, const RowShares& s
 template <class E, int kWidth>
 void launch_attention_bwd(const AttentionProblem& p, const AttentionBackward& g,
                           const BackwardWorkspace& workspace, const BackwardTiling& tiling,
-                          bool is_queued, void* stream);
+                          int num_shares, bool is_queued, void* stream);
 
 // The first two in one kernel, of problems short enough; group: query heads to a head of keys.
 template <class E, int kWidth>

@@ -5,17 +5,19 @@
 
 namespace crossmodal::cuda {
 
-// Of the accumulator's type, and as lse: one number for each query.
+// Numbers of the accumulator's type that the pass over queries leaves of each: see RowState.
+constexpr int kRowStateSize = 4;
+
 struct BackwardWorkspace {
-  void* delta;
-  double* dsink;  // each query's share of the sink's gradient; null: not wanted
+  void* rows;     // kRowStateSize for each query, in the order of lse
+  double* dsink;  // as lse: each query's share of the sink's gradient; null: not wanted
   void* scratch;  // as many bytes as attention_bwd_workspace says
 };
 
 struct BackwardProblem : Problem {
   AttentionBackward gradient;
   AssociateGradient associate;
-  void* delta;
+  void* rows;
   double* row_dsink;
   void* scratch;
   // delta is the sum over the rebuilt weights, not rowsum(dout * out): out was rounded, and the
@@ -29,7 +31,7 @@ inline BackwardProblem as_parameter(const AttentionProblem& p, const AttentionBa
   static_cast<Problem&>(problem) = as_parameter(p);
   problem.gradient = g;
   if (g.associate) problem.associate = *g.associate;
-  problem.delta = workspace.delta;
+  problem.rows = workspace.rows;
   problem.row_dsink = workspace.dsink;
   problem.scratch = workspace.scratch;
   problem.exact_delta = g.associate != nullptr || workspace.dsink != nullptr;

@@ -2,17 +2,15 @@
 // or multiply-adds on float and double, behind one interface. Kernels are templates over it.
 //
 // A warp computes 16 rows. Accumulators come in tiles of 16 x 8, of which lane l holds four: rows
-// l / 4 and l / 4 + 8 in columns 2 * (l % 4) and the next. Products step along their inner
-// dimension kStep at a time:
+// l / 4 and l / 4 + 8 in columns 2 * (l % 4) and the next. Products begin at rows and columns that
+// are multiples of 8 and of kStep, and step along their inner dimension kStep at a time:
 //
 //   A rows(tile, row, column)       tile[row + (0..15)][column + (0..kStep - 1)]
 //   A of_accumulators(c, step)      columns [step * kStep, (step + 1) * kStep) of accumulators
-//   transposed(tile, row, column)   B t: tile[row + 8 t + n][column + k] for c += A * tile^T; one
-//   or
-//                                   two of them, of matrix instructions two
-//   straight(tile, row, column)     two B: tile[row + k][column + 8 t + n] for c += A * tile, with
-//   0
-//                                   for what is not finite where only numbers are asked for
+//   transposed(tile, row, column)   B t: tile[row + 8 t + n][column + k] for c += A * tile^T;
+//                                   one, of matrix instructions two
+//   straight(tile, row, column)     two B: tile[row + k][column + 8 t + n] for c += A * tile;
+//                                   where only numbers are asked for, 0 for what is none
 #pragma once
 
 #include <cuda_runtime.h>
@@ -51,7 +49,7 @@ struct MmaEngine {
   __device__ static A rows(const Tile<T, kWidth>& x, int row, int column) {
     const int lane = threadIdx.x % 32;
     A a;
-    load_matrices(a.r, x.chunk(row + lane % 16, column / 8 + lane / 16));
+    load_matrices(a.r, x.address(row, column / 8, lane % 16, lane / 16));
     return a;
   }
 
@@ -66,7 +64,7 @@ struct MmaEngine {
   __device__ static void transposed(const Tile<T, kWidth>& x, int row, int column, B (&b)[2]) {
     const int lane = threadIdx.x % 32;
     uint32_t r[4];
-    load_matrices(r, x.chunk(row + lane % 8 + lane / 16 * 8, column / 8 + lane / 8 % 2));
+    load_matrices(r, x.address(row, column / 8, lane % 8 + lane / 16 * 8, lane / 8 % 2));
     b[0] = {{r[0], r[1]}};
     b[1] = {{r[2], r[3]}};
   }
@@ -76,7 +74,7 @@ struct MmaEngine {
                                   B (&b)[2]) {
     const int lane = threadIdx.x % 32;
     uint32_t r[4];
-    load_matrices_transposed(r, x.chunk(row + lane % 16, column / 8 + lane / 16));
+    load_matrices_transposed(r, x.address(row, column / 8, lane % 16, lane / 16));
     if (finite)
 #pragma unroll
       for (int x = 0; x < 4; ++x) r[x] = without_non_finite(T{}, r[x]);
@@ -120,7 +118,7 @@ struct Tf32Engine {
   __device__ static A rows(const Tile<float, kWidth>& x, int row, int column) {
     const int lane = threadIdx.x % 32;
     A a;
-    load_matrices(a.r, x.chunk(row + lane % 16, column / 4 + lane / 16));
+    load_matrices(a.r, x.address(row, column / 4, lane % 16, lane / 16));
     round(a.r);
     return a;
   }
@@ -139,7 +137,7 @@ struct Tf32Engine {
   __device__ static void transposed(const Tile<float, kWidth>& x, int row, int column, B (&b)[2]) {
     const int lane = threadIdx.x % 32;
     uint32_t r[4];
-    load_matrices(r, x.chunk(row + lane % 8 + lane / 16 * 8, column / 4 + lane / 8 % 2));
+    load_matrices(r, x.address(row, column / 4, lane % 8 + lane / 16 * 8, lane / 8 % 2));
     round(r);
     b[0] = {{r[0], r[1]}};
     b[1] = {{r[2], r[3]}};
@@ -295,23 +293,51 @@ __device__ __forceinline__ void multiply_rows(typename E::Acc (&c)[kTiles][4],
   }
 }
 
-// c += weights, held as accumulators, times `b`; where `finite`, non-finite elements of b count as
-// 0.
+// The same for the first `count` rows of `b`, in pairs of tiles; other accumulators stay as they
+// are. Where most rows are there multiply_rows is faster, which has more products under way.
+template <class E, int kWidth, int kTiles>
+__device__ __forceinline__ void multiply_some_rows(typename E::Acc (&c)[kTiles][4],
+                                                   const Tile<typename E::Element, kWidth>& a,
+                                                   int row, int rows_a,
+                                                   const Tile<typename E::Element, kWidth>& b,
+                                                   int rows_b, int panels, int count) {
+  static_assert(kTiles % 2 == 0, "pairs of tiles");
+#pragma unroll
+  for (int n = 0; n < kTiles; n += 2)
+    if (8 * n < count)
+#pragma unroll 1
+      for (int panel = 0; panel < panels; ++panel) {
+        const auto left = a.panel(panel, rows_a), right = b.panel(panel, rows_b);
+#pragma unroll E::kUnroll
+        for (int k = 0; k < kWidth; k += E::kStep) {
+          const typename E::A operand = E::rows(left, row, k);
+          typename E::B pair[2];
+          E::transposed(right, 8 * n, k, pair);
+          E::multiply(c[n], operand, pair[0]);
+          E::multiply(c[n + 1], operand, pair[1]);
+        }
+      }
+}
+
+// c += weights, held as accumulators, times the first `count` rows of `b`, in steps; weights of
+// others are 0. Where `finite`, non-finite elements of b count as 0.
 template <class E, int kWidth, int kInner, int kTiles>
 __device__ __forceinline__ void multiply_weights(typename E::Acc (&c)[kTiles][4],
                                                  const typename E::Acc (&weights)[kInner][4],
                                                  const Tile<typename E::Element, kWidth>& b,
-                                                 bool finite = false) {
+                                                 bool finite = false, int count = kInner * 8) {
   static_assert(kTiles == kWidth / 8, "accumulators are as wide as the tile");
 #pragma unroll
   for (int step = 0; step < kInner * 8 / E::kStep; ++step) {
-    const typename E::A operand = E::of_accumulators(weights, step);
+    if (step * E::kStep < count) {
+      const typename E::A operand = E::of_accumulators(weights, step);
 #pragma unroll
-    for (int n = 0; n < kTiles / 2; ++n) {
-      typename E::B pair[2];
-      E::straight(b, step * E::kStep, 16 * n, finite, pair);
-      E::multiply(c[2 * n], operand, pair[0]);
-      E::multiply(c[2 * n + 1], operand, pair[1]);
+      for (int n = 0; n < kTiles / 2; ++n) {
+        typename E::B pair[2];
+        E::straight(b, step * E::kStep, 16 * n, finite, pair);
+        E::multiply(c[2 * n], operand, pair[0]);
+        E::multiply(c[2 * n + 1], operand, pair[1]);
+      }
     }
   }
 }

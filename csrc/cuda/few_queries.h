@@ -13,7 +13,7 @@
 #include "cuda/engine.h"
 #include "cuda/few_tiling.h"
 #include "cuda/launch.h"
-#include "cuda/number.h"
+#include "cuda/row_chunk.h"
 #include "cuda/scores.h"
 
 namespace crossmodal::cuda {
@@ -119,12 +119,7 @@ class FewQueries {
 
   __device__ static __forceinline__ void to_numbers(const Part& part, Acc (&x)[kElements]) {
 #pragma unroll
-    for (int c = 0; c < kChunks; ++c) {
-      alignas(16) T values[kPerChunk];
-      *reinterpret_cast<Chunk*>(values) = part.chunk[c];
-#pragma unroll
-      for (int e = 0; e < kPerChunk; ++e) x[c * kPerChunk + e] = number<Acc>(values[e]);
-    }
+    for (int c = 0; c < kChunks; ++c) chunk_to_numbers<T>(part.chunk[c], x + c * kPerChunk);
   }
 
   // Row r of a tensor of queries.
@@ -149,13 +144,6 @@ class FewQueries {
             static_cast<int>(p.head_dim_v), aligned.value(s)};
   }
   __device__ int head_of(int source) const { return key_head(p, source, key_head_ * t.heads); }
-
-  __device__ static __forceinline__ Acc dot(const Acc (&x)[kElements], const Acc (&y)[kElements]) {
-    Acc sum = 0;
-#pragma unroll
-    for (int e = 0; e < kElements; ++e) sum += x[e] * y[e];
-    return sum;
-  }
 
   // -- scores ------------------------------------------------------------------------------------
 

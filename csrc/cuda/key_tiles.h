@@ -2,6 +2,7 @@
 // turn, or from a queue.
 #pragma once
 
+#include "cuda/divisor.h"
 #include "cuda/launch.h"
 #include "cuda/sample.h"
 #include "cuda/tile_queue.h"
@@ -56,29 +57,53 @@ __device__ inline KeyTile key_tile_in_queue(const Problem& p, const Tiling& tili
   return {b, rest / blocks, at.index % tiling.chunks, {s, begin, tiling.block_m}};
 }
 
-__device__ inline KeyTile key_tile_at(const Problem& p, const Tiling& tiling,
+// What tells the tiles of a grid apart.
+struct KeyGrid {
+  int64_t tiles = 0;
+  Divisor chunks;
+  Divisor blocks[kMostSources] = {};  // of keys, of one head and chunk
+
+  KeyGrid(const AttentionProblem& p, const Tiling& tiling) : chunks(tiling.chunks) {
+    int offset = 0;
+    for (int s = 0; s < p.num_sources; ++s) {
+      const int64_t of_head = key_tiles(p, p.sources[s], offset, tiling.block_m);
+      blocks[s] = Divisor(of_head);
+      tiles += of_head * p.sources[s].num_heads_k * p.batch * tiling.chunks;
+      offset += static_cast<int>(p.sources[s].seqlen_k);
+    }
+  }
+};
+
+__device__ inline KeyTile key_tile_at(const Problem& p, const Tiling& tiling, const KeyGrid& grid,
                                       const TileQueue& queue, int64_t tile) {
   if (queue.memory) return key_tile_in_queue(p, tiling, queue, static_cast<int>(tile));
   KeyTile found{};
-  found.chunk = static_cast<int>(tile % tiling.chunks);
-  tile /= tiling.chunks;
-  int offset = 0;
-  for (int s = 0; s < p.num_sources; ++s) {
-    const KeySource& source = p.source[s];
-    const int64_t blocks = key_tiles(p, source, offset, tiling.block_m);
-    const int64_t tiles = blocks * source.num_heads_k * p.batch;
-    if (tile < tiles) {
-      const int64_t pair = tile / blocks;
-      found.b = static_cast<int>(pair / source.num_heads_k);
-      found.head = static_cast<int>(pair % source.num_heads_k);
-      found.keys = {
-          s, static_cast<int>(tile % blocks) * tiling.block_m - keys_before_source(p, offset),
-          tiling.block_m};
-      return found;
-    }
-    tile -= tiles;
-    offset += static_cast<int>(source.seqlen_k);
+  const bool is_small = tile <= INT32_MAX;
+  int64_t rest =
+      is_small ? grid.chunks.quotient(static_cast<uint32_t>(tile)) : tile / tiling.chunks;
+  found.chunk = static_cast<int>(tile - rest * tiling.chunks);
+  int s = 0;
+  for (; s + 1 < p.num_sources; ++s) {
+    const int64_t tiles = grid.blocks[s].value() * p.source[s].num_heads_k * p.batch;
+    if (rest < tiles) break;
+    rest -= tiles;
   }
+  const Divisor& blocks = grid.blocks[s];
+  int block;
+  if (is_small) {
+    const uint32_t t = static_cast<uint32_t>(rest), pair = blocks.quotient(t);
+    const uint32_t heads = static_cast<uint32_t>(p.source[s].num_heads_k);
+    found.b = static_cast<int>(pair / heads);
+    found.head = static_cast<int>(pair % heads);
+    block = static_cast<int>(blocks.remainder(t, pair));
+  } else {
+    const int64_t heads = p.source[s].num_heads_k, pair = rest / blocks.value();
+    found.b = static_cast<int>(pair / heads);
+    found.head = static_cast<int>(pair % heads);
+    block = static_cast<int>(rest % blocks.value());
+  }
+  const int before = p.dropout_p > 0 ? keys_before_source(p, key_offset(p, s)) : 0;
+  found.keys = {s, block * tiling.block_m - before, tiling.block_m};
   return found;
 }
 

@@ -1,7 +1,9 @@
 #include "cuda/plan.h"
 
 #include <algorithm>
+#include <initializer_list>
 
+#include "cuda/alignment.h"
 #include "cuda/problem.h"
 
 namespace crossmodal::cuda {
@@ -135,7 +137,37 @@ FewTiling few_tiling(const AttentionProblem& p) {
   t.heads = heads_together(p);
   t.rows = static_cast<int>(t.heads * p.seqlen_q);
   t.rows_at_once = t.rows == 1 ? 1 : few_rows(size_of(p.dtype));
+  t.warps = kFewWarps;
   return t;
+}
+
+bool fit_one_instruction(std::initializer_list<int64_t> strides, DType dtype) {
+  constexpr int64_t kMost = (int64_t{1} << 31) - 1;
+  const int64_t size = size_of(dtype);
+  return std::all_of(strides.begin(), strides.end(), [&](int64_t x) { return x * size <= kMost; });
+}
+
+// Whether each query gets a warp to itself: there are enough of them to fill the device, and their
+// problem is as simple as one_query.h takes it.
+bool is_one_query_to_a_warp(const AttentionProblem& p, bool plain, const FewTiling& t,
+                            const Alignment& alignment, const Device& device) {
+  constexpr int64_t kWarpsToFill = 8;  // to a multiprocessor: 32 KB of keys and values under way
+  const int64_t pairs = p.batch * p.num_heads, row_bytes = 16 * t.lanes();
+  const int64_t size = size_of(p.dtype);
+  const bool is_whole = t.chunks == 1 && t.lanes() >= kFewestLanes &&
+                        p.head_dim * size == row_bytes && p.head_dim_v * size == row_bytes;
+  const bool fills = pairs >= kWarpsToFill * device.multiprocessors && pairs <= kMostRows;
+  bool is_padded = !p.cu_seqlens_q, is_near = true;
+  for (int s = 0; s < p.num_sources; ++s) {
+    const KeySource& source = p.sources[s];
+    is_padded &= !source.cu_seqlens;
+    is_near &= fit_one_instruction(
+        {source.k_stride[2], source.v_stride[2], source.dk_stride[2], source.dv_stride[2]},
+        p.dtype);
+  }
+  const bool is_open = p.window_left < 0 && p.window_right < 0;
+  return plain && t.rows == 1 && is_whole && fills && is_padded && is_near && is_open &&
+         alignment.every();
 }
 
 // -- shares of keys ------------------------------------------------------------------------------
@@ -229,7 +261,7 @@ std::string few_backward_refusal(const AttentionProblem& p, const FewTiling& t, 
 // what they write, stays in the second-level cache until it is read again.
 std::string short_refusal(const AttentionProblem& p, bool plain, bool exact,
                           const BackwardTiling& tiling, int group, const Device& device) {
-  constexpr int64_t kBlocksAtOnce = 2, kPairsToFill = 4, kMostHeads = 65535;
+  constexpr int64_t kPairsToFill = 4, kMostHeads = 65535;
   if (size_of(p.dtype) != 2) return "multiply-adds, not memory, take the time";
   const bool is_free = plain && !exact;
   const int64_t width = widest_short_backward(is_free);
@@ -247,10 +279,10 @@ std::string short_refusal(const AttentionProblem& p, bool plain, bool exact,
     return std::to_string(pairs) + " heads of keys of all samples are fewer than " +
            std::to_string(enough) + ", which fill the device";
   const int64_t bytes = (p.seqlen_q * group + p.total_keys) * (p.head_dim + p.head_dim_v) * 2;
-  const int64_t room = device.l2_bytes / 2 / (kBlocksAtOnce * device.multiprocessors);
+  // Up to three blocks to a multiprocessor, and a quarter of the cache for what passes through.
+  const int64_t room = device.l2_bytes / (4 * device.multiprocessors);
   if (bytes > room)
-    return more("what a block reads,", bytes, room) +
-           " bytes, its share of half the second-level cache";
+    return more("what a block reads,", bytes, room) + " bytes, its share of the second-level cache";
   return "";
 }
 
@@ -276,6 +308,8 @@ ForwardPlan forward_plan(const AttentionProblem& p, bool plain, const Device& de
     plan.few.shared_bytes =
         kFewWarps * plan.few.rows_at_once * row_share_size(p) * accumulator_size(p.dtype);
     plan.num_shares = few_shares(p, plan.few, device);
+    if (is_one_query_to_a_warp(p, plain, plan.few, Alignment(p), device))
+      plan.few.warps = plan.num_shares = 1;
     return plan;
   }
   plan.refused.push_back({kFewName, few});
@@ -309,8 +343,8 @@ size_t BackwardPlan::workspace_bytes(const AttentionProblem& p) const {
   return num_shares * p.batch * p.num_heads * p.seqlen_q * p.head_dim * accumulator_size(p.dtype);
 }
 
-BackwardPlan backward_plan(const AttentionProblem& p, bool plain, bool exact,
-                           const Device& device) {
+BackwardPlan backward_plan(const AttentionProblem& p, const AttentionBackward& g, bool plain,
+                           bool exact, const Device& device) {
   BackwardPlan plan{};
   plan.num_shares = 1;
   plan.few = few_tiling(p);
@@ -321,6 +355,8 @@ BackwardPlan backward_plan(const AttentionProblem& p, bool plain, bool exact,
     plan.few.shared_bytes =
         kFewWarps * plan.few.rows_at_once * p.head_dim * accumulator_size(p.dtype);
     plan.num_shares = few_shares(p, plan.few, device);
+    if (is_one_query_to_a_warp(p, plain, plan.few, Alignment(p, g), device))
+      plan.few.warps = plan.num_shares = 1;
     return plan;
   }
   plan.refused.push_back({kFewName, few});
@@ -339,7 +375,13 @@ BackwardPlan backward_plan(const AttentionProblem& p, bool plain, bool exact,
   const Tiling& queries = plan.tiling.queries;
   const int64_t tiles =
       p.batch * p.num_heads * ceil_div(p.seqlen_q, queries.block_m) * queries.chunks;
-  plan.is_queued = queue_pays(p, p.batch * p.num_sources, tiles, device);
+  // Exact deltas, and gradients of terms, are sums over all keys of a row.
+  if (plain && !exact && queries.chunks == 1) {
+    const int block_n = static_cast<int>(backward_block(size_of(p.dtype)));
+    plan.num_shares = shares_that_fill(tiles, blocks_to_walk(p, queries.block_m, block_n), 4,
+                                       2 * device.multiprocessors);
+  }
+  plan.is_queued = plan.num_shares == 1 && queue_pays(p, p.batch * p.num_sources, tiles, device);
   return plan;
 }
 

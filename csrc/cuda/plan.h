@@ -74,7 +74,7 @@ struct BackwardPlan {
   std::vector<Refusal> refused;
   BackwardTiling tiling;  // of kShort and kPasses, and of the pass over terms
   FewTiling few;
-  int num_shares;  // of kFewQueries
+  int num_shares;  // that the keys of a row are cut into: of kFewQueries, and of kPasses for dQ
   bool is_queued;  // of kPasses
   bool in_tf32;    // of kPasses
 
@@ -86,7 +86,8 @@ struct BackwardPlan {
 ForwardPlan forward_plan(const AttentionProblem& p, bool plain, const Device& device);
 
 // exact: gradients of biases, sinks or weights are asked for; see BackwardProblem::exact_delta.
-BackwardPlan backward_plan(const AttentionProblem& p, bool plain, bool exact, const Device& device);
+BackwardPlan backward_plan(const AttentionProblem& p, const AttentionBackward& g, bool plain,
+                           bool exact, const Device& device);
 
 Tiling associate_tiling(const AttentionProblem& p, const Device& device);
 

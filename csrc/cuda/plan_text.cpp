@@ -3,6 +3,7 @@
 #include <string>
 
 #include "core/introspection.h"
+#include "cuda/plain_scores.h"
 #include "cuda/plan.h"
 
 namespace crossmodal::cuda {
@@ -22,7 +23,8 @@ const char* order_of(bool is_queued) { return is_queued ? "queue, most work firs
 
 void write_few(std::ostringstream& json, const FewTiling& few, int unroll) {
   json << ", \"rows_at_once\": " << few.rows_at_once << ", \"lanes_to_a_row\": " << few.lanes()
-       << ", \"block_n\": " << (32 >> few.log_lanes) * unroll * kFewWarps;
+       << ", \"warps_to_a_row\": " << few.warps
+       << ", \"block_n\": " << (32 >> few.log_lanes) * unroll * few.warps;
 }
 
 void write_blocks(std::ostringstream& json, const Tiling& tiling, int block_n) {
@@ -47,7 +49,10 @@ std::string as_json(const AttentionProblem& p, const BackwardPlan& plan) {
   std::ostringstream json;
   json << "{\"kernel\": \"" << plan.name(p.dtype) << "\", \"shares\": " << plan.num_shares;
   if (plan.kernel == BackwardKernel::kFewQueries) {
-    write_few(json, plan.few, few_backward_unroll(plan.few.chunks, plan.few.rows_at_once));
+    const FewTiling& few = plan.few;
+    write_few(
+        json, few,
+        few.warps == 1 ? kOneBackwardUnroll : few_backward_unroll(few.chunks, few.rows_at_once));
   } else {
     json << ", \"order\": \"" << order_of(plan.is_queued) << "\"";
     write_blocks(json, plan.tiling.queries, backward_block(size_of(p.dtype)));
@@ -86,10 +91,10 @@ extern "C" const char* crossmodal_cuda_attention_plan(int dtype, int64_t batch, 
   p.window_left = p.window_right = -1;
   p.dtype = static_cast<DType>(dtype);
   p.allow_tf32 = allow_tf32;
+  is_plain = is_plain && rows_may_be_plain(p);
   const Device device = {arch, multiprocessors, static_cast<size_t>(shared_bytes), l2_bytes};
-  text =
-      "{\"forward\": " + as_json(p, forward_plan(p, is_plain, device), is_plain) +
-      ", \"backward\": " + as_json(p, backward_plan(p, is_plain && !is_exact, is_exact, device)) +
-      "}";
+  text = "{\"forward\": " + as_json(p, forward_plan(p, is_plain, device), is_plain) +
+         ", \"backward\": " +
+         as_json(p, backward_plan(p, {}, is_plain && !is_exact, is_exact, device)) + "}";
   return text.c_str();
 }

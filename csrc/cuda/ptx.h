@@ -17,7 +17,10 @@ __device__ inline char* shared_memory() {
   return memory;
 }
 
-__device__ __forceinline__ uint32_t shared_address(const void* pointer) {
+// A place in it, as instructions want it: additions of constants to it are part of them.
+using SharedAddress = uint32_t;
+
+__device__ __forceinline__ SharedAddress shared_address(const void* pointer) {
   return static_cast<uint32_t>(__cvta_generic_to_shared(pointer));
 }
 
@@ -29,11 +32,35 @@ __device__ __forceinline__ void copy_async(void* shared, const void* global, int
                : "memory");
 }
 
+// All 16 bytes, or zeros, without the arithmetic that a number of bytes known at run time takes.
+__device__ __forceinline__ void copy_async_if(bool there, SharedAddress shared,
+                                              const void* global) {
+  asm volatile(
+      "{ .reg .pred absent; setp.eq.u32 absent, %2, 0;\n"
+      "  cp.async.cg.shared.global [%0], [%1], 16, absent; }" ::"r"(shared),
+      "l"(global), "r"(static_cast<uint32_t>(there))
+      : "memory");
+}
+
+// The same, always there.
+__device__ __forceinline__ void copy_async(void* shared, const void* global) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(shared_address(shared)),
+               "l"(global)
+               : "memory");
+}
+
 // 16 bytes that nobody will read again, to registers.
 __device__ __forceinline__ void load_once(uint32_t (&r)[4], const void* global) {
   asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
                : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
                : "l"(global));
+}
+
+// 16 bytes from registers.
+__device__ __forceinline__ void store_chunk(void* global, const uint32_t (&r)[4]) {
+  asm volatile("st.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(global), "r"(r[0]), "r"(r[1]),
+               "r"(r[2]), "r"(r[3])
+               : "memory");
 }
 
 // Closes a group of copies; wait_for_copies<n>() returns once all but the n latest groups are
@@ -48,16 +75,16 @@ __device__ __forceinline__ void wait_for_copies() {
 
 // Four 8 x 8 matrices of 16-bit elements; lane l brings the address of row l % 8 of matrix l / 8
 // and gets elements (l / 4, 2 * (l % 4)) and the next one of each, or of their transposes.
-__device__ __forceinline__ void load_matrices(uint32_t (&r)[4], const void* row) {
+__device__ __forceinline__ void load_matrices(uint32_t (&r)[4], SharedAddress row) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
                : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
-               : "r"(shared_address(row))
+               : "r"(row)
                : "memory");
 }
-__device__ __forceinline__ void load_matrices_transposed(uint32_t (&r)[4], const void* row) {
+__device__ __forceinline__ void load_matrices_transposed(uint32_t (&r)[4], SharedAddress row) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
                : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
-               : "r"(shared_address(row))
+               : "r"(row)
                : "memory");
 }
 
@@ -120,10 +147,28 @@ __device__ __forceinline__ float to_float(Float16 x) {
   return y;
 }
 
+// Both numbers of a pair.
+__device__ __forceinline__ void unpack(BFloat16, uint32_t pair, float& low, float& high) {
+  low = __uint_as_float(pair << 16);
+  high = __uint_as_float(pair & 0xffff0000u);
+}
+__device__ __forceinline__ void unpack(Float16, uint32_t pair, float& low, float& high) {
+  asm("{.reg .b16 l, h; mov.b32 {l, h}, %2; cvt.f32.f16 %0, l; cvt.f32.f16 %1, h;}"
+      : "=f"(low), "=f"(high)
+      : "r"(pair));
+}
+
 // 2^x to two units in the last place, subnormal results as 0.
 __device__ __forceinline__ float exp2_fast(float x) {
   float y;
   asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+
+// The logarithm to base 2, to 2^-22 absolutely.
+__device__ __forceinline__ float log2_fast(float x) {
+  float y;
+  asm("lg2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
   return y;
 }
 
@@ -133,6 +178,19 @@ __device__ __forceinline__ float reciprocal_fast(float x) {
   asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
   return y;
 }
+
+// Where row `row` of 32-bit stride, in bytes, begins: one instruction, of which the compiler makes
+// four where it knows the stride as a number of 64 bits.
+__device__ __forceinline__ char* row_address(char* first, int row, int stride) {
+  uint64_t address;
+  asm("mad.wide.s32 %0, %1, %2, %3;"
+      : "=l"(address)
+      : "r"(row), "r"(stride), "l"(reinterpret_cast<uint64_t>(first)));
+  return reinterpret_cast<char*>(address);
+}
+
+// From here on x is a number of its own, not to be computed again from what it came from.
+__device__ __forceinline__ void keep(float& x) { asm volatile("" : "+f"(x)); }
 
 // Loads do not move across it: it bounds how many of them wait in registers at once.
 __device__ __forceinline__ void keep_loads_here() { asm volatile("" ::: "memory"); }

@@ -30,7 +30,9 @@ __device__ inline RowTotal<Acc> row_total(const Problem& p, int64_t b, int64_t h
   constexpr Acc kFactor = static_cast<Acc>(kLog2E);
   if constexpr (kPlain) {
     if (sum == 0) return RowTotal<Acc>::none();
-    return {top, sum, top * static_cast<Acc>(p.scale) + natural_log(sum), reciprocal(sum)};
+    // A logarithm is as long as all the rest: who wants none passes by it.
+    const Acc lse = p.lse ? top * static_cast<Acc>(p.scale) + natural_log(sum) : Acc(0);
+    return {top, sum, lse, reciprocal(sum)};
   }
   const Acc sink = sink_of<Acc>(p, b, h);
   if (sum == 0) return {sink, 0, sink, 0};

@@ -86,9 +86,49 @@ struct ScoreBlock {
   // Whether it holds all of its queries and keys, of which most blocks are.
   template <int kTiles>
   __device__ bool is_full() const {
-    const int rows = 16, columns = 8 * kTiles;
-    return i_begin + (kUpright ? rows : columns) <= num_queries && keys.begin + j_begin >= 0 &&
-           j_begin + (kUpright ? columns : rows) <= keys.count;
+    return i_begin + height<kTiles>() <= num_queries && keys.begin + j_begin >= 0 &&
+           j_begin + width<kTiles>() <= keys.count;
+  }
+  // Whether the band hides none of it from each other, full or not.
+  template <int kTiles>
+  __device__ bool is_within(const Band& band) const {
+    const int j = keys.begin + j_begin;
+    return band.open || (j >= i_begin + height<kTiles>() - 1 + band.first &&
+                         j + width<kTiles>() - 1 <= i_begin + band.last);
+  }
+
+  // `value` where there is no key, for keys that are counted from 0. Columns are compared, once for
+  // both rows of a lane, with what is left of the keys.
+  template <class Acc, int kTiles>
+  __device__ __forceinline__ void replace_missing_keys(Acc (&c)[kTiles][4], Acc value) const {
+    static_assert(kUpright, "keys are columns");
+    const int left = keys.count - j_begin;
+    if (left >= 8 * kTiles) return;
+    const int column = static_cast<int>(threadIdx.x) % 4 * 2;
+#pragma unroll
+    for (int t = 0; t < kTiles; ++t)
+#pragma unroll
+      for (int e = 0; e < 4; ++e)
+        if (t * 8 + e % 2 >= left - column) c[t][e] = value;
+  }
+  // `value` where the band hides a key.
+  template <class Acc, int kTiles>
+  __device__ __forceinline__ void replace_hidden(const Band& band, Acc (&c)[kTiles][4],
+                                                 Acc value) const {
+    if (is_within<kTiles>(band)) return;
+    for_each(c, [&](Acc& x, int i, int j) {
+      if (band.hides(i, j)) x = value;
+    });
+  }
+
+ private:
+  template <int kTiles>
+  __device__ static constexpr int height() {
+    return kUpright ? 16 : 8 * kTiles;
+  }
+  template <int kTiles>
+  __device__ static constexpr int width() {
+    return kUpright ? 8 * kTiles : 16;
   }
 };
 
@@ -123,14 +163,15 @@ __device__ __forceinline__ void products_to_scores(const Problem& p, const Band&
       });
     }
   }
-  if (!block.template is_full<kTiles>())
+  if constexpr (kPlain && Block::kUpright) {
+    // What a query that does not exist sees is of no account.
+    block.replace_missing_keys(s, minus_infinity<Acc>());
+  } else if (!block.template is_full<kTiles>()) {
     block.for_each(s, [&](Acc& x, int i, int j) {
       if (!block.holds(i, j)) x = minus_infinity<Acc>();
     });
-  if (band.open) return;
-  block.for_each(s, [&](Acc& x, int i, int j) {
-    if (band.hides(i, j)) x = minus_infinity<Acc>();
-  });
+  }
+  block.replace_hidden(band, s, minus_infinity<Acc>());
 }
 
 }  // namespace crossmodal::cuda

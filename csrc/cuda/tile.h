@@ -37,6 +37,14 @@ struct Tile {
   __device__ T* element(int row, int column) const {
     return chunk(row, column / kPerChunk) + column % kPerChunk;
   }
+  // Of chunk c + lane_c, 0 or 1, of row + lane_row: with c even and rows in eights, what a lane
+  // adds is permuted alone, and of all that follows from constants nothing is left but one
+  // operation or a number in the instruction.
+  __device__ SharedAddress address(int row, int c, int lane_row, int lane_c) const {
+    constexpr int kPermuted = 1 << kSwizzleBits;
+    const SharedAddress lane = shared_address(chunk(lane_row, lane_c));
+    return (lane ^ c % kPermuted * 16) + (row * kChunks + c / kPermuted * kPermuted) * 16;
+  }
   __device__ Tile panel(int index, int rows) const { return {data + index * rows * kWidth}; }
 };
 
@@ -61,33 +69,55 @@ __device__ __forceinline__ void load_tile(const Tile<T, kWidth>& tile, int panel
   };
   for (int panel = 0; panel < panels; ++panel) {
     const Layout to = tile.panel(panel, rows);
-    if constexpr (32 % Layout::kChunks == 0) {
-      if (from.aligned) {  // each thread stays in its column: next to nothing is computed for a row
-        const int c = threadIdx.x % Layout::kChunks;
-        const int column = first + panel * kWidth + c * Layout::kPerChunk;
+    if (from.aligned) {
+      // A warp copies whole rows, a lane always the same chunk of them: all that a row takes is a
+      // step of its pointer and its place in the permutation.
+      constexpr int kRowsAtOnce = 32 / Layout::kChunks;
+      const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, warps = blockDim.x / 32;
+      const int c = lane % Layout::kChunks;
+      const int column = first + panel * kWidth + c * Layout::kPerChunk;
+      int row = warp * kRowsAtOnce + lane / Layout::kChunks;
+      if (32 % Layout::kChunks != 0 && lane / Layout::kChunks == kRowsAtOnce) row = rows;
+      const T* source = from.base + row * from.stride + column;
+      const int64_t step = warps * kRowsAtOnce * from.stride;
+      if (from.width % Layout::kPerChunk == 0) {
+        const bool there = column < from.width;
+        const int rows_at_once = warps * kRowsAtOnce;
+        if (sizeof(T) == 2 && rows_at_once % 8 == 0) {
+          // Every row of a lane is permuted alike, so that its place moves by a constant, too.
+          SharedAddress place = shared_address(to.chunk(row, c));
+#pragma unroll 1
+          while (row < rows)
+#pragma unroll
+            for (int n = 0; n < 2; ++n) {
+              if (n == 0 || row < rows) copy_async_if(there && wanted(row), place, source);
+              row += rows_at_once;
+              place += rows_at_once * kWidth * sizeof(T);
+              source += step;
+            }
+        } else {
+#pragma unroll 1
+          for (; row < rows; row += rows_at_once, source += step)
+            copy_async_if(there && wanted(row), shared_address(to.chunk(row, c)), source);
+        }
+      } else {
         const int bytes = elements_at(column) * static_cast<int>(sizeof(T));
 #pragma unroll 1
-        for (int row = threadIdx.x / Layout::kChunks; row < rows;
-             row += blockDim.x / Layout::kChunks)
-          copy_async(to.chunk(row, c), from.base + column + row * from.stride,
-                     wanted(row) ? bytes : 0);
-        continue;
+        for (; row < rows; row += warps * kRowsAtOnce, source += step)
+          copy_async(to.chunk(row, c), source, wanted(row) ? bytes : 0);
       }
+      continue;
     }
     for (int x = threadIdx.x; x < rows * Layout::kChunks; x += blockDim.x) {
       const int row = x / Layout::kChunks, c = x % Layout::kChunks;
       const int column = first + panel * kWidth + c * Layout::kPerChunk;
       const int there = wanted(row) ? elements_at(column) : 0;
       const T* source = there > 0 ? from.base + row * from.stride + column : from.base;
-      if (from.aligned) {
-        copy_async(to.chunk(row, c), source, there * static_cast<int>(sizeof(T)));
-      } else {
-        alignas(16) T values[Layout::kPerChunk] = {};
+      alignas(16) T values[Layout::kPerChunk] = {};
 #pragma unroll
-        for (int e = 0; e < Layout::kPerChunk; ++e)
-          if (e < there) values[e] = source[e];
-        *reinterpret_cast<Chunk*>(to.chunk(row, c)) = *reinterpret_cast<const Chunk*>(values);
-      }
+      for (int e = 0; e < Layout::kPerChunk; ++e)
+        if (e < there) values[e] = source[e];
+      *reinterpret_cast<Chunk*>(to.chunk(row, c)) = *reinterpret_cast<const Chunk*>(values);
     }
   }
 }

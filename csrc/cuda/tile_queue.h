@@ -42,35 +42,36 @@ __device__ inline QueuedTile tile_in_queue(const TileQueue& queue, int tile) {
   return {queue.order()[low], tile - (low == 0 ? 0 : queue.ends()[low - 1])};
 }
 
-// The tiles that a block works on, of `tiles` altogether or of those in the queue.
+// The tiles that a block works on.
 class BlockTiles {
  public:
-  __device__ BlockTiles(const TileQueue& queue, const Tiling& tiling, int64_t tiles)
-      : queue_(queue),
-        slot_(reinterpret_cast<int*>(shared_memory() + tiling.shared_bytes - kSlotBytes)),
-        tiles_(queue.memory ? queue.ends()[queue.entries - 1] : tiles),
-        tile_(blockIdx.x) {}
+  __device__ BlockTiles(const TileQueue& queue, const Tiling& tiling)
+      : queue_(queue), tiling_(tiling), tile_(blockIdx.x) {}
 
-  // Called by all threads; then `tile` is the next one, or there is none.
-  __device__ bool next() {
+  // Called by all threads; then `tile` is the next one of `tiles` altogether, or of those in the
+  // queue, or there is none.
+  __device__ bool next(int64_t tiles) {
     if (!first_) __syncthreads();  // the tile before has been read
     if (queue_.memory) {
-      if (threadIdx.x == 0) *slot_ = atomicAdd(queue_.counter(), 1);
+      // Where a thread tells the others what it has drawn.
+      int* slot = reinterpret_cast<int*>(shared_memory() + tiling_.shared_bytes - kSlotBytes);
+      if (threadIdx.x == 0) *slot = atomicAdd(queue_.counter(), 1);
       __syncthreads();
-      tile_ = *slot_;
+      tile_ = *slot;
+      tiles = queue_.ends()[queue_.entries - 1];
     } else if (!first_) {
       tile_ += gridDim.x;
     }
     first_ = false;
-    return tile_ < tiles_;
+    return tile_ < tiles;
   }
 
   __device__ int64_t tile() const { return tile_; }
 
  private:
   const TileQueue& queue_;
-  int* slot_;  // where a thread tells the others what it has drawn
-  int64_t tiles_, tile_;
+  const Tiling& tiling_;
+  int64_t tile_;
   bool first_ = true;
 };
 

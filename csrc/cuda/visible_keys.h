@@ -37,7 +37,7 @@ struct Share {
 // of random bits do, if need be before the first key.
 class KeyWalk {
  public:
-  __device__ KeyWalk(const Problem& p, int64_t b, const Band& band, int i_first, int i_last,
+  __device__ KeyWalk(const Problem& p, int b, const Band& band, int i_first, int i_last,
                      int block_n, Share share = {0, 1})
       : p_(p), b_(b), block_n_(block_n), others_(share.index), of_(share.of) {
     enter(0);
@@ -47,16 +47,16 @@ class KeyWalk {
   }
 
   __device__ KeyBlock next() {
-    for (int left = blocks_left(); others_ >= left; left = blocks_left()) {
-      position_ = end_;
-      if (source_ + 1 == p_.num_sources) return {source_, 0, 0};
-      others_ -= left;
+    int begin = position_ + others_ * block_n_;
+    while (begin >= end_ || end_ <= 0) {
+      if (source_ + 1 == p_.num_sources) return {source_, end_, 0};
+      if (others_ > 0) others_ -= blocks_left();
       enter(source_ + 1);
+      begin = position_ + others_ * block_n_;
     }
-    position_ += others_ * block_n_;
     others_ = of_ - 1;
-    const KeyBlock block = {source_, position_, min(block_n_, end_ - position_)};
-    position_ += block.count;
+    const KeyBlock block = {source_, begin, min(block_n_, end_ - begin)};
+    position_ = begin + block.count;
     return block;
   }
 
@@ -75,7 +75,7 @@ class KeyWalk {
   }
 
   const Problem& p_;
-  int64_t b_;
+  int b_;
   int block_n_;
   int others_, of_;  // blocks of others before one's next
   int source_, position_, end_;

@@ -99,9 +99,10 @@ class CudaKernels final : public Kernels {
               : TermWorkspace{nothing(in.terms[t]), {}});
     const int64_t rows =
         p.cu_seqlens_q ? p.num_heads * p.total_q : p.batch * p.num_heads * p.seqlen_q;
-    const Tensor delta = torch::stable::new_empty(in.query, {rows}, accumulator_type(p.dtype));
+    const Tensor states =
+        torch::stable::new_empty(in.query, {cuda::kRowStateSize * rows}, accumulator_type(p.dtype));
     Tensor shares = nothing(in.query);
-    cuda::BackwardWorkspace workspace{delta.mutable_data_ptr(), nullptr, nullptr};
+    cuda::BackwardWorkspace workspace{states.mutable_data_ptr(), nullptr, nullptr};
     if (in.wants_sink()) {
       const std::vector<int64_t> shape =
           p.cu_seqlens_q ? std::vector<int64_t>{1, p.num_heads, p.total_q}

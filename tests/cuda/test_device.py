@@ -151,6 +151,21 @@ def test_gradients_are_repeatable_bit_for_bit():
         assert all(map(torch.equal, first, gradients()))
 
 
+@pytest.mark.filterwarnings("ignore")  # torch says that a rule of its own is slow
+def test_transforms_agree_with_a_loop():
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(3, 2, 4, n, 32, device="cuda") for n in (17, 40, 40))
+    lengths = torch.tensor([[40, 3], [0, 17], [8, 8]], device="cuda")
+
+    def loss(q, k, v, lengths):
+        return crossmodal.attention(q, k, v, key_lengths=lengths).square().sum()
+
+    got = torch.func.vmap(torch.func.grad(loss, argnums=(0, 1, 2)))(q, k, v, lengths)
+    each = [torch.func.grad(loss, argnums=(0, 1, 2))(*x) for x in zip(q, k, v, lengths, strict=True)]
+    for gradient, wanted in zip(got, zip(*each, strict=True), strict=True):
+        torch.testing.assert_close(gradient, torch.stack(wanted))
+
+
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
 def test_tensors_of_another_device_run_there():
     q = torch.randn(1, 2, 16, 64, device="cuda:1", dtype=torch.bfloat16)

@@ -40,6 +40,7 @@ FILLING = {
     "short and wide": replace(PROBLEMS["SHORT_WIDE"], batch=140),
     "short and masked": replace(PROBLEMS["SHORT_MASKED"], batch=140),
     "pooling": replace(PROBLEMS["ONE_OF_MANY"], batch=80),
+    "pooling, a warp each": replace(PROBLEMS["ONE_ALONE"], batch=300),
     "pooling over many keys": replace(PROBLEMS["ONE_LONG"], modalities=(Modality(20_000),)),
     "many keys": replace(PROBLEMS["SHARED"], modalities=(Modality(9_000, torch.int64),)),
 }

@@ -118,6 +118,22 @@ QUEUED_PACKED = Varlen(
 ONE = replace(TRIO, seqlen_q=1, head_dim=64, head_dim_v=64, differentiated=OPERANDS)
 ONE_LONG = replace(ONE, batch=1, modalities=(Modality(700),), heads=2, head_dim=72, head_dim_v=40)
 ONE_OF_MANY = replace(ONE, batch=8, heads=4, modalities=(Modality(197),), poisoned=False)
+# So many that each has a warp to itself, and nothing but products and lengths.
+ONE_ALONE = replace(
+    ONE,
+    batch=17,
+    heads=4,
+    modalities=(Modality(33, torch.int64), None, Modality(9), Modality(0), Modality(50, torch.int32)),
+    query_lengths=torch.int32,
+)
+ONE_ALONE_EMPTY = replace(ONE_ALONE, modalities=(Modality(5, torch.int64), Modality(0)))
+# Rows that begin between multiples of 16 bytes take the others' way.
+ONE_ALONE_STRIDED = replace(
+    ONE_ALONE, modalities=(Modality(20, key_layout="heads_inside"), Modality(9, value_layout="heads_inside"))
+)
+ONE_ALONE_UNALIGNED = replace(ONE_ALONE, modalities=(Modality(20, key_layout="sliced"),))
+ONE_ALONE_WIDE = replace(ONE_ALONE, head_dim=128, head_dim_v=128)
+ONE_ALONE_WIDEST = replace(ONE_ALONE, modalities=(Modality(41),), head_dim=256, head_dim_v=256, poisoned=False)
 FEW = replace(TRIO, seqlen_q=3, differentiated=OPERANDS, query_lengths=torch.int32)
 FEW_WIDE = replace(ONE_LONG, seqlen_q=2, head_dim=192, head_dim_v=130)
 FEW_NARROW = replace(ONE_LONG, seqlen_q=2, head_dim=3, head_dim_v=5)
@@ -162,6 +178,10 @@ WEIGHTED_SUMS = {
     "WEIGHTED": WEIGHTED,
     "WEIGHTED_BY_KEY": replace(WEIGHTED, mask=KEY_MASK, lengths=torch.int32),
     "WEIGHTED_WIDE": replace(WEIGHTED, seqlen_q=3, seqlen_k=9, head_dim=150, lengths=None, mask=None, poisoned=False),
+    # Several blocks of keys, of which some are other blocks' products; more than a warp of queries.
+    "WEIGHTED_LONG": replace(WEIGHTED, seqlen_q=20, seqlen_k=197, head_dim=64, mask=None),
+    "WEIGHTED_HIGH": replace(WEIGHTED, batch=8, seqlen_q=197, seqlen_k=77, head_dim=64, mask=None),
+    "WEIGHTED_APART": replace(WEIGHTED, weights_layout="strided_last"),
     "WEIGHTED_IN_PLACE": replace(WEIGHTED, weights_layout="transposed_last", values_layout="heads_inside"),
     "SCORED": replace(WEIGHTED, softmax=True, scale=0.5),
     "SCORED_WIDE": replace(WEIGHTED, softmax=True, seqlen_q=3, head_dim=150, mask=KEY_MASK),
@@ -224,3 +244,15 @@ def masked_keys_may_be_nan(dtype: torch.dtype, seqlen_q: int) -> None:
     out = crossmodal.attention(*inputs, mask)
     (dq,) = torch.autograd.grad(out[:, :, 3:].float().square().sum(), inputs[:1])
     assert out[:, :, 3:].isfinite().all() and dq[:, :, 3:].isfinite().all()
+
+
+def infinite_value_of_the_last_key_arrives(dtype: torch.dtype) -> None:
+    """Blocks of keys end beyond it: what stands there in its place has no weight, and is not Inf times 0."""
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(17, 4, n, 64).to(dtype) for n in (1, 41, 41))
+    finite = crossmodal.attention(q, k, v)
+    v[..., -1, 5] = float("inf")
+    out = crossmodal.attention(q, k, v)
+    assert out[..., 5].isposinf().all()
+    out[..., 5] = finite[..., 5]
+    assert out.equal(finite)

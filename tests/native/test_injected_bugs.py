@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from tests import test_poison
 from tests.accuracy import check
 from tests.native.bugs import associate, attention_bwd, attention_few, attention_fwd, weighted_sum
 from tests.native.bugs.bug import Bug
@@ -23,6 +24,7 @@ from tests.native.problems import (
     equal_links_keep_their_order,
     forward_only,
     in_dtype,
+    infinite_value_of_the_last_key_arrives,
     masked_keys_may_be_nan,
     problems_of,
     rounds_to_tf32,
@@ -65,11 +67,26 @@ OTHER_CHECKS = {
     "NaN behind masks of 19 queries": partial(masked_keys_may_be_nan, torch.float16, 19),
     "NaN behind masks in tf32": nan_behind_masks_in_tf32,
     "equal links": partial(equal_links_keep_their_order, torch.float16),
+    "Inf in the last value": partial(infinite_value_of_the_last_key_arrives, torch.float16),
     "NaN in weighted sums": partial(
         test_weighted_sum.test_keys_skipped_for_every_query_may_be_nan, None, torch.float16, "dense"
     ),
+    "NaN in weighted sums, by key": partial(
+        test_weighted_sum.test_keys_skipped_for_every_query_may_be_nan, None, torch.float16, "per key"
+    ),
+    "NaN that some queries see": partial(
+        test_weighted_sum.test_nan_reaches_the_queries_that_see_it_and_no_other, None, torch.float16, "emulated"
+    ),
+    "NaN in weights beyond the length": partial(
+        test_poison.test_skipped_values_of_a_weighted_sum_may_be_nan, None, torch.float16
+    ),
+    "gradients of skipped weights": partial(
+        test_weighted_sum.test_gradient_of_a_skipped_weight_is_zero_whatever_dout, None, torch.float16
+    ),
 }
 
+
+WEIGHTED_SUM_CHECKS = tuple(name for name in OTHER_CHECKS if "weight" in name or name == "NaN that some queries see")
 
 # head_dim above 128 takes several panels and chunks: an instance of its own.
 OTHERS = problems_of("WIDE", "SHORT", "SHARED", "QUEUED", "ONE", "FEW")
@@ -80,12 +97,17 @@ GROUPS = {
     "backward": Group(attention_bwd.BACKWARD, NARROW),
     "short": Group(attention_bwd.SHORT, problems_of("SHORT")),
     "tf32": Group(attention_fwd.TF32, ["PLAIN", "TRIO"], others=("NaN behind masks in tf32",), check=rounds_to_tf32),
-    "few forward": Group(attention_few.FEW_FORWARD, problems_of("ONE", "FEW"), backward=False),
+    "few forward": Group(
+        attention_few.FEW_FORWARD,
+        problems_of("ONE", "FEW"),
+        backward=False,
+        others=("NaN behind masks of 4 queries", "Inf in the last value"),
+    ),
     "few backward": Group(attention_few.FEW_BACKWARD, problems_of("ONE", "FEW")),
     "shared": Group(attention_fwd.SHARED, problems_of("SHARED"), backward=False),
     "queued": Group(attention_fwd.QUEUED, problems_of("QUEUED", "PACKED")),
     "associate": Group(associate.ASSOCIATE, list(SUMMARIES), others=("equal links",)),
-    "weighted sum": Group(weighted_sum.WEIGHTED_SUM, list(WEIGHTED_SUMS), others=("NaN in weighted sums",)),
+    "weighted sum": Group(weighted_sum.WEIGHTED_SUM, list(WEIGHTED_SUMS), others=WEIGHTED_SUM_CHECKS),
 }
 ALL = tuple(bug for group in GROUPS.values() for bug in group.bugs)
 

@@ -17,6 +17,7 @@ from tests.native.problems import (
     EVERY_PROBLEM,
     equal_links_keep_their_order,
     in_dtype,
+    infinite_value_of_the_last_key_arrives,
     masked_keys_may_be_nan,
 )
 
@@ -49,6 +50,17 @@ def test_heads_that_are_too_wide_are_refused_by_the_operators_themselves(emulate
         )
 
 
+def test_weighted_sums_of_more_heads_than_a_grid_has_rows(emulated_once):
+    """Blocks take several, one after the other, in the same shared memory."""
+    weights, values = (torch.randn(65_535 + 3, 1, *s, requires_grad=True) for s in ((2, 1), (1, 2)))
+    out, wanted = crossmodal.weighted_sum(weights, values), weights @ values
+    assert torch.equal(out, wanted)
+    dout = torch.randn_like(out)
+    found = torch.autograd.grad(out, (weights, values), dout)
+    for got, gradient in zip(found, torch.autograd.grad(wanted, (weights, values), dout), strict=True):
+        torch.testing.assert_close(got, gradient)
+
+
 @pytest.mark.parametrize("seqlen_q", [4, 19], ids=["few_queries", "many_queries"])
 def test_masked_keys_may_be_nan(emulated, dtype, seqlen_q):
     masked_keys_may_be_nan(dtype, seqlen_q)
@@ -56,6 +68,10 @@ def test_masked_keys_may_be_nan(emulated, dtype, seqlen_q):
 
 def test_equal_links_keep_their_order(emulated, dtype):
     equal_links_keep_their_order(dtype)
+
+
+def test_infinite_value_of_the_last_key_arrives(emulated_once, dtype):
+    infinite_value_of_the_last_key_arrives(dtype)
 
 
 def test_gradients_are_repeatable_bit_for_bit(emulator, emulated_once):
@@ -95,6 +111,21 @@ def test_offsets_need_64_bits(emulated_once, monkeypatch, name):
     FAR_APART[name]()
 
 
+@pytest.mark.parametrize("seqlen_k", [9, 3], ids=["rows", "rows more than 2^31 bytes apart"])
+def test_offsets_of_a_query_to_each_warp_need_64_bits(emulated_once, monkeypatch, seqlen_k):
+    monkeypatch.setattr(torch.utils.deterministic, "fill_uninitialized_memory", False)
+    q, dout = torch.randn(2, 16, 2, 1, 64, dtype=torch.bfloat16)
+    k, v = (test_large.far_apart((16, 2, seqlen_k, 64), 2) for _ in range(2))
+
+    def run(*operands):
+        leaves = [t.detach().requires_grad_() for t in operands]
+        out = crossmodal.attention(*leaves)
+        return [out, *torch.autograd.grad(out, leaves, dout)]
+
+    for got, wanted in zip(run(q, k, v), run(q, k.contiguous(), v.contiguous()), strict=True):
+        torch.testing.assert_close(got, wanted, rtol=0.02, atol=0.02)
+
+
 def attended(batch, seqlen_q, seqlen_k, *mask, head_dim=32, **options):
     q, k, v = (
         torch.randn(batch, 4, n, head_dim, dtype=torch.float16, requires_grad=True) for n in (seqlen_q, *[seqlen_k] * 2)
@@ -128,18 +159,19 @@ LAUNCHES = {
     ),
     "bias": (partial(attended, 4, 70, 90, BIAS, head_dim=72), ["attention_fwd", *PASSES, "attention_bwd_terms"]),
     "one query": (partial(attended, 4, 1, 90), ["attention_few_fwd", "attention_few_bwd"]),
+    "one query of many": (partial(attended, 16, 1, 90, head_dim=64), ["attention_one_fwd", "attention_one_bwd"]),
     "one query of few": (
         partial(attended, 1, 1, 4096),
         ["attention_few_fwd", "merge_rows", "attention_few_bwd", "merge_dq"],
     ),
     "associate": (associated, ["attention_fwd", "merge_rows", "associate", *PASSES]),
-    "weighted_sum": (summed, ["row_sum", "row_sum", "weight_gradient"]),
+    "weighted_sum": (summed, ["row_sum", "row_sum", "row_products"]),
 }
 
 
 def test_every_kernel_is_among_the_launches():
     sources = "".join(path.read_text() for path in (ROOT / "csrc" / "cuda").glob("**/*.[ch]*"))
-    launched = re.findall(r'launch(?:_tiles|_grid)?\(\s*"(\w+)_kernel"', sources)
+    launched = re.findall(r'launch(?:_tiles|_grid|_pairs)?\(\s*"(\w+)_kernel"', sources)
     assert launched and set(launched) == {kernel for _, kernels in LAUNCHES.values() for kernel in kernels}
 
 

@@ -136,3 +136,41 @@ def test_visible_nan_is_not_lost(isa, dtype):
     weights, values = torch.randn(1, 1, 5, 7).to(dtype), torch.randn(1, 1, 7, 9).to(dtype)
     values[0, 0, 3, 4] = NAN
     assert crossmodal.weighted_sum(weights, values).isnan()[..., 4].all()
+
+
+def test_nan_reaches_the_queries_that_see_it_and_no_other(isa, dtype, device):
+    """Values in forward, dout in the gradient of values; whatever else the others see together."""
+    if device == "cpu":
+        pytest.skip("a CPU's kernels multiply what some queries skip by zero")
+    weights, values, dout = (torch.randn(1, 2, *s).to(dtype) for s in ((21, 90), (90, 9), (21, 9)))
+    mask = torch.rand(1, 2, 21, 90) < 0.6
+    mask[:, :, 3, 5], mask[:, :, 4, 5], mask[:, :, 4, 6] = True, False, True
+
+    def results(weights, values, dout):
+        weights, values = weights.clone().requires_grad_(), values.clone().requires_grad_()
+        out = crossmodal.weighted_sum(weights, values, mask=mask)
+        return out.detach(), torch.autograd.grad(out, values, dout)[0]
+
+    clean_out, clean_dvalues = results(weights, values, dout)
+    for poison in (NAN, float("inf")):
+        poisoned, poisoned_dout = values.clone(), dout.clone()
+        poisoned[:, :, 5, 2], poisoned_dout[:, :, 4, 7] = poison, poison
+        out, dvalues = results(weights, poisoned, poisoned_dout)
+        for got, clean, sees, column in (
+            (out, clean_out, mask[..., 5], 2),
+            (dvalues, clean_dvalues, mask[:, :, 4], 7),
+        ):
+            assert not got[..., column][sees].isfinite().any()
+            got[..., column][sees], clean[..., column][sees] = 0, 0
+            assert torch.equal(got, clean)
+
+
+def test_gradient_of_a_skipped_weight_is_zero_whatever_dout(isa, dtype):
+    weights, values = torch.randn(2, 1, 5, 90).to(dtype).requires_grad_(), torch.randn(2, 1, 90, 9).to(dtype)
+    mask = torch.rand(5, 90) < 0.6
+    out = crossmodal.weighted_sum(weights, values, lengths=torch.tensor([13, 90]), mask=mask)
+    (dweights,) = torch.autograd.grad(out, weights, torch.full_like(out, NAN))
+    sees = mask.expand(2, 1, 5, 90).clone()
+    sees[0, ..., 13:] = False
+    assert torch.equal(dweights.isnan(), sees)
+    assert (dweights[~sees] == 0).all()

@@ -5,7 +5,8 @@ namespace crossmodal::cuda {
 template void launch_attention_bwd<MmaEngine<BFloat16>, 64>(const AttentionProblem&,
                                                             const AttentionBackward&,
                                                             const BackwardWorkspace&,
-                                                            const BackwardTiling&, bool, void*);
+                                                            const BackwardTiling&, int, bool,
+                                                            void*);
 template void launch_attention_bwd_terms<MmaEngine<BFloat16>, 64>(const AttentionProblem&,
                                                                   const AttentionBackward&,
                                                                   const BackwardWorkspace&,

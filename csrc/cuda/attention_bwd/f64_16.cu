@@ -5,7 +5,7 @@ namespace crossmodal::cuda {
 template void launch_attention_bwd<FmaEngine<double>, 16>(const AttentionProblem&,
                                                           const AttentionBackward&,
                                                           const BackwardWorkspace&,
-                                                          const BackwardTiling&, bool, void*);
+                                                          const BackwardTiling&, int, bool, void*);
 template void launch_attention_bwd_terms<FmaEngine<double>, 16>(const AttentionProblem&,
                                                                 const AttentionBackward&,
                                                                 const BackwardWorkspace&,

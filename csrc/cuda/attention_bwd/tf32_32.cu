@@ -5,7 +5,7 @@ namespace crossmodal::cuda {
 template void launch_attention_bwd<Tf32Engine, 32>(const AttentionProblem&,
                                                    const AttentionBackward&,
                                                    const BackwardWorkspace&, const BackwardTiling&,
-                                                   bool, void*);
+                                                   int, bool, void*);
 template void launch_attention_bwd_terms<Tf32Engine, 32>(const AttentionProblem&,
                                                          const AttentionBackward&,
                                                          const BackwardWorkspace&, const Tiling&,

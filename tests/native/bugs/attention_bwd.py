@@ -4,14 +4,12 @@ from tests.native.bugs.bug import Bug
 
 BACKWARD = (
     Bug("delta of nothing", "attention_bwd_queries.h", "product_with_dout(out, row_of(r), d)", "0"),
-    Bug(
-        "delta is forgotten", "attention_bwd.h", "gradient[t][e] + row.dmass - row.delta", "gradient[t][e] + row.dmass"
-    ),
+    Bug("delta is forgotten", "attention_bwd.h", "row.delta - row.dmass", "-row.dmass"),
     Bug(
         "mass sends nothing back",
         "attention_bwd.h",
-        "gradient[t][e] + row.dmass - row.delta",
-        "gradient[t][e] - row.delta",
+        "row.delta - row.dmass",
+        "row.delta",
         by="TRIO",
     ),
     Bug(
@@ -29,7 +27,13 @@ BACKWARD = (
         "gradient[t][e] *= 1",
         by="DROPOUT",
     ),
-    Bug("dead queries take part", "attention_bwd.h", "if (sum == 0) return row;", "", by="EMPTY"),
+    Bug(
+        "dead queries take part",
+        "attention_bwd_queries.h",
+        "RowState<Acc>{0, Divisor::nothing(), 0, 0}",
+        "RowState<Acc>{minus_infinity<Acc>(), Acc(1), 0, 0}",
+        by="EMPTY",
+    ),
     Bug(
         "dead rows are read",
         "attention_bwd.h",
@@ -60,9 +64,17 @@ BACKWARD = (
     Bug(
         "NaN in a hidden key reaches dq",
         "attention_bwd_queries.h",
-        "!kPlain || !band_.open",
+        "true",
         "false",
+        within="multiply_weights<E>(dq_, w.gradient, rows, true)",
         by="NaN behind masks of 19 queries",
+    ),
+    Bug(
+        "keys that do not exist get gradients",
+        "attention_bwd_keys.h",
+        "!Weights::kInExponent || seen_.holds(seen_.begin + row)",
+        "true",
+        by="RAGGED",
     ),
     Bug("dq is not scaled", "attention_bwd_queries.h", "dq_[n][2 * r] * scale", "dq_[n][2 * r]"),
     Bug(
@@ -142,8 +154,8 @@ BACKWARD = (
         "keys beyond the length are not written",
         "attention_bwd_keys.h",
         "static_cast<int>(source_.seqlen_k)",
-        "rows_.count",
-        within="rows_.count : static_cast<int>(source_.seqlen_k);",
+        "rows().count",
+        within="rows().count : static_cast<int>(source_.seqlen_k);",
     ),
     Bug(
         "rows before the first key are written",

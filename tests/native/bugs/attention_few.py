@@ -2,7 +2,52 @@
 
 from tests.native.bugs.bug import Bug
 
+ONE_FORWARD = (
+    Bug("one: a key beyond the length", "attention_one_fwd.h", "j + u * kGroups > last", "false"),
+    Bug(
+        "one: the last key again, where there is no other",
+        "attention_one_fwd.h",
+        "v_[u] = {};",
+        "",
+        by="Inf in the last value",
+    ),
+    Bug("one: no block but whole ones", "one_query.h", "begin < count", "false", within="if (begin < count)"),
+    Bug("one: the same block again", "attention_one_fwd.h", "j + Base::kBlock", "j"),
+    Bug("one: half of a row's product", "one_query.h", "kLanes / 2", "kLanes / 4", within="int d = kLanes / 2;"),
+    Bug("one: the maximum of one group", "one_query.h", "d < 32", "d < 16", within="d < 32; d *= 2) x = larger"),
+    Bug("one: the sum of half the groups", "one_query.h", "d < 32", "d < 16", within="d < 32; d *= 2)\n#pragma"),
+    Bug("one: queries of the first head for all", "one_query.h", "pair % static_cast<int>(p.num_heads)", "0"),
+    Bug("one: keys of the first head for all", "one_query.h", "key_head(p, s, h)", "0"),
+    Bug("one: queries beyond the length", "attention_one_fwd.h", "query_rows(p, b).count > 0", "true"),
+    Bug(
+        "one: earlier sums keep their maximum",
+        "attention_one_fwd.h",
+        "o_[e] * correction + sum[e]",
+        "o_[e] + sum[e]",
+    ),
+    Bug(
+        "one: a group that saw nothing",
+        "attention_one_fwd.h",
+        "top == minus_infinity<Acc>() ? Acc(0) : top",
+        "top",
+        by="ONE_ALONE_EMPTY",
+    ),
+    Bug("one: sums of sources keep their maxima", "attention_one_fwd.h", "total_ * shrink(before)", "total_"),
+    Bug(
+        "one: mass of one group",
+        "attention_one_fwd.h",
+        "this->sum_over_groups(sum);",
+        "",
+        within="this->sum_over_groups(sum); if (lane == s)",
+    ),
+    Bug("one: mass of groups keeps their maxima", "attention_one_fwd.h", "shrink(top_, top)", "1"),
+    Bug("one: mass of sources keeps their maxima", "attention_one_fwd.h", "shrink(mass_.top)", "1"),
+    Bug("one: groups keep their maxima", "attention_one_fwd.h", "o_[e] *= scale;", ""),
+    Bug("one: sums of groups keep their maxima", "attention_one_fwd.h", "total_ * scale", "total_"),
+)
+
 FEW_FORWARD = (
+    *ONE_FORWARD,
     Bug("a key beyond the length", "attention_few_fwd.h", "block.holds(j)", "true", within="there[u] = block.holds(j)"),
     Bug(
         "columns beyond the width are read by few", "few_queries.h", "min(kPerChunk, from.width - column)", "kPerChunk"
@@ -83,7 +128,44 @@ FEW_FORWARD = (
     Bug("merged rows of other heads", "merge_rows.cu", "pair % heads", "0"),
 )
 
+ONE_BACKWARD = (
+    Bug(
+        "one: dead queries",
+        "attention_one_bwd.h",
+        "is_dead<Acc>(p_, b, h, query_rows(p_, b), 0)",
+        "false",
+    ),
+    Bug(
+        "one: dead queries reach keys",
+        "attention_one_bwd.h",
+        "live ? key_rows_of(source, b).count : 0",
+        "key_rows_of(source, b).count",
+    ),
+    Bug("one: delta is forgotten", "attention_one_bwd.h", "dp[u] - delta", "dp[u]"),
+    Bug(
+        "one: lse sends nothing back", "attention_one_bwd.h", "delta[0] -= static_cast<const Acc*>(g_.dlse)[pair];", ""
+    ),
+    Bug("one: mass sends nothing back", "attention_one_bwd.h", "g_.dmass ? delta_ - dmass(s) : delta_", "delta_"),
+    Bug(
+        "one: mass is not in delta",
+        "attention_one_bwd.h",
+        "dmass(s) * static_cast<const Acc*>(p_.mass)[place_in_mass(s)]",
+        "0",
+    ),
+    Bug("one: keys beyond the length have no gradient", "attention_one_bwd.h", "j < source.seqlen_k", "j < count"),
+    Bug(
+        "one: keys beyond the length take part",
+        "attention_one_bwd.h",
+        "Whole::value || j + u * kGroups <= last",
+        "true",
+    ),
+    Bug("one: dk is not scaled", "attention_one_bwd.h", "ds[u] * scale_", "ds[u]"),
+    Bug("one: dq is not scaled", "attention_one_bwd.h", "scale_", "Acc(1)", within="(dq_, scale_)"),
+    Bug("one: dq of one group", "attention_one_bwd.h", "this->sum_over_groups(dq_);", ""),
+)
+
 FEW_BACKWARD = (
+    *ONE_BACKWARD,
     Bug("a row of dK twice", "attention_few_bwd.h", "share_.index * kFewWarps + warp", "warp"),
     Bug("blocks of a source are left out", "attention_few_bwd.h", "next -= blocks;", "next -= blocks - 1;"),
     Bug(
@@ -186,11 +268,11 @@ FEW_BACKWARD = (
         "",
         within="leave_dq();\n __syncthreads();",
     ),
-    Bug("few: shares of dq overwrite each other", "attention_few_bwd.h", "share_.index * p_.batch + b", "b"),
-    Bug("few: dq of one share", "attention_few_bwd.h", "s < shares", "s < 1", within="s < shares; ++s) sum +="),
+    Bug("few: shares of dq overwrite each other", "merge_dq.h", "share * p.batch + b", "b"),
+    Bug("few: dq of one share", "merge_dq.h", "s < shares", "s < 1", within="s < shares; ++s) sum +="),
     Bug(
         "few: merged dq is not scaled",
-        "attention_few_bwd.h",
+        "merge_dq.h",
         "rounded<T>(sum * static_cast<Acc>(p.scale))",
         "rounded<T>(sum)",
     ),

@@ -21,7 +21,7 @@ FORWARD = (
         within="stage ^ 1 : 0);\n __syncthreads();",
     ),
     Bug("a stage is loaded while it is read", "block_pipeline.h", "stage ^= ahead", "stage ^= 0"),
-    Bug("the last block is lost", "block_pipeline.h", "next.count > 0 || before.count > 0", "next.count > 0"),
+    Bug("the last block is lost", "block_pipeline.h", "block.count > 0", "loading.count > 0 && block.count > 0"),
     Bug(
         "flags of keys are shared by stages",
         "attention_fwd.h",
@@ -61,35 +61,39 @@ FORWARD = (
         within="queries_.count : static_cast<int>(p_.seqlen_q);",
     ),
     Bug("hidden rows are read", "tile.h", "wanted(row)", "true", within="wanted(row) ? elements_at"),
-    Bug("hidden rows are copied", "tile.h", "wanted(row)", "true", within="wanted(row) ? bytes"),
-    Bug("rows are copied from one place", "tile.h", "row * from.stride", "0", within="row * from.stride, wanted"),
+    Bug("hidden rows are copied", "tile.h", "wanted(row)", "true", within="wanted(row), place"),
+    Bug("hidden rows are copied one by one", "tile.h", "wanted(row)", "true", within="wanted(row), shared_address"),
+    Bug("rows are copied from one place", "tile.h", "warps * kRowsAtOnce * from.stride", "0"),
     Bug("every block counts as full", "scores.h", "block.template is_full<kTiles>()", "true"),
     Bug(
         "blocks are full whose keys are not",
         "scores.h",
-        "j_begin + (kUpright ? columns : rows) <= keys.count",
+        "j_begin + width<kTiles>() <= keys.count",
         "true",
     ),
+    Bug("keys that do not exist are seen", "scores.h", "t * 8 + e % 2 >= left - column", "false"),
+    Bug("maxima that moved are forgotten", "attention_fwd.h", "correction[0] != 1 || correction[1] != 1", "false"),
+    Bug("quotients are halved", "divisor.h", "uint64_t{x} * factor_ >> shift_", "uint64_t{x} * factor_ >> shift_ >> 1"),
     Bug("blocks are full before the first key", "scores.h", "keys.begin + j_begin >= 0", "true", by="DROPOUT_FULL"),
     Bug("columns beyond the width are read", "tile.h", "max(0, from.width - column)", "Layout::kPerChunk"),
     Bug(
         "permuted when written, not when read",
         "engine.h",
-        "x.chunk(row + lane % 16, column / 8 + lane / 16)",
-        "x.data + (row + lane % 16) * kWidth + (column / 8 + lane / 16) * 8",
-        within="x.chunk(row + lane % 16, column / 8 + lane / 16));\n return a;",
+        "x.address(row, column / 8, lane % 16, lane / 16)",
+        "shared_address(x.data + (row + lane % 16) * kWidth + (column / 8 + lane / 16) * 8)",
+        within="x.address(row, column / 8, lane % 16, lane / 16));\n return a;",
     ),
     Bug(
         "keys of a pair swapped",
         "engine.h",
-        "x.chunk(row + lane % 8 + lane / 16 * 8, column / 8 + lane / 8 % 2)",
-        "x.chunk(row + lane % 8 + lane / 8 % 2 * 8, column / 8 + lane / 16)",
+        "x.address(row, column / 8, lane % 8 + lane / 16 * 8, lane / 8 % 2)",
+        "x.address(row, column / 8, lane % 8 + lane / 8 % 2 * 8, lane / 16)",
     ),
     Bug(
         "values not transposed",
         "engine.h",
-        "load_matrices_transposed(r, x.chunk(row + lane % 16, column / 8 + lane / 16));",
-        "load_matrices(r, x.chunk(row + lane % 16, column / 8 + lane / 16));",
+        "load_matrices_transposed(r, x.address(row, column / 8, lane % 16, lane / 16));",
+        "load_matrices(r, x.address(row, column / 8, lane % 16, lane / 16));",
     ),
     Bug(
         "weights of a pair swapped",
@@ -180,7 +184,7 @@ FORWARD = (
 
 # They show where head_dim is more than a tile is wide.
 WIDE = (
-    Bug("values of the first columns only", "attention_fwd.h", "chunk * kWidth", "0", within="(chunk * kWidth)"),
+    Bug("values of the first columns only", "attention_fwd.h", "chunk * kWidth", "0"),
     Bug("panels overlap", "tile.h", "data + index * rows * kWidth", "data + index * kWidth"),
 )
 
@@ -198,8 +202,15 @@ TF32 = (
         "row + lane % 4 + 4 * e",
     ),
     Bug("columns of the wrong lane", "engine.h", "column + 8 * t + lane / 4", "column + 8 * t + lane % 8"),
-    Bug("queries of four columns", "engine.h", "column / 4 + lane / 16", "column / 4"),
-    Bug("keys of four columns", "engine.h", "column / 4 + lane / 8 % 2", "column / 4"),
+    Bug("queries of four columns", "engine.h", "lane / 16", "0", within="column / 4, lane % 16, lane / 16"),
+    Bug(
+        "keys of four columns",
+        "engine.h",
+        "lane / 8 % 2",
+        "0",
+        within="column / 4, lane % 8 + lane / 16 * 8, lane / 8 % 2",
+    ),
+    Bug("chunks lose their place", "tile.h", "c % kPermuted", "0"),
     Bug("values that are not finite take part", "engine.h", "finite && value - value != 0 ? 0.0f : value", "value"),
 )
 
@@ -207,7 +218,7 @@ TF32 = (
 SHARED = (
     Bug("every share takes the first one's keys", "attention_fwd.h", "share_", "0", within="{share_, shares_.count}"),
     Bug("others' blocks are not skipped", "visible_keys.h", "others_ = of_ - 1;", "others_ = 0;"),
-    Bug("a source begins with a block too many", "visible_keys.h", "others_ -= left;", ""),
+    Bug("a source begins with a block too many", "visible_keys.h", "others_ -= blocks_left();", ""),
     Bug(
         "a quarter of a share's sum",
         "attention_fwd.h",
@@ -232,7 +243,7 @@ SHARED = (
     Bug(
         "the share's number is its tile's",
         "attention_fwd.h",
-        "tiles.tile() / to_a_share",
+        "tiles.tile() / grid.tiles",
         "tiles.tile() % shares.count",
     ),
     Bug(
@@ -270,7 +281,7 @@ QUEUED = (
         "",
         within="queue_.counter(), 1);\n __syncthreads();",
     ),
-    Bug("every thread draws", "tile_queue.h", "threadIdx.x == 0", "true", within="if (threadIdx.x == 0) *slot_"),
+    Bug("every thread draws", "tile_queue.h", "threadIdx.x == 0", "true", within="if (threadIdx.x == 0) *slot"),
     Bug(
         "samples without queries have no tile",
         "query_tiles.h",

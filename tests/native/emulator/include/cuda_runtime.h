@@ -68,6 +68,13 @@ T __shfl_sync(unsigned mask, T value, int from) {
   return ::emulator::shuffle(value, from);
 }
 
+inline bool __any_sync(unsigned mask, bool x) {
+  if (mask != 0xffffffffu) ::emulator::fail("a vote among fewer than all lanes");
+  int any = x;
+  for (int lanes = 1; lanes < 32; lanes *= 2) any |= __shfl_xor_sync(mask, any, lanes);
+  return any;
+}
+
 inline int atomicAdd(int* to, int value) {
   const int before = *to;
   *to += value;

@@ -11,6 +11,13 @@ namespace half = cpu::emulated;
 
 inline char* shared_memory() { return ::emulator::shared_begin(); }
 
+// Counted from its beginning, which on a GPU is a multiple of whatever rows are permuted by.
+using SharedAddress = uint32_t;
+
+inline SharedAddress shared_address(const void* pointer) {
+  return static_cast<SharedAddress>(static_cast<const char*>(pointer) - ::emulator::shared_begin());
+}
+
 inline void check_shared(const void* pointer) {
   const char* p = static_cast<const char*>(pointer);
   if (p < ::emulator::shared_begin() ||
@@ -29,10 +36,19 @@ inline void copy_async(void* shared, const void* global, int bytes) {
     if (bytes > 0) std::memcpy(shared, global, bytes);
   });
 }
+inline void copy_async_if(bool there, SharedAddress shared, const void* global) {
+  copy_async(::emulator::shared_begin() + shared, global, there ? 16 : 0);
+}
+inline void copy_async(void* shared, const void* global) { copy_async(shared, global, 16); }
 inline void load_once(uint32_t (&r)[4], const void* global) {
   if (reinterpret_cast<uintptr_t>(global) % 16 != 0)
     ::emulator::fail("a load of 16 bytes from a misaligned address");
   std::memcpy(r, global, 16);
+}
+inline void store_chunk(void* global, const uint32_t (&r)[4]) {
+  if (reinterpret_cast<uintptr_t>(global) % 16 != 0)
+    ::emulator::fail("a store of 16 bytes to a misaligned address");
+  std::memcpy(global, r, 16);
 }
 inline void commit_copies() { ::emulator::commit_copies(); }
 template <int kGroupsLeft>
@@ -41,7 +57,8 @@ void wait_for_copies() {
 }
 
 template <bool kTransposed>
-void load_four(uint32_t (&r)[4], const void* row) {
+void load_four(uint32_t (&r)[4], SharedAddress address) {
+  const void* row = ::emulator::shared_begin() + address;
   check_shared(row);
   ::emulator::warp_instruction("ldmatrix", row, r, [](::emulator::WarpSlots& slots) {
     uint32_t loaded[32][4];
@@ -58,8 +75,10 @@ void load_four(uint32_t (&r)[4], const void* row) {
     for (int l = 0; l < 32; ++l) std::memcpy(slots.out[l], loaded[l], 16);
   });
 }
-inline void load_matrices(uint32_t (&r)[4], const void* row) { load_four<false>(r, row); }
-inline void load_matrices_transposed(uint32_t (&r)[4], const void* row) { load_four<true>(r, row); }
+inline void load_matrices(uint32_t (&r)[4], SharedAddress row) { load_four<false>(r, row); }
+inline void load_matrices_transposed(uint32_t (&r)[4], SharedAddress row) {
+  load_four<true>(r, row);
+}
 
 inline float to_float(BFloat16 x) { return half::to_float(x); }
 inline float to_float(Float16 x) { return half::to_float(x); }
@@ -135,7 +154,18 @@ inline uint32_t pack(Float16, float low, float high) {
   return half::to_float16(low).bits | uint32_t{half::to_float16(high).bits} << 16;
 }
 
+inline void unpack(BFloat16, uint32_t pair, float& low, float& high) {
+  low = to_float(BFloat16{static_cast<uint16_t>(pair)});
+  high = to_float(BFloat16{static_cast<uint16_t>(pair >> 16)});
+}
+inline void unpack(Float16, uint32_t pair, float& low, float& high) {
+  low = to_float(Float16{static_cast<uint16_t>(pair)});
+  high = to_float(Float16{static_cast<uint16_t>(pair >> 16)});
+}
+inline char* row_address(char* first, int row, int stride) { return first + int64_t{row} * stride; }
+inline void keep(float&) {}
 inline float exp2_fast(float x) { return std::exp2(x); }
+inline float log2_fast(float x) { return std::log2(x); }
 inline float reciprocal_fast(float x) { return 1 / x; }
 inline void keep_loads_here() {}
 
