@@ -11,7 +11,7 @@ set -uo pipefail
 cd "$(dirname "$0")/.."
 
 python="${PYTHON:-python3}"
-results="${1:-benchmarks/results}"
+results="${1:-benchmarks/results/cuda}"
 mkdir -p "$results"
 
 capability="$(nvidia-smi --query-gpu=compute_cap --format=csv,noheader | head -1 | tr -d .)"
@@ -64,7 +64,7 @@ PY
 
 run_tests() { # run_tests files-and-options...
   local several=()
-  "$python" -c 'import xdist' 2>/dev/null && several=(-n 8)
+  "$python" -c 'import xdist' 2>/dev/null && several=(-n "$(($(nproc) < 14 ? $(nproc) : 14))")
   # One BLAS thread for each process: references run on the CPU.
   OMP_NUM_THREADS=1 "$python" -m pytest -q -p no:cacheprovider -m cuda "${several[@]}" "$@"
 }

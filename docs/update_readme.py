@@ -2,10 +2,13 @@
 
 docs/demo/metrics.json      by `crossmodal demo --out docs/demo`
 benchmarks/results/*.json   by `crossmodal bench --json FILE`; the newest, by the date that its name begins with
+benchmarks/results/cuda/*.json   by `python -m benchmarks.cuda_attention --json FILE` on a GPU; the newest, likewise
 benchmarks/results/learning/results.json   by `crossmodal results`
 """
 
 import json
+import math
+import statistics
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -25,6 +28,7 @@ from crossmodal.learning.table import speed_table, tables  # noqa: E402
 END = "<!-- end -->"
 DEMO = "<!-- from docs/demo/metrics.json by docs/update_readme.py -->"
 SPEED = "<!-- from benchmarks/results by docs/update_readme.py -->"
+CUDA = "<!-- from benchmarks/results/cuda by docs/update_readme.py -->"
 LEARNING = "<!-- from benchmarks/results/learning/results.json by docs/update_readme.py -->"
 LEARNING_FILE = "benchmarks/results/learning/results.json"
 MASS = "docs/learning/mass.png"
@@ -48,9 +52,9 @@ def demo_section(metrics: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def newest_results() -> Path | None:
+def newest_results(folder: str = "") -> Path | None:
     """The results file that README shows; None if none is committed."""
-    return max((ROOT / "benchmarks" / "results").glob("*.json"), default=None)
+    return max((ROOT / "benchmarks" / "results" / folder).glob("*.json"), default=None)
 
 
 def speed_section(results: Results, file: str) -> str:
@@ -84,6 +88,50 @@ def speed_section(results: Results, file: str) -> str:
     )
     lines += ["", f"![how near to the machine's limits]({PICTURES}/roofline.png)"]
     return "\n".join(lines)
+
+
+def cuda_section(report: dict[str, Any], file: str) -> str:
+    """A line for each case: how fast, beside whom, and how near to the limit of memory or of matrix products."""
+    lines = [
+        f"{report['device']}, torch {report['torch']}, bfloat16: time, speed-up over the fastest way to do the same in "
+        "torch that gives the right answer, and the share of the bandwidth that a copy has here, with each input read "
+        f"and each output written once ([samples]({file})).",
+        "",
+        "| batch, heads, queries, keys, head_dim | forward | forward and backward |",
+        "|---|---|---|",
+    ]
+    entries = {(entry["case"], entry["backward"]): entry for entry in report["entries"]}
+    problems = {str(entry["shapes"]): case for (case, _), entry in reversed(entries.items())}  # the first of equal ones
+    for case in dict.fromkeys(case for case, _ in entries):
+        if problems[str(entries[case, False]["shapes"])] != case:
+            continue
+        found = [entries.get((case, backward)) for backward in (False, True)]
+        cells = " | ".join(_cuda_cell(entry, report["copy_gb_per_s"]) for entry in found)
+        lines.append(f"| {case} {_cuda_size(entries[case, False]['shapes'])} | {cells} |")
+    return "\n".join(lines)
+
+
+def _cuda_size(shapes: list[list[int]]) -> str:
+    batch, heads, seqlen_q, _ = shapes[0]
+    *_, head_dim = shapes[-1]
+    keys = sum(rows for _, _, rows, _ in shapes[1:][:: 1 if len(shapes) == 2 else 2])
+    return f"({batch}, {heads}, {seqlen_q}, {keys}, {head_dim})"
+
+
+def _cuda_cell(entry: dict[str, Any] | None, gigabytes: float) -> str:
+    medians = {name: statistics.median(samples) for name, samples in (entry or {"us": {}})["us"].items()}
+    own = medians.pop("crossmodal", None)
+    if entry is None or own is None:
+        return ""
+    first, *_, last = entry["shapes"]
+    inputs = sum(2 * math.prod(shape) for shape in entry["shapes"])
+    output = 2 * math.prod((*first[:-1], last[-1]))
+    # Backward reads the inputs again, out and dout, and writes a gradient of each input.
+    moved = inputs + output + (2 * inputs + 2 * output if entry["backward"] else 0)
+    share = 100 * moved / gigabytes / 1000 / own
+    fastest = min(medians, key=medians.__getitem__, default=None)
+    beside = f", {medians[fastest] / own:.2f}x {fastest}" if fastest else ""
+    return f"{own:.0f} us{beside} ({share:.0f} %)"
 
 
 def learning_section(rows: list[dict[str, Any]]) -> str:
@@ -130,6 +178,8 @@ def main() -> None:
         results = read(file)
         draw(results, ROOT / PICTURES)
         text = replace_section(text, SPEED, speed_section(results, str(file.relative_to(ROOT))))
+    if file := newest_results("cuda"):
+        text = replace_section(text, CUDA, cuda_section(json.loads(file.read_text()), str(file.relative_to(ROOT))))
     readme.write_text(text)
 
 
