@@ -6,6 +6,7 @@
 
 #include <cstdint>
 
+#include "cuda/sample.h"
 #include "cuda/tile.h"
 
 namespace crossmodal::cuda {
@@ -97,10 +98,7 @@ struct HiddenPairs {
   bool lengths_count_m;    // else n
 
   __device__ int length(uint32_t b, int size) const {
-    if (lengths == nullptr) return size;
-    const int64_t length = lengths_are_int64 ? static_cast<const int64_t*>(lengths)[b]
-                                             : static_cast<const int32_t*>(lengths)[b];
-    return static_cast<int>(min(max(length, int64_t{0}), int64_t{size}));
+    return lengths ? length_at(lengths, lengths_are_int64, b, size) : size;
   }
 };
 
