@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from crossmodal.encoders.padding import reverse_real
+from crossmodal.nn._products import has_instructions
 
 
 class Bidirectional(nn.Module):
@@ -14,6 +15,8 @@ class Bidirectional(nn.Module):
     Forward, padding comes last and cannot reach a real token; backward, each sample is turned round by its
     own length first. The result for real tokens equals that of packed sequences, without their copy of
     the lengths to the host, and with length 0 allowed.
+
+    Under autocast to a dtype that this CPU has no instructions for, it reads in float32: torch's LSTM fails there.
 
     Args:
         kind: ``"lstm"`` or ``"gru"``.
@@ -36,6 +39,12 @@ class Bidirectional(nn.Module):
         """``(B, L, in_features)`` and ``(B,)`` to ``(B, L, out_features)``; padding must be finite."""
         if values.shape[1] == 0:  # torch's recurrent layers refuse it
             return values.new_zeros(values.shape[0], 0, 2 * self.ahead.hidden_size)
+        if values.is_cpu and torch.is_autocast_enabled("cpu") and not has_instructions(torch.get_autocast_dtype("cpu")):
+            with torch.autocast("cpu", enabled=False):
+                return self._read(values.float(), lengths)
+        return self._read(values, lengths)
+
+    def _read(self, values: Tensor, lengths: Tensor) -> Tensor:
         ahead, _ = self.ahead(values)
         back, _ = self.back(reverse_real(values, lengths))
         return torch.cat([ahead, reverse_real(back, lengths)], dim=2)

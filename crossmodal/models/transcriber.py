@@ -45,8 +45,8 @@ class Transcriber(nn.Module):
         implementation: of the operators.
 
     Raises:
-        ValueError: when ``speech`` or one of ``positions`` has no encoder, or ``width`` is not a multiple of
-            ``num_heads``.
+        ValueError: when ``speech`` or one of ``positions`` has no encoder, that of ``speech`` makes one token of all,
+            or ``width`` is not a multiple of ``num_heads``.
     """
 
     def __init__(
@@ -66,6 +66,8 @@ class Transcriber(nn.Module):
         super().__init__()
         if speech not in encoders:
             raise ValueError(f"speech must be one of {', '.join(encoders)}, got {speech!r}")
+        if getattr(encoders[speech], "summary", False):
+            raise ValueError(f"summary must be False for the encoder of {speech}: CTC needs a token per symbol")
         self.speech = speech
         self.encoders = nn.ModuleDict(encoders)
         sizes = channels if isinstance(channels, Mapping) else dict.fromkeys(encoders, channels)

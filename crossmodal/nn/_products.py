@@ -47,7 +47,17 @@ def _is_there(dtype: torch.dtype) -> bool:
     mkldnn = torch.backends.mkldnn
     if not (mkldnn.is_available() and mkldnn.enabled and hasattr(torch.ops.mkldnn, "_linear_pointwise")):
         return False
-    return dtype != torch.bfloat16 or bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    return has_instructions(dtype)
+
+
+def has_instructions(dtype: torch.dtype) -> bool:
+    """Whether oneDNN multiplies matrices of a dtype with instructions of this CPU.
+
+    Where it does not, torch takes several times as long for products in half precision as for float32, and LSTMs fail.
+    """
+    name = {torch.bfloat16: "_is_mkldnn_bf16_supported", torch.float16: "_is_mkldnn_fp16_supported"}.get(dtype)
+    supported = name and getattr(torch.ops.mkldnn, name, None)
+    return not supported or bool(supported())
 
 
 def lead() -> float:

@@ -14,7 +14,10 @@ from torch.distributed.checkpoint.state_dict import (
 )
 
 from crossmodal._extras import require
+from crossmodal.nn._products import has_instructions
 from crossmodal.train.config import TrainConfig
+
+_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class Processes:
@@ -35,7 +38,9 @@ class Processes:
         accelerate = require("accelerate", distribution="accelerate", extra="train")
         # Where there is nothing but CPUs, accelerate has to be told, or its processes do not find each other.
         on_cpu = config.device == "cpu" or not torch.accelerator.is_available()
-        self._accelerator = accelerate.Accelerator(mixed_precision=config.precision, cpu=on_cpu)
+        self._accelerator = accelerate.Accelerator(cpu=on_cpu)
+        # Not of the accelerator: it has one precision as long as the process lives, which may train again in another.
+        self._precision = config.precision
         self._parallel = config.parallel
         self.rank: int = self._accelerator.process_index
         self.count: int = self._accelerator.num_processes
@@ -60,10 +65,18 @@ class Processes:
         devices = None if self.device.type == "cpu" else [self.device]
         return nn.parallel.DistributedDataParallel(model, device_ids=devices)
 
+    @property
+    def remark(self) -> str:
+        """What someone who waits for this device and precision should know; empty for nothing."""
+        if self.device.type != "cpu" or self._precision == "no" or has_instructions(_DTYPES[self._precision]):
+            return ""
+        return f"this CPU has no instructions for {self._precision}: a step may take several times as long as without"
+
     def autocast(self) -> AbstractContextManager[Any]:
         """The precision of the config."""
-        context: AbstractContextManager[Any] = self._accelerator.autocast()
-        return context
+        if self._precision == "no":
+            return nullcontext()
+        return torch.autocast(self.device.type, _DTYPES[self._precision])
 
     def without_synchronising(self, model: nn.Module, wanted: bool) -> AbstractContextManager[Any]:
         """Gradients stay with each process, where ``wanted``: those of a step's last batch bring all together."""

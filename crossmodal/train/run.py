@@ -137,6 +137,8 @@ class _Run:
         )
         weights = sum(parameter.numel() for parameter in model.parameters())
         print(f"{self.description['kind']}, {weights:,} weights", file=self.stream)
+        if processes.remark:
+            print(f"precision: {processes.remark}", file=self.stream)
         for problem in self.splits.description.get("skipped", []):
             print(f"skipped: {problem}", file=self.stream)
         self._line: EpochLine | None = None

@@ -9,7 +9,7 @@ from torch import nn
 
 from crossmodal.data.batch import Batch
 from crossmodal.data.sample import Question
-from crossmodal.encoders import EncoderOutput, TextEncoder
+from crossmodal.encoders import CrnnEncoder, EncoderOutput, TextEncoder
 from crossmodal.models import Captioner, Transcriber, ctc_loss, error_rate, greedy_decode
 from crossmodal.models.captioner import CaptionerOutput
 from crossmodal.models.ctc import edit_distance
@@ -189,6 +189,11 @@ def test_decoder_loss_charges_the_end_and_no_padding():
 def test_speech_that_has_no_encoder_is_refused():
     with pytest.raises(ValueError, match="speech must be one of image, got 'audio'"):
         Transcriber({"image": TextEncoder(9, 16)}, channels=16, symbols=3)
+
+
+def test_speech_summed_up_into_one_token_is_refused():
+    with pytest.raises(ValueError, match="summary must be False for the encoder of audio"):
+        Transcriber({"audio": CrnnEncoder(8000, 16, summary=True)}, channels=16, symbols=3)
 
 
 def test_encoder_output_of_speech_decides_the_length():
