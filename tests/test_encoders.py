@@ -23,9 +23,11 @@ from crossmodal.encoders import (
     VoiceWarp,
     build_encoder,
 )
+from crossmodal.encoders.bidirectional import Bidirectional
 from crossmodal.encoders.convolution import ConvOverTime
 from crossmodal.encoders.log_mel import hertz_of, mel_of
 from crossmodal.encoders.voice_warp import warp_time
+from crossmodal.nn._products import has_instructions
 
 SAMPLE_RATE = 8000
 
@@ -347,3 +349,20 @@ def test_convolution_over_time_is_that_of_torch(stride, length):
     torch.testing.assert_close(tokens.grad.double(), exact.grad, atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(ours.weight.grad.double(), torchs.weight.grad, atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(ours.bias.grad.double(), torchs.bias.grad, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("kind", ["lstm", "gru"])
+def test_recurrent_layers_run_under_autocast_on_any_cpu(kind, dtype):
+    """Without instructions for the dtype, torch's LSTM fails, and everything else is slow."""
+    torch.manual_seed(0)
+    layer = Bidirectional(kind, 16, 8)
+    values, lengths = torch.randn(3, 7, 16, requires_grad=True), torch.tensor([7, 0, 4])
+    want = layer(values, lengths)
+    with torch.autocast("cpu", dtype):
+        got = layer(values, lengths)
+    torch.testing.assert_close(got.float(), want, atol=0.02, rtol=0.02)
+    got.float().square().sum().backward()
+    assert values.grad is not None and values.grad.isfinite().all()
+    if not has_instructions(dtype):
+        assert got.dtype == torch.float32 and got.equal(want)
