@@ -43,7 +43,8 @@ def test_half_precision_learns_as_full_precision_does(folder, full, precision):
     out = train(folder, precision)
     losses = [row["loss"] for row in json.loads((out / "metrics.json").read_text())["history"]]
     assert losses != full  # or nothing ran in half precision
-    assert losses == pytest.approx(full, rel=0.05)
+    # Of one bfloat16 digit in the logits; small losses, of sure answers, move by more of themselves.
+    assert losses == pytest.approx(full, rel=0.05, abs=0.01)
     assert {weight.dtype for weight in load_file(out / "model.safetensors").values()} <= {torch.float32, torch.int64}
 
 
