@@ -1,11 +1,11 @@
-"""Compiles every CUDA source for every architecture, as the build does, and reads ptxas' report; needs no GPU.
+"""Reads what ptxas made of the CUDA kernels of a built library; needs no GPU and compiles nothing.
 
-    python -m build_tools.check_cuda [part of a source's path...]
+    python -m build_tools.check_cuda [library or object file...]
 
 Fails when a kernel keeps anything in local memory, needs more registers than its occupancy is planned
-with, lacks the matrix instructions that it is made for, or when ptxas had to serialize wgmma: all of
-that is correct and several times slower, which no test of results would notice. Machine code is looked
-at where there is a disassembler: on PATH, in $CUDA_HOME/bin, or in a package, nvidia-cuda-nvdisasm or Triton.
+with, or lacks the matrix instructions that it is made for: all of that is correct and several times
+slower, which no test of results would notice. Needs cuobjdump: on PATH, in $CUDA_HOME/bin, or in the
+package nvidia-cuda-cuobjdump.
 """
 
 from __future__ import annotations
@@ -13,167 +13,148 @@ from __future__ import annotations
 import importlib.util
 import os
 import re
-import resource
 import shutil
 import subprocess
 import sys
-import tempfile
-import time
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from build_tools.flags import NVCC_FLAGS, virtual_arch
-from build_tools.settings import ROOT, BuildError, CudaToolkit, find_cuda
+from build_tools.settings import ROOT, BuildError, find_cuda
 
-# ptxas' advice that wgmma runs one at a time, for two reasons.
-SERIALIZED = ("C7508", "C7512")
+LIBRARY = ROOT / "crossmodal" / "libcrossmodal.so"
 
 # Registers of a thread, by what a kernel's name contains; the first that fits counts. 128 threads to a
 # block: 168 leave room for three blocks on a multiprocessor, 255 for two. Weighted sums: three blocks of
 # 7 warps, or four of 5.
 REGISTER_CAPS = (
-    (r"attention_fwd_kernel<.*16>, (32|64), true>", 168),
+    (r"attention_fwd_kernel<MmaEngine<.*16>, (32|64), true>", 168),
     (r"row_sum_kernel<.*16>, 0, true>", 80),
     (r"row_sum_kernel<.*16>, 1, true>", 96),
     (r"row_products_kernel<.*16>", 80),
     (r"", 255),
 )
 
-LOCAL_MEMORY = re.compile(r"\b(LDL|STL)\b")
-MATRIX_INSTRUCTION = "HMMA"
-# Sources of kernels whose products are matrix instructions.
-MADE_OF_MATRIX_INSTRUCTIONS = re.compile(r"^(b?f16|tf32|weighted_sum)")
-WITHOUT_THEM = "attention_few"
+MATRIX_INSTRUCTION = "mma.sync"
+MATRIX_ENGINE = re.compile(r"MmaEngine|Tf32Engine")
+# Kernels that take one of these engines for its numbers alone.
+WITHOUT_PRODUCTS = re.compile(r"attention_(few|one)_|merge_")
 
 
 @dataclass(frozen=True)
-class KernelReport:
-    kernel: str
+class Kernel:
+    """One kernel as code of one architecture."""
+
+    name: str
     arch: str
     registers: int
-    stack_bytes: int
-    spilled_bytes: int
-
-    @property
-    def name(self) -> str:
-        name = subprocess.check_output(["c++filt", self.kernel], text=True).strip()
-        name = re.sub(r"\(anonymous namespace\)::|crossmodal::|cuda::|^void ", "", name)
-        return re.sub(r"\((bool|int|Along)\)", "", name).split("(")[0]
+    local_bytes: int  # of a thread: spilled registers, arrays with an index
 
     @property
     def faults(self) -> list[str]:
-        name = self.name
-        cap = next(cap for pattern, cap in REGISTER_CAPS if re.search(pattern, name))
-        place = f"{name} sm_{self.arch}"
+        cap = next(cap for pattern, cap in REGISTER_CAPS if re.search(pattern, self.name))
         found = {
-            "spills registers": self.spilled_bytes > 0,
-            "has a stack frame": self.stack_bytes > 0,
+            f"keeps {self.local_bytes} bytes in local memory": self.local_bytes > 0,
             f"takes {self.registers} registers, more than {cap}": self.registers > cap,
         }
-        return [f"{place}: {fault}" for fault, is_there in found.items() if is_there]
+        return [f"{self.name} sm_{self.arch}: {fault}" for fault, is_there in found.items() if is_there]
 
     def __str__(self) -> str:
-        local = self.spilled_bytes + self.stack_bytes
-        memory = f"{local} bytes of LOCAL MEMORY" if local else "no local memory"
+        memory = f"{self.local_bytes} bytes of LOCAL MEMORY" if self.local_bytes else "no local memory"
         return f"sm_{self.arch:4} {self.registers:3} registers, {memory}  {self.name}"
 
 
-def parse_ptxas(text: str, arch: str) -> list[KernelReport]:
-    """What `-Xptxas -v` prints, one report per kernel."""
+def readable(symbols: list[str]) -> list[str]:
+    """Names of kernels with their template arguments, without namespaces and parameters."""
+    text = subprocess.check_output(["c++filt"], input="\n".join(symbols), text=True)
+    names = []
+    for name in text.splitlines():
+        name = re.sub(r"\(anonymous namespace\)::|crossmodal::|cuda::|^void ", "", name)
+        names.append(re.sub(r"\((bool|int|Along)\)", "", name).split("(")[0])
+    return names
+
+
+def parse_usage(text: str) -> list[Kernel]:
+    """What `cuobjdump -res-usage` prints of every kernel of every architecture."""
     pattern = re.compile(
-        r"Compiling entry function '(?P<kernel>\w+)'"
-        r".*?(?P<stack>\d+) bytes stack frame, (?P<stores>\d+) bytes spill stores, (?P<loads>\d+) bytes spill loads"
-        r".*?Used (?P<registers>\d+) registers",
-        re.DOTALL,
+        r"^arch = sm_(?P<arch>\w+)|^ Function (?P<symbol>\w+):\s+"
+        r"REG:(?P<registers>\d+) STACK:(?P<stack>\d+) SHARED:\d+ LOCAL:(?P<local>\d+)",
+        re.MULTILINE,
     )
+    arch, kernels = "", []
+    for match in pattern.finditer(text):
+        arch = match["arch"] or arch
+        if symbol := match["symbol"]:
+            local_bytes = int(match["stack"]) + int(match["local"])
+            kernels.append(Kernel(symbol, arch, int(match["registers"]), local_bytes))
+    names = readable([kernel.name for kernel in kernels])
+    return [replace(kernel, name=name) for kernel, name in zip(kernels, names, strict=True)]
+
+
+def missing_instructions(ptx: str) -> list[str]:
+    """Kernels that are made of matrix instructions and have none in their PTX, of which all code is made."""
+    _, *parts = re.split(r"\.entry (\w+)", ptx)
+    named = zip(readable(parts[::2]), parts[1::2], strict=True)
     return [
-        KernelReport(
-            kernel=match["kernel"],
-            arch=arch,
-            registers=int(match["registers"]),
-            stack_bytes=int(match["stack"]),
-            spilled_bytes=int(match["stores"]) + int(match["loads"]),
-        )
-        for match in pattern.finditer(text)
+        f"{name}: no {MATRIX_INSTRUCTION}"
+        for name, code in named
+        if MATRIX_ENGINE.search(name) and not WITHOUT_PRODUCTS.search(name) and MATRIX_INSTRUCTION not in code
     ]
 
 
-def find_disassembler() -> str | None:
-    """nvdisasm, wherever there is one."""
+def find_cuobjdump() -> str | None:
+    """cuobjdump, wherever there is one."""
     home = os.environ.get("CUDA_HOME")
     folders = [f"{home}/bin"] if home else []
-    for package, inside in (("nvidia", "*/bin"), ("triton", "backends/nvidia/bin")):
-        spec = importlib.util.find_spec(package)
-        for place in (spec.submodule_search_locations or []) if spec else []:
-            folders += map(str, sorted(Path(place).glob(inside)))
-    found = (shutil.which("nvdisasm", path=path) for path in (None, *folders))
+    spec = importlib.util.find_spec("nvidia")
+    for place in (spec.submodule_search_locations or []) if spec else []:
+        folders += map(str, sorted(Path(place).glob("*/bin")))
+    found = (shutil.which("cuobjdump", path=path) for path in (None, *folders))
     return next((tool for tool in found if tool), None)
 
 
-def code_faults(source: Path, arch: str, code: str) -> list[str]:
-    """What is wrong with the machine code of one source."""
-    name = f"{source.parent.name}/{source.name} sm_{arch}"
-    faults = [f"{name}: local memory in machine code"] if LOCAL_MEMORY.search(code) else []
-    is_made_of_them = MADE_OF_MATRIX_INSTRUCTIONS.search(source.name) and source.parent.name != WITHOUT_THEM
-    if is_made_of_them and MATRIX_INSTRUCTION not in code:
-        faults.append(f"{name}: no {MATRIX_INSTRUCTION} in machine code")
-    return faults
+def dump(tool: str, option: str, file: str) -> str:
+    result = subprocess.run([tool, option, file], capture_output=True, text=True)
+    if result.returncode != 0:
+        raise BuildError(f"cuobjdump {option}: {result.stderr.strip() or 'failed'}")
+    return result.stdout
 
 
-def compile_one(cuda: CudaToolkit, disassembler: str | None, source: Path) -> tuple[str, list[str]]:
-    """What to print about one source, and what is wrong with it: its PTX, then that as each architecture's code."""
-    virtual, texts, faults = virtual_arch(cuda), [], []
-    with tempfile.TemporaryDirectory() as folder:
-        ptx, binary = Path(folder, "code.ptx"), Path(folder, "code.cubin")
-        command = [cuda.nvcc, *NVCC_FLAGS, f"-arch=compute_{virtual}", "-ptx", str(source), "-o", str(ptx)]
-        result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-        if result.returncode != 0:
-            return result.stderr, [f"{source.parent.name}/{source.name}: does not compile"]
-        for arch in cuda.archs:
-            name = f"{source.parent.name}/{source.name} sm_{arch}"
-            command = [cuda.nvcc, f"-arch=compute_{virtual}", f"-code=sm_{arch}", "-cubin", "-Xptxas", "-v"]
-            result = subprocess.run([*command, str(ptx), "-o", str(binary)], capture_output=True, text=True)
-            if result.returncode != 0:
-                texts.append(result.stderr)
-                faults.append(f"{name}: does not assemble")
-                continue
-            reports = parse_ptxas(result.stderr, arch)
-            texts += map(str, reports)
-            faults += [fault for report in reports for fault in report.faults]
-            faults += [f"{name}: ptxas {code}" for code in SERIALIZED if code in result.stderr]
-            if disassembler and reports:
-                code = subprocess.check_output([disassembler, "-c", str(binary)], text=True)
-                faults += code_faults(source, arch, code)
-    return "\n".join(texts), faults
-
-
-def main() -> int:
+def main(arguments: list[str]) -> int:
     try:
         cuda = find_cuda()
     except BuildError as error:
         print(error, file=sys.stderr)
         return 1
-    if cuda is None:
+    if cuda is None and not arguments:
         print("no nvcc, or CROSSMODAL_CUDA=0: nothing checked")
         return 0
-    parts = sys.argv[1:] or [""]
-    sources = sorted(source for source in ROOT.glob("csrc/cuda/**/*.cu") if any(part in str(source) for part in parts))
-    disassembler = find_disassembler()
-    faults, start = [], time.monotonic()
-    with ThreadPoolExecutor(int(os.environ.get("MAX_JOBS") or os.cpu_count() or 1)) as pool:
-        for text, found in pool.map(lambda source: compile_one(cuda, disassembler, source), sources):
-            if text:
-                print(text)
-            faults += found
+    tool = find_cuobjdump()
+    if tool is None:
+        print("there is no cuobjdump; pip install nvidia-cuda-cuobjdump", file=sys.stderr)
+        return 1
+
+    kernels: list[Kernel] = []
+    faults: list[str] = []
+    for file in arguments or [str(LIBRARY)]:
+        try:
+            kernels += parse_usage(dump(tool, "-res-usage", file))
+            faults += missing_instructions(dump(tool, "-ptx", file))
+        except BuildError as error:
+            faults.append(f"{file}: {error}")
+    if kernels and not arguments:  # a cap that no kernel is held to says nothing
+        patterns = (pattern for pattern, _ in REGISTER_CAPS)
+        unused = [pattern for pattern in patterns if not any(re.search(pattern, kernel.name) for kernel in kernels)]
+        faults += [f"no kernel has a name like {pattern}" for pattern in unused]
+    for kernel in kernels:
+        print(kernel)
+        faults += kernel.faults
     for fault in faults:
         print(fault, file=sys.stderr)
-    print("machine code looked at" if disassembler else "no nvdisasm: machine code not looked at")
-    seconds, used = time.monotonic() - start, resource.getrusage(resource.RUSAGE_CHILDREN)
-    print(f"{len(sources)} sources for {', '.join(cuda.archs)} by nvcc {cuda.version}: {len(faults)} faults")
-    print(f"{seconds:.0f} s, {used.ru_utime + used.ru_stime:.0f} s of CPU time")
+    archs = ", ".join(sorted({kernel.arch for kernel in kernels}))
+    names = {kernel.name for kernel in kernels}
+    print(f"{len(names)} kernels for {archs or 'no architecture'}: {len(faults)} faults")
     return int(bool(faults))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

@@ -182,55 +182,91 @@ def test_inline_function_in_an_unnamed_namespace_is_none(tmp_path):
     assert weak_symbols(compile_object(tmp_path, code)) == []
 
 
-PTXAS = """
-ptxas info    : Compiling entry function '_Z1av' for 'sm_80'
-ptxas info    : Function properties for _Z1av
-    0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads
-ptxas info    : Used 96 registers, used 1 barriers, 2304 bytes smem
-ptxas info    : Compiling entry function '_Z1bv' for 'sm_80'
-ptxas info    : Function properties for _Z1bv
-    16 bytes stack frame, 12 bytes spill stores, 8 bytes spill loads
-ptxas info    : Used 255 registers, used 1 barriers
+FORWARD = "_ZN10crossmodal4cuda20attention_fwd_kernelINS0_9MmaEngineINS_7Float16EEELi64ELb1EEEvi"
+USAGE = f"""
+Fatbin elf code:
+================
+arch = sm_80
+code version = [1,8]
+
+Resource usage:
+ Common:
+  GLOBAL:0
+ Function _Z1av:
+  REG:96 STACK:0 SHARED:0 LOCAL:0 CONSTANT[0]:4136 TEXTURE:0 SURFACE:0 SAMPLER:0
+ Function _Z1bv:
+  REG:255 STACK:16 SHARED:1024 LOCAL:0 CONSTANT[0]:4136 TEXTURE:0 SURFACE:0 SAMPLER:0
+
+Fatbin elf code:
+================
+arch = sm_90a
+
+Resource usage:
+ Function {FORWARD}:
+  REG:169 STACK:0 SHARED:1024 LOCAL:0 CONSTANT[0]:4136 TEXTURE:0 SURFACE:0 SAMPLER:0
+
+Fatbin ptx code:
+================
+arch = sm_80
 """
 
 
-def test_ptxas_report_is_read_kernel_by_kernel():
-    reports = check_cuda.parse_ptxas(PTXAS, "80")
-    assert [(r.kernel, r.registers, r.stack_bytes, r.spilled_bytes) for r in reports] == [
-        ("_Z1av", 96, 0, 0),
-        ("_Z1bv", 255, 16, 20),
+def test_resource_usage_is_read_kernel_by_kernel():
+    kernels = check_cuda.parse_usage(USAGE)
+    assert [(k.name, k.arch, k.registers, k.local_bytes) for k in kernels] == [
+        ("a", "80", 96, 0),
+        ("b", "80", 255, 16),
+        ("attention_fwd_kernel<MmaEngine<Float16>, 64, true>", "90a", 169, 0),
     ]
 
 
-def test_ptxas_faults_are_named():
-    good, bad = check_cuda.parse_ptxas(PTXAS, "80")
+def test_local_memory_of_a_kernel_is_a_fault():
+    good, bad, _ = check_cuda.parse_usage(USAGE)
     assert good.faults == []
-    assert bad.faults == ["b sm_80: spills registers", "b sm_80: has a stack frame"]
+    assert bad.faults == ["b sm_80: keeps 16 bytes in local memory"]
 
 
 def test_registers_beyond_the_planned_occupancy_are_a_fault():
-    name = "_ZN10crossmodal4cuda20attention_fwd_kernelINS0_9MmaEngineINS_7Float16EEELi64ELb1EEEvi"
-    (report,) = check_cuda.parse_ptxas(PTXAS.split("ptxas info    : Compiling entry function '_Z1bv'")[0], "80")
-    assert replace(report, kernel=name, registers=168).faults == []
-    (fault,) = replace(report, kernel=name, registers=169).faults
+    *_, kernel = check_cuda.parse_usage(USAGE)
+    assert replace(kernel, registers=168).faults == []
+    (fault,) = kernel.faults
     assert fault.endswith("takes 169 registers, more than 168")
 
 
-def test_machine_code_shows_local_memory_and_missing_matrix_instructions():
-    source = Path("csrc/cuda/attention_fwd/bf16_64.cu")
-    assert check_cuda.code_faults(source, "80", "HMMA.16816.F32.BF16 R4, R8") == []
-    assert len(check_cuda.code_faults(source, "80", "STL [R1], R2")) == 2
+@pytest.mark.parametrize(
+    ("symbol", "code", "faults"),
+    [
+        (FORWARD, "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%f1}", 0),
+        (FORWARD, "fma.rn.f32 %f1, %f2, %f3, %f4;", 1),
+        (FORWARD.replace("20attention_fwd_kernel", "24attention_few_fwd_kernel"), "fma.rn.f32 %f1, %f2, %f3, %f4;", 0),
+        ("_Z1av", "fma.rn.f32 %f1, %f2, %f3, %f4;", 0),
+    ],
+)
+def test_missing_matrix_instructions_are_a_fault(symbol, code, faults):
+    other = ".visible .entry _Z1bv()\n{ mma.sync.aligned }\n"
+    ptx = f".target sm_80\n{other}.visible .entry {symbol}()\n{{ {code} }}\n{other}"
+    assert len(check_cuda.missing_instructions(ptx)) == faults
 
 
-@pytest.mark.parametrize("folder", ["nvidia/cu13/bin", "triton/backends/nvidia/bin"])
-def test_disassembler_of_a_package_is_found(tmp_path, monkeypatch, folder):
-    tool = tmp_path / folder / "nvdisasm"
-    tool.parent.mkdir(parents=True)
-    tool.write_text("#!/bin/sh\n")
+def fake_cuobjdump(folder: Path, code: str) -> None:
+    tool = folder / "cuobjdump"
+    tool.parent.mkdir(parents=True, exist_ok=True)
+    tool.write_text(f"#!/bin/sh\n{code}\n")
     tool.chmod(0o755)
+
+
+def test_library_without_kernels_is_a_fault(tmp_path, monkeypatch, capsys):
+    fake_cuobjdump(tmp_path, "echo \"File '$2' does not contain device code\" >&2; exit 255")
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    monkeypatch.setenv("CROSSMODAL_CUDA", "0")
+    assert check_cuda.main(["some.so"]) == 1
+    assert "some.so: cuobjdump -res-usage: File 'some.so' does not contain device code" in capsys.readouterr().err
+
+
+def test_cuobjdump_of_a_package_is_found(tmp_path, monkeypatch):
+    fake_cuobjdump(tmp_path / "nvidia/cu13/bin", "")
     monkeypatch.setenv("PATH", "")
     monkeypatch.delenv("CUDA_HOME", raising=False)
-    for package in ("nvidia", "triton"):
-        monkeypatch.delitem(sys.modules, package, raising=False)
+    monkeypatch.delitem(sys.modules, "nvidia", raising=False)
     monkeypatch.setattr(sys, "path", [str(tmp_path)])
-    assert check_cuda.find_disassembler() == str(tool)
+    assert check_cuda.find_cuobjdump() == str(tmp_path / "nvidia/cu13/bin/cuobjdump")
