@@ -65,7 +65,10 @@ def sanitizer_flags(sanitizer: str | None) -> list[str]:
     """For compiling; linking needs the first of them."""
     if sanitizer is None:
         return []
-    flags = [f"-fsanitize={sanitizer}", "-O1", "-fno-omit-frame-pointer", "-g"]
+    flags = [f"-fsanitize={sanitizer}", "-O1", "-fno-omit-frame-pointer", "-g1"]
+    if sanitizer == "address":
+        # Calls in place of inline checks: AVX2's kernels compile in 48 s in place of 130 (197 with -g).
+        flags.append("--param=asan-instrumentation-with-call-threshold=0")
     if sanitizer == "undefined":
         flags.append("-fno-sanitize-recover=undefined")  # a finding must fail, not be printed
     return flags
