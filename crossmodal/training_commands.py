@@ -5,6 +5,7 @@ What a command needs is imported when it runs, so that `--help` and mistakes in 
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -167,6 +168,9 @@ def _guarded(name: str, run: Callable[[argparse.Namespace], int]) -> Callable[[a
 
         try:
             return run(options)
+        except BrokenPipeError:  # whoever reads has read enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 0
         except (RunError, ValueError, OSError, FloatingPointError) as error:
             print(f"crossmodal {name}: {error}", file=sys.stderr)
             return 1
@@ -190,8 +194,7 @@ def _train(options: argparse.Namespace) -> int:
 
     written = read_config(options.config) if options.config else {}
     data = given.get("data") or written.get("data")
-    preset = {} if options.config else PRESETS.get(str(data), {})
-    start_run(make_config({**preset, **written, **given}), options.out)
+    start_run(make_config({**PRESETS.get(str(data), {}), **written, **given}), options.out)
     return 0
 
 

@@ -19,6 +19,7 @@ _SETTINGS = {
     "axes.spines.top": False,
     "axes.spines.right": False,
     "text.color": INK,
+    "text.parse_math": False,  # names of classes are a user's; a dollar sign is one
     "xtick.color": INK,
     "ytick.color": INK,
     "legend.frameon": False,

@@ -8,6 +8,7 @@ from typing import Any
 
 from crossmodal._extras import require
 
+_MOST_THREADS = 1024  # of what no machine has OpenMP cannot make, and ends the process
 _NAMES = ("modalities", "auxiliary")  # settings that are lists of modalities
 _COUNTS = ["epochs", "batch_size", "accumulate", "width", "num_heads", "num_queries", "layers", "checkpoint_every"]
 _COUNTS += ["threads", "code_groups"]
@@ -136,6 +137,8 @@ class TrainConfig:
             _check(name, 0 <= getattr(self, name) < 1, getattr(self, name), "in [0, 1)")
         for name in ("learning_rate", "adversary_rate", "max_gradient"):
             _check(name, 0 < getattr(self, name) < math.inf, getattr(self, name), "a number above 0")
+        _check("threads", self.threads <= _MOST_THREADS, self.threads, f"{_MOST_THREADS} or less")
+        _check("seed", self.seed < 2**63, self.seed, "below 2**63")
         _check("precision", self.precision in ("no", "bf16", "fp16"), self.precision, "no, bf16 or fp16")
         _check("parallel", self.parallel in ("ddp", "fsdp"), self.parallel, "ddp or fsdp")
         _check("device", self.device in ("auto", "cpu"), self.device, "auto or cpu")
@@ -161,7 +164,7 @@ def make_config(values: dict[str, Any]) -> TrainConfig:
         ValueError: for an unknown name, a missing ``data``, a value of another type or out of range.
     """
     fields = {one.name: one for one in dataclasses.fields(TrainConfig)}
-    if unknown := sorted(set(values) - set(fields)):
+    if unknown := sorted(map(str, set(values) - set(fields))):
         raise ValueError(f"unknown setting {', '.join(unknown)}; known are {', '.join(fields)}")
     if not values.get("data"):
         raise ValueError("data must name a data set or a manifest")
@@ -202,6 +205,8 @@ def _converted(name: str, one: dataclasses.Field[Any], value: Any) -> Any:
     kind = one.type.__name__ if isinstance(one.type, type) else str(one.type)
     try:
         if name in _NAMES:
+            if isinstance(value, str):  # as the flag has them
+                value = [part.strip() for part in value.split(",")]
             return None if value is None else tuple(str(part) for part in value)
         if name == "positions" and isinstance(value, dict):
             return {str(modality): _number(factor) for modality, factor in value.items()}
@@ -210,6 +215,8 @@ def _converted(name: str, one: dataclasses.Field[Any], value: Any) -> Any:
         wanted = {"int": int, "str": str, "bool": bool, "int | None": int | None, "str | None": str | None}
         expected = wanted.get(kind, dict)
         if not isinstance(value, expected) or (isinstance(value, bool) and kind != "bool"):
+            raise TypeError
+        if name == "start" and isinstance(value, dict) and not all(isinstance(run, str) for run in value.values()):
             raise TypeError
     except (TypeError, ValueError, OverflowError):
         raise ValueError(f"{name} must be {kind}, got {value!r}") from None

@@ -13,7 +13,7 @@ from crossmodal.train.config import TrainConfig, make_config, read_config
 from crossmodal.train.examine import examine
 from crossmodal.train.model import Model, load_model, modalities_of
 from crossmodal.train.pictures import draw_attention, draw_confusion
-from crossmodal.train.run import CONFIG, MODEL, RunError
+from crossmodal.train.run import ATTENTION, CONFIG, CONFUSION, EVALUATION, MODEL, RunError
 from crossmodal.train.state import write_text
 
 
@@ -59,10 +59,10 @@ def evaluate_run(out: Path, *, data: str | None = None, root: str | None = None,
             f"data must have the classes of the run, {description['classes']}, got {list(dataset.classes)}"
         )
     found = {"split": split, **examine(model, description, dataset, config)}
-    write_text(out / "eval.json", json.dumps(found, indent=2) + "\n")
+    write_text(out / EVALUATION, json.dumps(found, indent=2) + "\n")
     if "confusion" in found:
-        draw_confusion(found["confusion"], description["classes"], out / "confusion.png")
+        draw_confusion(found["confusion"], description["classes"], out / CONFUSION)
     if isinstance(model, FusionClassifier):
         collate = Collate(modalities_of(description))
-        draw_attention(model, collate, dataset, description["classes"], out / "attention.png")
+        draw_attention(model, collate, dataset, description["classes"], out / ATTENTION)
     return found

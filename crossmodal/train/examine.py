@@ -80,7 +80,8 @@ def mean_mass(model: FusionClassifier, dataset: Dataset, collate: Collate, size:
 
 def summary(found: dict[str, Any]) -> str:
     """A few lines for people."""
-    lines = [f"test, {found['samples']:,} samples: accuracy {found['accuracy']:.4f}, loss {found['loss']:.4f}"]
+    split = found.get("split", "test")
+    lines = [f"{split}, {found['samples']:,} samples: accuracy {found['accuracy']:.4f}, loss {found['loss']:.4f}"]
     lines += [f"  without {name}: accuracy {value:.4f}" for name, value in found["missing"].items()]
     if found.get("mass"):
         lines.append("  mass: " + ", ".join(f"{name} {value:.2f}" for name, value in found["mass"].items()))

@@ -1,6 +1,7 @@
 """The training loop: steps, epochs, and a state that a killed run goes on from without a bit's difference."""
 
 import hashlib
+import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
@@ -21,6 +22,8 @@ from crossmodal.train.config import TrainConfig
 from crossmodal.train.learner import Answers, Learner
 from crossmodal.train.processes import Processes
 from crossmodal.train.schedule import cosine_with_warm_up
+
+_SMALLEST_SCALE = 2.0**-10  # of float16's gradients; it begins at 2^16, and halves with each that is not finite
 
 
 @dataclass
@@ -54,6 +57,9 @@ class Trainer:
         config: the settings.
         processes: this process among those that train together.
         collate: makes batches of samples.
+
+    Raises:
+        ValueError: when an epoch has not a single step.
     """
 
     def __init__(
@@ -67,6 +73,12 @@ class Trainer:
     ) -> None:
         self.learner, self.splits, self.config, self.processes = learner, splits, config, processes
         self.collate = collate
+        if not self.steps_per_epoch:
+            step = self.config.batch_size * self.config.accumulate * self.processes.count
+            raise ValueError(
+                f"an epoch needs at least one step of {step} samples, got {self._epoch_size()} samples; "
+                f"a smaller batch_size makes one"
+            )
         learner.prepare(model.to(processes.device))
         self.model = processes.prepare(model)
         self.optimizer = torch.optim.AdamW(
@@ -91,12 +103,8 @@ class Trainer:
             after_epoch: called when an epoch is over.
 
         Raises:
-            ValueError: when an epoch has not a single step.
-            FloatingPointError: when a gradient is not finite.
+            FloatingPointError: when a loss or a gradient is not finite.
         """
-        if not self.steps_per_epoch:
-            step = self.config.batch_size * self.config.accumulate * self.processes.count
-            raise ValueError(f"an epoch needs at least one step of {step} samples, got {self._epoch_size()} samples")
         while self.progress.epoch < self.config.epochs and not self._stops_early():
             self._epoch(after_step)
             with self.averaged():
@@ -188,6 +196,8 @@ class Trainer:
                     result = self.learner.step(self.model, batch)
                 self._scaler.scale(result.loss / config.accumulate).backward()
             sums = self.processes.summed({**{k: v.item() for k, v in result.shown.items()}, "": result.samples})
+            if not all(map(math.isfinite, sums.values())):
+                raise self._not_finite("loss", step)
             progress.samples += int(sums.pop(""))
             for name, value in sums.items():
                 progress.sums[name] = progress.sums.get(name, 0.0) + value
@@ -195,13 +205,17 @@ class Trainer:
         start = time.perf_counter()
         self._scaler.unscale_(self.optimizer)
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), config.max_gradient)
-        if not self._scaler.is_enabled() and not torch.isfinite(norm):
-            raise FloatingPointError(f"the gradient is not finite in epoch {progress.epoch + 1}, step {step + 1}")
+        # What float16 cannot hold is skipped, and scaled by less from then on: less does not help for ever.
+        if not torch.isfinite(norm) and (not self._scaler.is_enabled() or self._scaler.get_scale() < _SMALLEST_SCALE):
+            raise self._not_finite("gradient", step)
         self._scaler.step(self.optimizer)
         self._scaler.update()
         if self.average:
             self.average.update(self.model, run_step)
         self._spend("learning", start)
+
+    def _not_finite(self, what: str, step: int) -> FloatingPointError:
+        return FloatingPointError(f"the {what} is not finite in epoch {self.progress.epoch + 1}, step {step + 1}")
 
     def _finish_epoch(self) -> bool:
         """Validate; True where no epoch before was better."""
@@ -213,7 +227,8 @@ class Trainer:
         spent = sum(progress.seconds.values())
         row["seconds"] = spent
         row["data_share"] = progress.seconds.get("data", 0.0) / max(spent, 1e-9)
-        better = progress.best is None or measured["loss"] < progress.best["loss"]
+        best = math.nan if progress.best is None else progress.best["loss"]
+        better = math.isnan(best) or measured["loss"] < best
         if better:
             progress.best = {"epoch": progress.epoch + 1, **measured}
         progress.history.append(row)

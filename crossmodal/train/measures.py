@@ -15,7 +15,8 @@ def quality_of(outputs: Tensor, labels: Tensor, task: Task) -> dict[str, float]:
 
     Classification: accuracy is the share of right answers. Multi-label: the share of samples of which every label is
     right; also ``f1``, over all decisions. Regression: the share of the variance that is explained, R squared, the mean
-    over the outputs; also ``error``, the mean absolute one.
+    over the outputs (of an output whose labels are all the same 1 or 0, right or not); also ``error``, the mean
+    absolute one.
 
     Args:
         outputs: ``(N, outputs)`` logits or values.
@@ -32,8 +33,10 @@ def quality_of(outputs: Tensor, labels: Tensor, task: Task) -> dict[str, float]:
         quality["f1"] = 2 * right / max(1, int(said.sum() + true.sum()))
     else:
         residual = (outputs - labels).square().sum(0)
-        spread = (labels - labels.mean(0)).square().sum(0).clamp(min=1e-12)
-        quality["accuracy"] = (1 - residual / spread).mean().item()
+        spread = (labels - labels.mean(0)).square().sum(0)
+        # Of labels that are all the same there is nothing to explain: right or not, as in scikit-learn.
+        explained = torch.where(spread > 1e-12, 1 - residual / spread, (residual == 0).float())
+        quality["accuracy"] = explained.mean().item()
         quality["error"] = (outputs - labels).abs().mean().item()
     return quality
 
@@ -51,12 +54,11 @@ def report(outputs: Tensor, labels: Tensor, classes: tuple[str, ...]) -> dict[st
         MissingExtraError: when scikit-learn is not installed.
     """
     metrics = require("sklearn.metrics", distribution="scikit-learn", extra="train")
-    found: dict[str, dict[str, Any]] = metrics.classification_report(
-        labels.numpy(),
-        outputs.argmax(1).numpy(),
-        labels=range(len(classes)),
-        target_names=list(classes),
-        output_dict=True,
-        zero_division=0,
+    columns = metrics.precision_recall_fscore_support(
+        labels.numpy(), outputs.argmax(1).numpy(), labels=range(len(classes)), zero_division=0
     )
-    return {name: found[name] for name in classes}
+    names = ("precision", "recall", "f1-score", "support")
+    return {
+        class_name: dict(zip(names, values, strict=True))
+        for class_name, *values in zip(classes, *(column.tolist() for column in columns), strict=True)
+    }

@@ -41,6 +41,8 @@ def describe_model(config: TrainConfig, splits: Splits) -> dict[str, Any]:
     for setting in ("encoders", "positions"):
         if unknown := [n for n in getattr(config, setting) if n not in {*data.modalities, "image", "audio", "text"}]:
             raise ValueError(f"{setting} must be for {', '.join(data.modalities)}, got {', '.join(map(str, unknown))}")
+    if config.experts == "product" and data.task != "classification":
+        raise ValueError(f"experts must be none for the task {data.task}: a product is one of probabilities of classes")
     return {
         "kind": _kind_of(config.fusion, data.task),
         "task": data.task,
@@ -79,6 +81,8 @@ def _kind_of(fusion: str, task: Task) -> str:
             f"fusion must be {'' if task == 'transcription' else 'none of '}{', '.join(_SPELLERS)}"
             f" for the task {task}, got {fusion!r}"
         )
+    if fusion == TWO_TOWER and task != "classification":
+        raise ValueError(f"fusion must not be {TWO_TOWER} for the task {task}: classes tell what belongs together")
     return fusion if fusion in (TWO_TOWER, *_SPELLERS) else "classifier"
 
 

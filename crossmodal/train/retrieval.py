@@ -68,6 +68,10 @@ class RetrievalLearner(Learner):
         assert isinstance(towers, TwoTower)
         vectors, present = model(batch.inputs, batch.lengths)
         both = present[self.modalities[0]] & present[self.modalities[1]]
+        if not both.any():
+            # Of every weight, as several processes want it.
+            nothing = torch.stack([0.0 * parameter.sum() for parameter in towers.parameters()]).sum()
+            return Step(nothing, {"loss": nothing.detach(), "accuracy": both.sum()}, 0)
         first, second = (vectors[name][both].float() for name in self.modalities)
         labels = batch.labels[both]
         same = labels.unsqueeze(1) == labels
@@ -93,6 +97,8 @@ class RetrievalLearner(Learner):
             both = present[self.modalities[0]] & present[self.modalities[1]]
             outputs.append(torch.cat([vectors[name][both].float().cpu() for name in self.modalities], 1))
             labels.append(batch.labels[both.to(batch.labels.device)].cpu())
+        if not sum(map(len, labels)):
+            raise ValueError(f"no sample of the data has both {' and '.join(self.modalities)}: nothing to retrieve")
         return Answers(torch.cat(outputs), torch.cat(labels))
 
     def measure(self, answers: Answers) -> dict[str, float]:

@@ -26,6 +26,7 @@ from crossmodal.train.state import flatten, shapes_of, unflatten, write_tensors,
 
 CONFIG, MODEL, STATE = "config.yaml", "model.safetensors", "state.safetensors"
 METRICS, LOG = "metrics.json", "log.csv"
+EVALUATION, CONFUSION, ATTENTION = "eval.json", "confusion.png", "attention.png"
 _BOARD = "tensorboard"
 
 
@@ -42,7 +43,7 @@ def start_run(
         config: everything that the result depends on.
         out: folder for ``config.yaml``, ``model.safetensors`` (the epoch with the lowest validation loss),
             ``state.safetensors`` (to go on from), ``log.csv``, TensorBoard's files and ``metrics.json``; what an
-            earlier run left there is removed.
+            earlier run left there is removed, once this one has its data and its model.
         stream: where to print; None is standard output.
         splits: the data of ``config``, where they are open already.
 
@@ -51,19 +52,21 @@ def start_run(
 
     Raises:
         MissingExtraError: when a package of the extra ``train`` is not installed; nothing has been done then.
-        ValueError, FileNotFoundError: for settings and data that do not fit.
+        ValueError, FileNotFoundError: for settings and data that do not fit; what was in ``out`` is whole.
         OSError: when ``out`` cannot be written; what was there before is whole.
     """
     processes = Processes(config)
     if processes.is_first:
         out.mkdir(parents=True, exist_ok=True)
-        for name in (MODEL, STATE, METRICS, LOG):
+        print(config.as_yaml(), file=stream or sys.stdout, flush=True)
+    run = _Run(config, out, processes, stream, splits, fresh=True)
+    if processes.is_first:
+        for name in (MODEL, STATE, METRICS, LOG, EVALUATION, CONFUSION, ATTENTION):
             (out / name).unlink(missing_ok=True)
         shutil.rmtree(out / _BOARD, ignore_errors=True)
         write_text(out / CONFIG, config.as_yaml())
-        print(config.as_yaml(), file=stream or sys.stdout, flush=True)
     processes.wait()
-    return _Run(config, out, processes, stream, splits).go()
+    return run.go()
 
 
 def resume_run(out: Path, stream: TextIO | None = None, *, splits: Splits | None = None) -> dict[str, Any]:
@@ -79,7 +82,7 @@ def resume_run(out: Path, stream: TextIO | None = None, *, splits: Splits | None
     processes = Processes(config)
     if (out / METRICS).exists() and not (out / STATE).exists():
         raise RunError(f"{out} holds no state to go on from")
-    return _Run(config, out, processes, stream, splits).go()
+    return _Run(config, out, processes, stream, splits, fresh=not (out / STATE).exists()).go()
 
 
 def _of_others(error: RuntimeError) -> str:
@@ -99,7 +102,14 @@ def _first_line(error: BaseException) -> str:
 
 class _Run:
     def __init__(
-        self, config: TrainConfig, out: Path, processes: Processes, stream: TextIO | None, splits: Splits | None
+        self,
+        config: TrainConfig,
+        out: Path,
+        processes: Processes,
+        stream: TextIO | None,
+        splits: Splits | None,
+        *,
+        fresh: bool,
     ) -> None:
         torch.set_num_threads(config.threads)
         self.config, self.out, self.processes = config, out, processes
@@ -121,7 +131,7 @@ class _Run:
             raise ValueError("parallel must be ddp for an adversary with steps of its own: it needs its whole weights")
         model = build_model(self.description, seed=config.seed)
         self._shapes = shapes_of(model.state_dict())
-        if not (out / STATE).exists():
+        if fresh:
             starts = {name: Path(run) / MODEL for name, run in config.start.items()}
             for begun in begin_with(model, self.description, starts):
                 print(f"begins with {begun}", file=self.stream)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -24,8 +25,13 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], description: Mappin
         OSError: when it cannot be written, such as for want of space; the old file is untouched.
     """
     safetensors = require("safetensors.torch", distribution="safetensors", extra="train")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
+    # A folder of its own: killed, the library leaves a file there whose name nobody knows.
+    folder = path.with_name(f".{path.name}.partial")
+    if folder.is_dir():
+        shutil.rmtree(folder)
+    folder.unlink(missing_ok=True)
+    folder.mkdir(parents=True)
+    partial = folder / path.name
     # Copies: safetensors refuses tensors that share memory, as tied weights do.
     whole = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     try:
@@ -33,11 +39,12 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], description: Mappin
             safetensors.save_file(whole, partial, metadata={DESCRIPTION: json.dumps(description)})
         except _library_error() as error:  # what the library makes of a full disk
             raise OSError(f"{path} could not be written: {error}") from error
+        partial.chmod(folder.stat().st_mode & 0o666)  # as other files have it; the library's are for one user
         _flush(partial)
         os.replace(partial, path)
         _flush(path.parent)
     finally:
-        partial.unlink(missing_ok=True)
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -13,7 +13,7 @@ yaml = pytest.importorskip("yaml", reason="needs the extra train")
 from safetensors.torch import load_file  # noqa: E402
 
 from crossmodal import cli  # noqa: E402
-from tests.train.runs import make_manifest, write_settings  # noqa: E402
+from tests.train.runs import make_manifest, start, write_settings  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -71,6 +71,7 @@ def test_eval_finds_what_training_found(trained, capsys):
 def test_eval_prints_every_class(trained, capsys):
     assert cli.main(["eval", str(trained), "--split", "validation"]) == 0
     printed = capsys.readouterr().out
+    assert printed.startswith("validation, 12 samples: accuracy")
     assert "accuracy" in printed and "left" in printed and "right" in printed and "without image" in printed
 
 
@@ -190,6 +191,25 @@ def test_wrong_usage_ends_with_status_2(arguments):
     with pytest.raises(SystemExit) as ended:
         cli.main(arguments)
     assert ended.value.code == 2
+
+
+def test_settings_in_a_file_add_to_what_is_usual_for_the_data(tmp_path, monkeypatch):
+    begun = []
+    monkeypatch.setattr("crossmodal.train.run.start_run", lambda config, out: begun.append(config))
+    settings = tmp_path / "settings.yaml"
+    settings.write_text("epochs: 1\n")
+    arguments = ["train", "--data", "avfind", "--config", str(settings), "--samples", "64", "--out", str(tmp_path)]
+    assert cli.main(arguments) == 0
+    (config,) = begun
+    assert (config.epochs, config.samples, config.fusion, config.likeness) == (1, 64, "cross", 4.0)
+
+
+def test_reader_that_has_read_enough_is_no_error(trained, folder, capfd):
+    files = [str(folder / f"{row}.png") for row in range(20)] * 100
+    process = start("predict", trained, *files)
+    process.stdout.readline()
+    process.stdout.close()
+    assert process.wait(timeout=60) == 0 and process.stderr.read() == ""
 
 
 def test_unknown_modality_is_refused_with_the_known_ones(folder, tmp_path, capsys):

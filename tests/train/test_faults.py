@@ -36,8 +36,37 @@ def test_gradient_that_is_not_finite_is_named_with_its_step(manifest, tmp_path, 
         return result._replace(loss=result.loss * float("nan"))
 
     monkeypatch.setattr(ClassifierLearner, "step", broken)
-    with pytest.raises(FloatingPointError, match="not finite in epoch 1, step 1"):
+    with pytest.raises(FloatingPointError, match="the gradient is not finite in epoch 1, step 1"):
         train(manifest, tmp_path)
+
+
+def test_gradient_that_float16_never_holds_is_named_however_it_is_scaled(manifest, tmp_path, monkeypatch):
+    step = ClassifierLearner.step
+
+    def broken(self, model, batch):
+        result = step(self, model, batch)
+        return result._replace(loss=result.loss * float("inf"))
+
+    monkeypatch.setattr(ClassifierLearner, "step", broken)
+    with pytest.raises(FloatingPointError, match="the gradient is not finite in epoch 7, step 4"):
+        train(manifest, tmp_path, precision="fp16", epochs=30, sets=False)
+
+
+@pytest.mark.parametrize("precision", ["no", "fp16"])
+def test_loss_that_is_not_finite_is_named_with_its_step(manifest, tmp_path, precision):
+    with pytest.raises(FloatingPointError, match=r"the (loss|gradient) is not finite in epoch"):
+        train(manifest, tmp_path, precision=precision, learning_rate=1e30, max_gradient=1e30)
+
+
+def test_validation_loss_that_is_a_number_is_better_than_one_that_is_none(manifest, tmp_path, monkeypatch):
+    measure, losses = ClassifierLearner.measure, iter([float("nan"), 3.0, 2.0])
+
+    def broken(self, answers):
+        found = measure(self, answers)
+        return {**found, "loss": next(losses, found["loss"])}
+
+    monkeypatch.setattr(ClassifierLearner, "measure", broken)
+    assert train(manifest, tmp_path)["val"]["epoch"] == 3
 
 
 def test_process_of_batches_that_dies_is_named_and_the_run_can_go_on(manifest, tmp_path, monkeypatch):
@@ -87,12 +116,49 @@ def test_training_stops_early_when_nothing_gets_better(manifest, tmp_path):
         ({"batch_size": 500}, "at least one step"),
         ({"accumulate": 100}, "at least one step of 800 samples, got 36 samples"),
         ({"quality": True, "fusion": "concat"}, "quality must be False"),
+        ({"options": {"image_size": [1, 8, 8], "task": "multilabel"}, "experts": "product"}, "experts must be none"),
+        ({"options": {"image_size": [1, 8, 8], "task": "multilabel"}, "fusion": "two_tower"}, "must not be two_tower"),
+        ({"start": {"image": 3}}, "start must be dict.*, got {'image': 3}"),
+        ({"threads": 100_000}, "threads must be 1024 or less, got 100000"),
+        ({"seed": 2**70}, r"seed must be below 2\*\*63"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_settings_that_do_not_fit_are_named(manifest, tmp_path, settings, message):
     with pytest.raises(ValueError, match=message):
         train(manifest, tmp_path, **settings)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"fusion": "sum"}, {"data": "no.csv"}, {"start": {"image": "no"}}, {"batch_size": 500}], ids=str
+)
+def test_mistake_leaves_the_earlier_run_as_it_was(manifest, tmp_path, wrong):
+    train(manifest, tmp_path, epochs=1)
+    kept = {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()}
+    with pytest.raises((ValueError, FileNotFoundError)):
+        train(**{"manifest": manifest, "out": tmp_path, **SETTINGS, **wrong})
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()} == kept
+
+
+def test_run_may_begin_with_what_it_takes_the_place_of(manifest, tmp_path):
+    train(manifest, tmp_path, epochs=1)
+    (tmp_path / "eval.json").write_text("{}")
+    train(manifest, tmp_path, epochs=1, start={"image": str(tmp_path)})
+    assert not (tmp_path / "eval.json").exists()
+
+
+def test_checkpoint_has_the_rights_of_other_files(manifest, tmp_path):
+    train(manifest, tmp_path, epochs=1)
+    assert (tmp_path / "model.safetensors").stat().st_mode == (tmp_path / "config.yaml").stat().st_mode
+
+
+def test_setting_whose_name_is_no_text_is_unknown():
+    with pytest.raises(ValueError, match="unknown setting 1; known are data"):
+        make_config({"data": "x.csv", 1: 2})
+
+
+def test_modalities_in_one_text_are_those_of_the_flag():
+    assert make_config({"data": "x.csv", "modalities": "image, text"}).modalities == ("image", "text")
 
 
 def test_settings_survive_their_file(tmp_path):

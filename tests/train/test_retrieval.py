@@ -1,0 +1,47 @@
+"""Two towers on data where a modality is often missing."""
+
+import io
+import json
+
+import pytest
+
+pytest.importorskip("accelerate", reason="needs the extra train")
+pytest.importorskip("tokenizers", reason="needs the extra train")
+
+from crossmodal.train.config import make_config
+from crossmodal.train.run import start_run
+from tests.train.runs import SETTINGS, make_manifest
+
+
+def with_one_modality_a_row(folder, *, complete):
+    """Every row but each ``complete``-th has an image or a text, not both."""
+    manifest = make_manifest(folder)
+    rows = [json.loads(line) for line in manifest.read_text().splitlines()]
+    for number, row in enumerate(rows):
+        if complete and number % complete == 0:
+            row["text"] = row["text"] or f"it is {row['label']}"
+        else:
+            row[("image", "text")[number % 2]] = ""
+        if not row["image"] and not row["text"]:
+            row["text"] = "it is"
+    manifest.write_text("\n".join(map(json.dumps, rows)))
+    return manifest
+
+
+def train(manifest, out, **more):
+    settings = {**SETTINGS, "fusion": "two_tower", "batch_size": 4, "data": str(manifest), **more}
+    return start_run(make_config(settings), out, io.StringIO())
+
+
+@pytest.mark.parametrize("contrastive", ["info_nce", "sigmoid"])
+@pytest.mark.parametrize("adversary", ["none", "discriminator", "critic"])
+def test_batches_without_a_single_pair_teach_nothing(tmp_path, contrastive, adversary):
+    manifest = with_one_modality_a_row(tmp_path, complete=7)
+    found = train(manifest, tmp_path / "run", contrastive=contrastive, adversary=adversary)
+    assert all(0 <= row["val_loss"] <= 1 and row["loss"] == row["loss"] for row in found["history"])
+
+
+def test_data_without_a_single_pair_are_an_error(tmp_path):
+    manifest = with_one_modality_a_row(tmp_path, complete=0)
+    with pytest.raises(ValueError, match="no sample of the data has both image and text"):
+        train(manifest, tmp_path / "run")
