@@ -82,6 +82,8 @@ def test_features_have_at_least_one_channel(modality, name, channels):
         (lambda: ResNetEncoder((28, 28), widths=(4,)), "widths must be at least 8, got 4"),
         (lambda: TextEncoder(50, kind="rnn"), "kind must be one of lstm, gru, got 'rnn'"),
         (lambda: TextEncoder(0), "vocabulary must be at least 1, got 0"),
+        (lambda: TextEncoder(9, 7), "channels must be even, got 7"),
+        (lambda: CrnnEncoder(SAMPLE_RATE, 7), "channels must be even, got 7"),
         (lambda: LogMel(0), "sample_rate must be above 0, got 0"),
         (lambda: LogMel(SAMPLE_RATE, hop=0), "hop must be at least 1, got 0"),
         (

@@ -3,7 +3,7 @@
 from torch import Tensor, nn
 
 from crossmodal._validate import check_counts
-from crossmodal.encoders.bidirectional import Bidirectional, last_states
+from crossmodal.encoders.bidirectional import Bidirectional, check_channels, last_states
 from crossmodal.encoders.convolution import ConvOverTime
 from crossmodal.encoders.log_mel import LogMel
 from crossmodal.encoders.output import EncoderOutput
@@ -26,7 +26,7 @@ class AudioEncoder(nn.Module):
 
     def __init__(self, sample_rate: int, channels: int = 48, log_mel: LogMel | None = None) -> None:
         super().__init__()
-        check_counts(channels=channels)
+        check_channels(channels)
         self.log_mel = _front_end(sample_rate, log_mel)
         self.subsample = ConvOverTime(self.log_mel.bands, channels, 5, stride=2, padding=2)
         self.recurrent = Bidirectional("gru", channels, channels)
@@ -70,7 +70,8 @@ class CrnnEncoder(nn.Module):
         summary: bool = False,
     ) -> None:
         super().__init__()
-        check_counts(channels=channels, hidden=hidden)
+        check_counts(hidden=hidden)
+        check_channels(channels)
         self.log_mel = _front_end(sample_rate, log_mel)
         self.augment = augment or nn.Identity()
         self.voices = voices

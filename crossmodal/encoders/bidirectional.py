@@ -5,6 +5,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
+from crossmodal._validate import check_count
 from crossmodal.encoders.padding import reverse_real
 from crossmodal.nn._products import has_instructions
 
@@ -52,6 +53,13 @@ class Bidirectional(nn.Module):
         ahead, _ = self.ahead(values)
         back, _ = self.back(reverse_real(values, lengths))
         return torch.cat([ahead, reverse_real(back, lengths)], dim=2)
+
+
+def check_channels(channels: int) -> None:
+    """Raises ValueError unless two directions can share them."""
+    check_count("channels", channels)
+    if channels % 2:
+        raise ValueError(f"channels must be even, got {channels}")
 
 
 def last_states(values: Tensor, lengths: Tensor) -> Tensor:

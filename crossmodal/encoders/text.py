@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from crossmodal._validate import check_count, check_counts
 from crossmodal.blocks.common_block import CommonBlock
-from crossmodal.encoders.bidirectional import Bidirectional, Kind, last_states
+from crossmodal.encoders.bidirectional import Bidirectional, Kind, check_channels, last_states
 from crossmodal.encoders.lengths import check_sequences
 from crossmodal.encoders.output import EncoderOutput
 from crossmodal.encoders.padding import is_real
@@ -26,7 +26,8 @@ class TextEncoder(nn.Module):
 
     def __init__(self, vocabulary: int, channels: int = 48, kind: Kind = "lstm", summary: bool = False) -> None:
         super().__init__()
-        check_counts(vocabulary=vocabulary, channels=channels)
+        check_counts(vocabulary=vocabulary)
+        check_channels(channels)
         self.embedding = nn.Embedding(vocabulary, channels, padding_idx=0)
         self.recurrent = Bidirectional(kind, channels, channels)
         self.summary = summary

@@ -132,8 +132,8 @@ class Captioner(nn.Module):
             said: ``(B, L)`` int64 symbols from 1, at most ``longest``; padding is negative.
 
         Raises:
-            ValueError: for more symbols than ``longest``, one above ``symbols`` (on CPU), no modality at all, one that
-                the model does not have, and lengths of an input that is not there.
+            ValueError: for more symbols than ``longest``, one above ``symbols`` (on CPU), no modality at all, an
+                unknown one where one is left out, and lengths of an input that is not there.
         """
         if said.shape[1] > self.longest:
             raise ValueError(f"said must hold at most {self.longest} symbols, longest, got {said.shape[1]}")

@@ -168,8 +168,8 @@ class FusionClassifier(nn.Module):
             return_mass: also return the share of attention of each modality.
 
         Raises:
-            ValueError: for a modality that the model does not have, lengths of an input that is not there, and ``sets``
-                of another shape or with ``return_mass``.
+            ValueError: as :meth:`encode`, without any modality, and for ``sets`` of another shape or with
+                ``return_mass``.
         """
         if sets is not None:
             _check_sets(sets, len(self.encoders), return_mass)
@@ -209,7 +209,7 @@ class FusionClassifier(nn.Module):
         """By modality, tokens ``(B, L, width)`` in the common space; None for a modality left out.
 
         Raises:
-            ValueError: for a modality that the model does not have, and for lengths of an input that is not there.
+            ValueError: for an unknown modality where one is left out, and for lengths of an input that is not there.
         """
         check_given(inputs, lengths, self.modalities)
         tokens: list[EncoderOutput | None] = []

@@ -24,10 +24,16 @@ def channels_by_modality(encoders: Mapping[str, nn.Module], channels: int | Mapp
 
 
 def check_given(inputs: Mapping[str, Tensor], lengths: Mapping[str, Tensor], modalities: Collection[str]) -> None:
-    """Raises ValueError for a modality that the model does not have, and for lengths of an input that is not there."""
-    for name in (*lengths, *inputs):
+    """Raises ValueError for an unknown modality where one of the model's is left out, and for lengths without an input.
+
+    A model reads what it knows of a batch that has more; where it is given less, an unknown name may be a misspelt one.
+    """
+    left_out = [name for name in modalities if name not in lengths]
+    for name in (*lengths, *inputs) if left_out else ():
         if name not in modalities:
-            raise ValueError(f"inputs and lengths must be of {', '.join(modalities)}, got {name!r}")
-    for name in lengths:
-        if name not in inputs:
+            raise ValueError(
+                f"inputs and lengths must be of {', '.join(modalities)}, got {name!r} and none of {', '.join(left_out)}"
+            )
+    for name in modalities:
+        if name in lengths and name not in inputs:
             raise ValueError(f"inputs must hold {name}, for which there are lengths, got {', '.join(inputs) or 'none'}")

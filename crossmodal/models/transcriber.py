@@ -99,8 +99,8 @@ class Transcriber(nn.Module):
             said: not used: given the tokens, CTC takes the symbols to be independent. A :class:`Captioner` needs it.
 
         Raises:
-            ValueError: without speech, for a modality that the model does not have, and for lengths of an input that is
-                not there.
+            ValueError: without speech, for an unknown modality where one is left out, and for lengths of an input that
+                is not there.
         """
         tokens = encode_all(self.encoders, self.to_common, inputs, lengths)
         if self.speech not in tokens:
@@ -132,7 +132,7 @@ def encode_all(
     """By modality that is there, tokens in the common space; padding is zero.
 
     Raises:
-        ValueError: for a modality without an encoder, and for lengths of an input that is not there.
+        ValueError: for an unknown modality where one is left out, and for lengths of an input that is not there.
     """
     check_given(inputs, lengths, tuple(encoders))
     tokens = {}

@@ -114,7 +114,7 @@ class TwoTower(nn.Module):
         """Embed a batch; see :class:`crossmodal.data.Batch`. Modalities left out of ``lengths`` are left out.
 
         Raises:
-            ValueError: for a modality that the model does not have, and for lengths of an input that is not there.
+            ValueError: for an unknown modality where one is left out, and for lengths of an input that is not there.
         """
         check_given(inputs, lengths, self.modalities)
         vectors, present = {}, {}

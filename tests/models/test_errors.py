@@ -107,13 +107,20 @@ def test_unknown_implementation_is_refused_later_too():
 
 
 @pytest.mark.parametrize("kind", MAKE)
-def test_modality_that_the_model_does_not_have_is_refused(kind):
-    model, (inputs, lengths) = make(kind), make_batch(("audio", "text", "txet"))
-    message = "inputs and lengths must be of audio, text, got 'txet'"
-    some = {name: lengths[name] for name in ("audio", "text")}
-    for given in (lengths, some):
+def test_misspelt_modality_is_refused(kind):
+    model, (inputs, lengths) = make(kind), make_batch(("audio", "txet"))
+    message = "inputs and lengths must be of audio, text, got 'txet' and none of text"
+    for given in (lengths, {"audio": lengths["audio"]}):
         with pytest.raises(ValueError, match=message):
             call(kind, model, inputs, given)
+
+
+@pytest.mark.parametrize("kind", MAKE)
+def test_model_reads_what_it_knows_of_a_batch_that_has_more(kind):
+    model, (inputs, lengths) = make(kind).eval(), make_batch(("audio", "text", "image"))
+    less = [{name: one[name] for name in ("audio", "text")} for one in (inputs, lengths)]
+    for more, alone in zip(call(kind, model, inputs, lengths), call(kind, model, *less), strict=True):
+        torch.testing.assert_close(more, alone)
 
 
 @pytest.mark.parametrize("kind", MAKE)
