@@ -233,6 +233,24 @@ def check_number(name: str, value: Any, wanted: str) -> None:
         raise ValueError(f"{name} must fit a float, got an integer of {value.bit_length()} bits")
 
 
+def check_count(name: str, value: Any, least: int = 1) -> None:
+    if not is_int(value):
+        raise TypeError(f"{name} must be an int, got {type(value).__name__}")
+    if value < least:
+        raise ValueError(f"{name} must be at least {least}, got {value}")
+
+
+def check_counts(**counts: Any) -> None:
+    for name, value in counts.items():
+        check_count(name, value)
+
+
+def check_not_negative(name: str, value: Any) -> None:
+    check_number(name, value, "a number")
+    if not 0.0 <= value < math.inf:
+        raise ValueError(f"{name} must be 0 or more and finite, got {value}")
+
+
 def check_flag(name: str, value: Any) -> None:
     if not isinstance(value, bool):
         raise TypeError(f"{name} must be a bool, got {type(value).__name__}")

@@ -111,4 +111,4 @@ def test_sets_are_distinct_not_empty_and_begin_with_everything(count, wanted):
 
 def test_width_that_does_not_divide_is_refused():
     with pytest.raises(ValueError, match="multiple of num_heads, got 10 and 4"):
-        FusionClassifier({}, channels=4, num_classes=2, width=10, num_heads=4)
+        FusionClassifier({"text": TextEncoder(9, 4)}, channels=4, num_classes=2, width=10, num_heads=4)

@@ -5,7 +5,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from crossmodal.blocks.operators import Implementation, Tokens, check_heads, operators_of
+from crossmodal._validate import check_not_negative
+from crossmodal.blocks.operators import Implementation, Tokens, check_heads, check_implementation, operators_of
 from crossmodal.nn._heads import merge_heads, split_heads
 from crossmodal.types import Source
 
@@ -24,7 +25,8 @@ class CommonAttention(nn.Module):
         implementation: of the operators.
 
     Raises:
-        ValueError: when ``width`` is not a multiple of ``num_heads``.
+        ValueError: when ``width`` is not a multiple of ``num_heads``, ``likeness`` is below 0 or not finite, or for an
+            unknown ``implementation``.
     """
 
     def __init__(
@@ -38,6 +40,8 @@ class CommonAttention(nn.Module):
     ) -> None:
         super().__init__()
         check_heads(width, num_heads)
+        check_not_negative("likeness", likeness)
+        check_implementation(implementation)
         self.num_heads, self.implementation = num_heads, implementation
         self.to_query = nn.Linear(width, width)
         self.to_key = nn.Linear(width, width)

@@ -3,7 +3,8 @@
 import torch
 from torch import Tensor, nn
 
-from crossmodal.blocks.operators import Implementation, check_heads, operators_of
+from crossmodal._validate import check_counts
+from crossmodal.blocks.operators import Implementation, check_heads, check_implementation, operators_of
 from crossmodal.nn._heads import merge_heads, split_heads
 
 
@@ -20,7 +21,8 @@ class CommonPool(nn.Module):
         out_features: ``num_queries * width``.
 
     Raises:
-        ValueError: when ``width`` is not a multiple of ``num_heads``.
+        ValueError: when ``width`` is not a multiple of ``num_heads``, or there are no queries, or for an unknown
+            ``implementation``.
     """
 
     def __init__(
@@ -28,6 +30,8 @@ class CommonPool(nn.Module):
     ) -> None:
         super().__init__()
         check_heads(width, num_heads)
+        check_counts(num_queries=num_queries)
+        check_implementation(implementation)
         self.num_heads, self.implementation = num_heads, implementation
         self.out_features = num_queries * width
         self.queries = nn.Parameter(torch.randn(num_queries, width))

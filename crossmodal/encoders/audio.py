@@ -2,7 +2,8 @@
 
 from torch import Tensor, nn
 
-from crossmodal.encoders.bidirectional import Bidirectional, last_states
+from crossmodal._validate import check_counts
+from crossmodal.encoders.bidirectional import Bidirectional, check_channels, last_states
 from crossmodal.encoders.convolution import ConvOverTime
 from crossmodal.encoders.log_mel import LogMel
 from crossmodal.encoders.output import EncoderOutput
@@ -18,18 +19,22 @@ class AudioEncoder(nn.Module):
         sample_rate: Hz.
         channels: of the features; even.
         log_mel: the front end; None takes :class:`LogMel` with its defaults.
+
+    Raises:
+        ValueError: for ``channels`` that are odd or not positive, and a front end of another sample rate.
     """
 
     def __init__(self, sample_rate: int, channels: int = 48, log_mel: LogMel | None = None) -> None:
         super().__init__()
-        self.log_mel = log_mel or LogMel(sample_rate)
+        check_channels(channels)
+        self.log_mel = _front_end(sample_rate, log_mel)
         self.subsample = ConvOverTime(self.log_mel.bands, channels, 5, stride=2, padding=2)
         self.recurrent = Bidirectional("gru", channels, channels)
 
     def forward(self, waveform: Tensor, lengths: Tensor) -> EncoderOutput:
-        """``(B, samples)`` float32 and ``(B,)`` in samples; features ``(B, frames / 2, channels)``."""
+        """``(B, samples)`` of floats and ``(B,)`` in samples; features ``(B, frames / 2, channels)``."""
         mel, frames = self.log_mel(waveform, lengths)
-        mel = standardize(mel, frames)
+        mel = standardize(mel, frames).to(self.subsample.weight.dtype)
         tokens = nn.functional.gelu(self.subsample(mel))
         token_lengths = (frames + 1) // 2
         return EncoderOutput(self.recurrent(tokens, token_lengths), token_lengths)
@@ -40,13 +45,16 @@ class CrnnEncoder(nn.Module):
 
     Args:
         sample_rate: Hz.
-        channels: of the features; a multiple of 8.
-        hidden: channels of the convolutions; a multiple of 8.
+        channels: of the features; even.
+        hidden: channels of the convolutions.
         log_mel: the front end; None takes :class:`LogMel` with its defaults.
         augment: what is hidden in training; None hides nothing.
         voices: how voices are changed in training; None leaves them alone.
         dropout: before the GRU.
         summary: one token, of what both directions of the GRU know at their ends, in the place of all.
+
+    Raises:
+        ValueError: for ``channels`` that are odd, a number that is not positive, or a front end of another rate.
     """
 
     def __init__(
@@ -62,7 +70,9 @@ class CrnnEncoder(nn.Module):
         summary: bool = False,
     ) -> None:
         super().__init__()
-        self.log_mel = log_mel or LogMel(sample_rate)
+        check_counts(hidden=hidden)
+        check_channels(channels)
+        self.log_mel = _front_end(sample_rate, log_mel)
         self.augment = augment or nn.Identity()
         self.voices = voices
         self.convolutions = nn.ModuleList(
@@ -76,11 +86,11 @@ class CrnnEncoder(nn.Module):
         self.summary = summary
 
     def forward(self, waveform: Tensor, lengths: Tensor) -> EncoderOutput:
-        """``(B, samples)`` float32 and ``(B,)`` in samples; features ``(B, frames / 2, channels)``, or one token."""
+        """``(B, samples)`` of floats and ``(B,)`` in samples; features ``(B, frames / 2, channels)``, or one token."""
         mel, frames = self.log_mel(waveform, lengths)
         if self.voices is not None:
             mel, frames = self.voices(mel, frames)
-        tokens = self.augment(standardize(mel, frames))
+        tokens = self.augment(standardize(mel, frames)).to(self.recurrent.ahead.weight_ih_l0.dtype)
         for layer, norm in zip(self.convolutions, self.norms, strict=True):
             assert isinstance(layer, ConvOverTime)
             found = norm(layer(tokens))
@@ -91,6 +101,14 @@ class CrnnEncoder(nn.Module):
         if self.summary:
             return EncoderOutput(last_states(heard, frames), frames.clamp(max=1))
         return EncoderOutput(heard, frames)
+
+
+def _front_end(sample_rate: int, log_mel: LogMel | None) -> LogMel:
+    if log_mel is None:
+        return LogMel(sample_rate)
+    if log_mel.sample_rate != sample_rate:
+        raise ValueError(f"log_mel must have the sample_rate {sample_rate}, got one of {log_mel.sample_rate}")
+    return log_mel
 
 
 def standardize(mel: Tensor, frames: Tensor) -> Tensor:

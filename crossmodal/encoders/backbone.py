@@ -1,11 +1,12 @@
 """Pretrained networks of other libraries as encoders."""
 
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
 from crossmodal._extras import require
+from crossmodal.encoders.lengths import check_sequences, check_there
 from crossmodal.encoders.output import EncoderOutput
 from crossmodal.encoders.padding import is_real, zero_padding
 
@@ -28,10 +29,13 @@ class HuggingFaceEncoder(nn.Module):
 
     Raises:
         MissingExtraError: when transformers is needed and not installed.
+        ValueError: for another ``kind``.
     """
 
     def __init__(self, model: nn.Module | str, kind: Kind, *, frozen: bool = False) -> None:
         super().__init__()
+        if kind not in get_args(Kind):
+            raise ValueError(f"kind must be one of {', '.join(get_args(Kind))}, got {kind!r}")
         if isinstance(model, str):
             library = require("transformers", distribution="transformers", extra="backbones")
             model = library.AutoModel.from_pretrained(model)
@@ -50,9 +54,11 @@ class HuggingFaceEncoder(nn.Module):
     def forward(self, values: Tensor, lengths: Tensor) -> EncoderOutput:
         """The input of its kind and ``(B,)``, see :class:`crossmodal.data.Batch`; features ``(B, L, channels)``."""
         if self.kind == "image":
-            pixels = zero_padding(values.unsqueeze(1), lengths.clamp(max=1)).squeeze(1)
+            there = check_there(values, lengths)
+            pixels = zero_padding(values.unsqueeze(1), there).squeeze(1)
             features = self.model(pixel_values=pixels).last_hidden_state
-            return EncoderOutput(features, lengths.clamp(max=1) * features.shape[1])
+            return EncoderOutput(features, there * features.shape[1])
+        check_sequences("values", values, lengths)
         real = is_real(lengths, values.shape[1])
         # A row without any token would be NaN under a mask that hides all; it gets one, which is hidden after.
         seen = real | (torch.arange(values.shape[1], device=values.device) == 0)
@@ -103,8 +109,9 @@ class TimmEncoder(nn.Module):
 
     def forward(self, pixels: Tensor, lengths: Tensor) -> EncoderOutput:
         """``(B, channels, height, width)`` and ``(B,)``, 1 = there; a feature map becomes tokens row by row."""
-        blank = zero_padding(pixels.unsqueeze(1), lengths.clamp(max=1)).squeeze(1)
+        there = check_there(pixels, lengths)
+        blank = zero_padding(pixels.unsqueeze(1), there).squeeze(1)
         features = self.model.forward_features(blank)
         if features.ndim == 4:
             features = features.flatten(2).transpose(1, 2)
-        return EncoderOutput(features, lengths.clamp(max=1) * features.shape[1])
+        return EncoderOutput(features, there * features.shape[1])

@@ -1,12 +1,15 @@
 """A recurrent network that reads padded sequences from both ends."""
 
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
+from crossmodal._validate import check_count
 from crossmodal.encoders.padding import reverse_real
 from crossmodal.nn._products import has_instructions
+
+Kind = Literal["lstm", "gru"]
 
 
 class Bidirectional(nn.Module):
@@ -24,11 +27,13 @@ class Bidirectional(nn.Module):
         out_features: channels of the output, half of them from each direction; even.
 
     Raises:
-        ValueError: for an odd ``out_features``.
+        ValueError: for another ``kind``, or an odd ``out_features``.
     """
 
-    def __init__(self, kind: Literal["lstm", "gru"], in_features: int, out_features: int) -> None:
+    def __init__(self, kind: Kind, in_features: int, out_features: int) -> None:
         super().__init__()
+        if kind not in get_args(Kind):
+            raise ValueError(f"kind must be one of {', '.join(get_args(Kind))}, got {kind!r}")
         if out_features % 2:
             raise ValueError(f"out_features must be even, got {out_features}")
         recurrent = nn.LSTM if kind == "lstm" else nn.GRU
@@ -48,6 +53,13 @@ class Bidirectional(nn.Module):
         ahead, _ = self.ahead(values)
         back, _ = self.back(reverse_real(values, lengths))
         return torch.cat([ahead, reverse_real(back, lengths)], dim=2)
+
+
+def check_channels(channels: int) -> None:
+    """Raises ValueError unless two directions can share them."""
+    check_count("channels", channels)
+    if channels % 2:
+        raise ValueError(f"channels must be even, got {channels}")
 
 
 def last_states(values: Tensor, lengths: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from crossmodal.encoders.log_mel import LogMel
 from crossmodal.encoders.resnet import ResNetEncoder
 from crossmodal.encoders.spec_augment import SpecAugment
 from crossmodal.encoders.text import TextEncoder, TransformerTextEncoder
-from crossmodal.encoders.vgg16 import VGG16Encoder
+from crossmodal.encoders.vgg16 import VGG16Encoder, check_image
 from crossmodal.encoders.vit import ViTEncoder
 from crossmodal.encoders.voice_warp import VoiceWarp
 
@@ -29,6 +29,8 @@ def _image(make: Callable[..., nn.Module]) -> Callable[[Modality, int, Options],
 
 
 def _vgg16(modality: Modality, channels: int, options: Options) -> nn.Module:
+    assert modality.size is not None
+    check_image(modality.size)
     return VGG16Encoder(**options)
 
 
@@ -96,12 +98,15 @@ def build_encoder(
 
     Raises:
         MissingExtraError: when the library of a backbone is not installed.
-        ValueError: for a name that is none of the modality's kind, and for options that the encoder does not have.
+        ValueError: for a name that is none of the modality's kind, and for options that the encoder does not have, or
+            of values that they cannot have.
     """
     known = ENCODERS[modality.kind]
-    name = name or next(iter(known))
-    if name not in known:
+    name = next(iter(known)) if name is None else name
+    if not isinstance(name, str) or name not in known:
         raise ValueError(f"encoder of {modality.kind} must be one of {', '.join(known)}, got {name!r}")
+    if not isinstance(options, Mapping | None):
+        raise ValueError(f"options of the encoder {name} of {modality.kind} must be names and values, got {options!r}")
     try:
         encoder = known[name](modality, channels, options or {})
     except TypeError as error:

@@ -1,14 +1,18 @@
 """Log-mel spectrogram: how loud each band of pitch is, frame by frame."""
 
 import math
+from collections.abc import Callable
 from typing import overload
 
 import torch
 from torch import Tensor, nn
 
+from crossmodal._validate import check_counts, check_float, check_tensor
+from crossmodal.encoders.lengths import check_sequences
 from crossmodal.encoders.padding import zero_padding
 
 _FLOOR = 1e-6  # added to the power; far below speech, and log stays finite in silence
+_EXACT = (torch.float32, torch.float64)
 
 
 class LogMel(nn.Module):
@@ -19,12 +23,18 @@ class LogMel(nn.Module):
     the HTK mel scale ``mel(f) = 2595 log10(1 + f / 700)`` (Young et al., The HTK Book, section 5.4)
     between ``lowest`` Hz and half the sample rate. Frames are not centred and never reach beyond the end.
 
+    It stays float32 in a model that is converted to half precision: neither do all Fourier transforms know that, nor
+    does the range of float16 hold the power of speech.
+
     Args:
         sample_rate: Hz.
         bands: number of mel bands.
         window: samples per frame, which is also the size of the transform.
         hop: samples from one frame to the next.
         lowest: Hz, where the first triangle starts.
+
+    Raises:
+        ValueError: when ``lowest`` does not lie below half the sample rate, or another number is not positive.
     """
 
     filters: Tensor
@@ -40,31 +50,54 @@ class LogMel(nn.Module):
         lowest: float = 60.0,
     ) -> None:
         super().__init__()
+        if not sample_rate > 0:
+            raise ValueError(f"sample_rate must be above 0, got {sample_rate}")
+        check_counts(bands=bands, window=window, hop=hop)
         self.sample_rate, self.bands, self.window, self.hop, self.lowest = sample_rate, bands, window, hop, lowest
         filters = mel_filters(sample_rate, bands=bands, window=window, lowest=lowest)
         self.register_buffer("filters", filters, persistent=False)
         self.register_buffer("hann", torch.hann_window(window), persistent=False)
 
     def forward(self, waveform: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        """``(B, samples)`` float32 and ``(B,)`` to ``(B, frames, bands)`` and ``(B,)`` int64.
+        """``(B, samples)`` of floats and ``(B,)`` to ``(B, frames, bands)`` float32 and ``(B,)`` int64.
 
-        A sample shorter than one window gets one frame, filled up with silence; length 0 gets none.
+        A sample shorter than one window gets one frame, filled up with silence; length 0 gets none. In a model of
+        float64 frames are float64.
+
+        Raises:
+            TypeError: when ``waveform`` is no tensor of floats.
+            ValueError: when it is not ``(B, samples)``, or a length lies beyond it or below 0.
         """
-        waveform = zero_padding(waveform, lengths)
+        check_tensor("waveform", waveform)
+        check_float("waveform", waveform)
+        check_sequences("waveform", waveform, lengths)
+        hann, filters = self.hann, self.filters
+        if hann.dtype not in _EXACT:  # cast behind our back, as sharding with buffers in half precision does
+            hann, filters = hann.float(), filters.float()
+        waveform = zero_padding(waveform, lengths).to(hann.dtype)
         missing = max(0, self.window - waveform.shape[1])
         waveform = nn.functional.pad(waveform, (0, missing))
+        frames = (1 + (lengths - self.window).clamp(min=0) // self.hop) * (lengths > 0)
+        if waveform.shape[0] == 0:  # MKL's transform refuses it
+            return waveform.new_zeros(0, 1 + (waveform.shape[1] - self.window) // self.hop, self.bands), frames
         spectrum = torch.stft(
             waveform,
             self.window,
             self.hop,
-            window=self.hann,
+            window=hann,
             center=False,
             return_complex=True,
         )
         power = spectrum.real.square() + spectrum.imag.square()  # (B, window / 2 + 1, frames)
-        mel = torch.log(power.transpose(1, 2) @ self.filters.T + _FLOOR)
-        frames = (1 + (lengths - self.window).clamp(min=0) // self.hop) * (lengths > 0)
+        mel = torch.log(power.transpose(1, 2) @ filters.T + _FLOOR)
         return mel, frames
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "LogMel":
+        exact = self.hann, self.filters
+        super()._apply(fn, recurse)
+        if self.hann.dtype not in _EXACT:
+            self.hann, self.filters = (one.to(self.hann.device) for one in exact)
+        return self
 
 
 def mel_filters(sample_rate: int, *, bands: int, window: int, lowest: float) -> Tensor:

@@ -6,18 +6,20 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
+from crossmodal._validate import check_count, check_counts
+from crossmodal.encoders.lengths import check_there
 from crossmodal.encoders.output import EncoderOutput
 from crossmodal.encoders.padding import zero_padding
 
 Normalize = Literal["token", "image"]
-_GROUP = 8  # channels normalised together
+_GROUP = 8  # channels normalised together; a few more where it does not divide them
 
 
 class ResidualBlock(nn.Module):
     """Two 3 x 3 convolutions beside a shortcut, normalised by group: no sample moves another one's statistics.
 
     Args:
-        inner, outer: channels before and after; multiples of 8.
+        inner, outer: channels before and after; ``outer`` is at least 8 and divisible by ``outer // 8``.
         stride: of the first convolution.
     """
 
@@ -44,7 +46,8 @@ class ResNetEncoder(nn.Module):
     Args:
         size: height and width of the image, in pixels.
         in_channels: 1 for grey, 3 for colour.
-        widths: channels of the stages, multiples of 8; every stage but the first halves height and width.
+        widths: channels of the stages, each at least 8 and divisible by ``width // 8``, as multiples of 8 are; every
+            stage but the first halves height and width.
         stem: stride of the first convolution.
         channels: of the features.
         normalize: ``"token"``, each token over its channels; ``"image"``, each channel over the places of the image:
@@ -57,7 +60,7 @@ class ResNetEncoder(nn.Module):
         grid: rows and columns of the tokens.
 
     Raises:
-        ValueError: for an unknown ``normalize``.
+        ValueError: for an unknown ``normalize``, no ``widths`` or one that cannot be, or a number that is too small.
     """
 
     def __init__(
@@ -72,6 +75,12 @@ class ResNetEncoder(nn.Module):
         position: float = 1.0,
     ) -> None:
         super().__init__()
+        if normalize not in get_args(Normalize):
+            raise ValueError(f"normalize must be one of {', '.join(get_args(Normalize))}, got {normalize!r}")
+        for edge in size:
+            check_count("size", edge)
+        check_counts(in_channels=in_channels, stem=stem, channels=channels)
+        _check_widths(widths)
         kernel = max(3, 2 * stem - 1)  # every pixel is seen, whatever the stride
         edges = [widths[0], *widths[:-1]]
         self.stem = nn.Sequential(
@@ -86,8 +95,6 @@ class ResNetEncoder(nn.Module):
             )
         )
         self.project = nn.Conv2d(widths[-1], channels, 1)
-        if normalize not in get_args(Normalize):
-            raise ValueError(f"normalize must be one of {', '.join(get_args(Normalize))}, got {normalize!r}")
         self.norm = nn.LayerNorm(channels) if normalize == "token" else nn.GroupNorm(channels, channels)
         rows, columns = (-(-edge // stem) for edge in size)
         for _ in widths[1:]:
@@ -100,7 +107,8 @@ class ResNetEncoder(nn.Module):
 
         Features are ``(B, rows * columns, channels)``, lengths 0 or their number.
         """
-        blank = zero_padding(pixels.unsqueeze(1), lengths.clamp(max=1)).squeeze(1)
+        there = check_there(pixels, lengths)
+        blank = zero_padding(pixels.unsqueeze(1), there).squeeze(1)
         # Channels beside each other, as the tokens will have them; torch's convolutions are faster so on CPU too.
         started = self.stem(blank).contiguous(memory_format=torch.channels_last)
         cells = self.project(self.stages(started)).flatten(2)
@@ -108,4 +116,15 @@ class ResNetEncoder(nn.Module):
             cells = self.norm(cells.transpose(1, 2)) + self.position
         else:
             cells = self.norm(cells).transpose(1, 2) + self.position
-        return EncoderOutput(cells, lengths.clamp(max=1) * cells.shape[1])
+        return EncoderOutput(cells, there * cells.shape[1])
+
+
+def _check_widths(widths: Sequence[int]) -> None:
+    if not widths:
+        raise ValueError(f"widths must hold one number or more, got {widths!r}")
+    for width in widths:
+        check_count("widths", width, _GROUP)
+        if width % (width // _GROUP):
+            raise ValueError(
+                f"widths must be divisible by width // {_GROUP}, as multiples of {_GROUP} are, got {width}"
+            )

@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor, nn
 
+from crossmodal._validate import check_count
+
 
 class SpecAugment(nn.Module):
     """Hides random bands and random stretches of time; does nothing in evaluation mode.
@@ -11,10 +13,15 @@ class SpecAugment(nn.Module):
         bands: the widest stripe of frequency, in bands.
         frames: the widest stripe of time, in frames.
         stripes: how many of each kind.
+
+    Raises:
+        ValueError: when one of them is below 0.
     """
 
     def __init__(self, bands: int = 8, frames: int = 15, stripes: int = 1) -> None:
         super().__init__()
+        for name, value in (("bands", bands), ("frames", frames), ("stripes", stripes)):
+            check_count(name, value, 0)
         self.bands, self.frames, self.stripes = bands, frames, stripes
 
     def forward(self, mel: Tensor) -> Tensor:

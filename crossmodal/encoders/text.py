@@ -1,12 +1,12 @@
 """Text to tokens: an embedding of each word and a recurrent network, or a transformer."""
 
-from typing import Literal
-
 import torch
 from torch import Tensor, nn
 
+from crossmodal._validate import check_count, check_counts
 from crossmodal.blocks.common_block import CommonBlock
-from crossmodal.encoders.bidirectional import Bidirectional, last_states
+from crossmodal.encoders.bidirectional import Bidirectional, Kind, check_channels, last_states
+from crossmodal.encoders.lengths import check_sequences
 from crossmodal.encoders.output import EncoderOutput
 from crossmodal.encoders.padding import is_real
 
@@ -19,18 +19,22 @@ class TextEncoder(nn.Module):
         channels: of the features; even.
         kind: ``"lstm"`` or ``"gru"``.
         summary: one token, of what both directions know at their ends, in the place of all.
+
+    Raises:
+        ValueError: for another ``kind``, and for ``channels`` that are odd or not positive.
     """
 
-    def __init__(
-        self, vocabulary: int, channels: int = 48, kind: Literal["lstm", "gru"] = "lstm", summary: bool = False
-    ) -> None:
+    def __init__(self, vocabulary: int, channels: int = 48, kind: Kind = "lstm", summary: bool = False) -> None:
         super().__init__()
+        check_counts(vocabulary=vocabulary)
+        check_channels(channels)
         self.embedding = nn.Embedding(vocabulary, channels, padding_idx=0)
         self.recurrent = Bidirectional(kind, channels, channels)
         self.summary = summary
 
     def forward(self, words: Tensor, lengths: Tensor) -> EncoderOutput:
         """``(B, L)`` int64 and ``(B,)`` in words; features ``(B, L, channels)``, or one token."""
+        check_sequences("words", words, lengths)
         words = words.where(is_real(lengths, words.shape[1]), 0)
         read = self.recurrent(self.embedding(words), lengths)
         if self.summary and read.shape[1]:
@@ -46,6 +50,9 @@ class TransformerTextEncoder(nn.Module):
         channels: of the features; a multiple of ``num_heads``.
         layers, num_heads, dropout: of the transformer.
         longest: texts are cut after this many words, for each of which a position is learned.
+
+    Raises:
+        ValueError: when ``channels`` is not a multiple of ``num_heads``, or a number is too small.
     """
 
     def __init__(
@@ -59,6 +66,8 @@ class TransformerTextEncoder(nn.Module):
         longest: int = 512,
     ) -> None:
         super().__init__()
+        check_counts(vocabulary=vocabulary, channels=channels, longest=longest)
+        check_count("layers", layers, 0)
         self.embedding = nn.Embedding(vocabulary, channels, padding_idx=0)
         self.position = nn.Parameter(torch.randn(longest, channels))
         self.layers = nn.ModuleList(CommonBlock(channels, num_heads, dropout=dropout) for _ in range(layers))
@@ -67,6 +76,7 @@ class TransformerTextEncoder(nn.Module):
     def forward(self, words: Tensor, lengths: Tensor) -> EncoderOutput:
         """``(B, L)`` int64 and ``(B,)`` in words; features ``(B, min(L, longest), channels)``."""
         words, lengths = words[:, : len(self.position)], lengths.clamp(max=len(self.position))
+        check_sequences("words", words, lengths)
         words = words.where(is_real(lengths, words.shape[1]), 0)
         tokens = self.embedding(words) + self.position[: words.shape[1]]
         for layer in self.layers:

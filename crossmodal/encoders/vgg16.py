@@ -1,16 +1,18 @@
 """Image to tokens: VGG16 (Simonyan and Zisserman, arXiv 1409.1556), without its classifier."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
+from crossmodal.encoders.lengths import check_there
 from crossmodal.encoders.output import EncoderOutput
 from crossmodal.encoders.padding import zero_padding
 
 _STAGES = ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3))  # channels and convolutions between poolings
 _MEAN = (0.485, 0.456, 0.406)  # of ImageNet, red, green, blue in [0, 1], as torchvision's weights expect
 _DEVIATION = (0.229, 0.224, 0.225)
+_SMALLEST = 2 ** len(_STAGES)  # every stage halves the image
 
 
 class VGG16Encoder(nn.Module):
@@ -61,8 +63,22 @@ class VGG16Encoder(nn.Module):
         """``(B, 3, height, width)`` in [0, 1], or one grey channel, and ``(B,)``, 1 = there, 0 = missing.
 
         Height and width are at least 32. Features are ``(B, height / 32 * width / 32, 512)``.
+
+        Raises:
+            ValueError: when they are less, or there are other channels.
         """
-        blank = zero_padding(pixels.unsqueeze(1), lengths.clamp(max=1)).squeeze(1)
+        check_image(pixels.shape[1:])
+        there = check_there(pixels, lengths)
+        blank = zero_padding(pixels.unsqueeze(1), there).squeeze(1)
         normal = (blank.expand(-1, 3, -1, -1) - self.mean) / self.deviation
         cells = self.features(normal).flatten(2).transpose(1, 2)
-        return EncoderOutput(cells, lengths.clamp(max=1) * cells.shape[1])
+        return EncoderOutput(cells, there * cells.shape[1])
+
+
+def check_image(shape: Sequence[int]) -> None:
+    """Raises ValueError unless an image of this shape, channels first, can be read."""
+    if len(shape) != 3 or shape[0] not in (1, 3) or min(shape[1:]) < _SMALLEST:
+        raise ValueError(
+            f"images for vgg16 must be (1 or 3 channels, height, width), both edges at least {_SMALLEST}, "
+            f"got {tuple(shape)}"
+        )

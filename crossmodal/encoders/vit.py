@@ -3,7 +3,9 @@
 import torch
 from torch import Tensor, nn
 
+from crossmodal._validate import check_count, check_counts
 from crossmodal.blocks.common_block import CommonBlock
+from crossmodal.encoders.lengths import check_there
 from crossmodal.encoders.output import EncoderOutput
 from crossmodal.encoders.padding import zero_padding
 
@@ -22,7 +24,8 @@ class ViTEncoder(nn.Module):
         grid: rows and columns of the tokens.
 
     Raises:
-        ValueError: when patches do not fill the image.
+        ValueError: when patches do not fill the image, ``channels`` is not a multiple of ``num_heads``, or a number is
+            too small.
     """
 
     def __init__(
@@ -37,6 +40,10 @@ class ViTEncoder(nn.Module):
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
+        for edge in size:
+            check_count("size", edge)
+        check_counts(in_channels=in_channels, patch=patch, channels=channels)
+        check_count("layers", layers, 0)
         if size[0] % patch or size[1] % patch:
             raise ValueError(f"size must be a multiple of patch, got {size} and {patch}")
         self.grid = (size[0] // patch, size[1] // patch)
@@ -50,9 +57,10 @@ class ViTEncoder(nn.Module):
 
         Features are ``(B, patches, channels)``, lengths 0 or the number of patches.
         """
-        blank = zero_padding(pixels.unsqueeze(1), lengths.clamp(max=1)).squeeze(1)
+        there = check_there(pixels, lengths)
+        blank = zero_padding(pixels.unsqueeze(1), there).squeeze(1)
         tokens = self.embed(blank).flatten(2).transpose(1, 2) + self.position
-        lengths = lengths.clamp(max=1) * tokens.shape[1]
+        lengths = there * tokens.shape[1]
         for layer in self.layers:
             tokens, _ = layer(tokens, [(tokens, lengths)])
         return EncoderOutput(self.norm(tokens), lengths)

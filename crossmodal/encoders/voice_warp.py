@@ -26,7 +26,7 @@ class VoiceWarp(nn.Module):
 
     def __init__(self, log_mel: LogMel, tract: float = 0.2, tempo: float = 0.2) -> None:
         super().__init__()
-        if tract < 0 or tempo < 0:
+        if not (0 <= tract < math.inf and 0 <= tempo < math.inf):
             raise ValueError(f"tract and tempo must be 0 or more, got {tract} and {tempo}")
         self.tract, self.tempo = tract, tempo
         self.lowest, self.highest = mel_of(log_mel.lowest), mel_of(log_mel.sample_rate / 2)

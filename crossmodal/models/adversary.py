@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from crossmodal.models.means import mean_or_zero
 from crossmodal.nn import gradient_reversal
 
 
@@ -18,11 +19,12 @@ def discriminator_loss(
 
     Args:
         discriminator: ``(N, width)`` to logits ``(N, modalities)``.
-        embeddings: ``(N, width)``.
+        embeddings: ``(N, width)``; the loss of none is 0.
         kinds: ``(N,)`` int64, the modality of each.
         strength: of the turned gradient.
     """
-    return cross_entropy(discriminator(gradient_reversal(embeddings, strength)), kinds)
+    logits = discriminator(gradient_reversal(embeddings, strength))
+    return cross_entropy(logits, kinds) if len(kinds) else logits.sum()
 
 
 def critic_loss(
@@ -35,11 +37,12 @@ def critic_loss(
 
     Args:
         critic: ``(N, ...)`` to ``(N, 1)`` or ``(N,)``.
-        first, second: ``(N, ...)`` of one shape.
+        first, second: ``(N, ...)`` of one shape; the loss of none is 0.
         strength: of the turned gradient.
         penalty: weight of the penalty; 0 leaves it out, where the critic does not learn.
     """
-    apart = critic(gradient_reversal(second, strength)).mean() - critic(gradient_reversal(first, strength)).mean()
+    apart = mean_or_zero(critic(gradient_reversal(second, strength)))
+    apart = apart - mean_or_zero(critic(gradient_reversal(first, strength)))
     if not penalty:
         return apart
     return apart + penalty * gradient_penalty(critic, first.detach(), second.detach())
@@ -59,4 +62,4 @@ def gradient_penalty(critic: Callable[[Tensor], Tensor], first: Tensor, second: 
     with torch.enable_grad():  # a slope can be asked for where nothing is learnt
         (slope,) = torch.autograd.grad(critic(between).sum(), between, create_graph=True)
     # The root of 0 has no gradient; a critic that is flat somewhere is common at first.
-    return ((slope.flatten(1).square().sum(1) + 1e-12).sqrt() - 1).square().mean()
+    return mean_or_zero(((slope.flatten(1).square().sum(1) + 1e-12).sqrt() - 1).square())

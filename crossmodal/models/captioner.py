@@ -7,12 +7,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from crossmodal._validate import check_count, check_counts
 from crossmodal.blocks.common_block import CommonBlock
 from crossmodal.blocks.operators import Implementation, operators_of
 from crossmodal.data.sample import Question
 from crossmodal.encoders.output import EncoderOutput
+from crossmodal.models.modalities import channels_by_modality
 from crossmodal.models.positions import Positions
 from crossmodal.models.questions import Questions
+from crossmodal.models.symbols import check_symbols
 from crossmodal.models.transcriber import encode_all
 from crossmodal.nn._heads import merge_heads, split_heads
 
@@ -78,7 +81,8 @@ class Captioner(nn.Module):
         implementation: of the operators.
 
     Raises:
-        ValueError: when ``width`` is not a multiple of ``num_heads``, or one of ``positions`` has no encoder.
+        ValueError: when there is no encoder, ``width`` is not a multiple of ``num_heads``, a number is too small, or
+            one of ``positions`` has no encoder; for an unknown ``implementation``.
     """
 
     def __init__(
@@ -97,10 +101,12 @@ class Captioner(nn.Module):
         implementation: Implementation = "fused",
     ) -> None:
         super().__init__()
+        check_counts(symbols=symbols, longest=longest, width=width)
+        check_count("layers", layers, 0)
         self.longest = longest
         self.positions = Positions(positions, encoders, width)
         self.encoders = nn.ModuleDict(encoders)
-        sizes = channels if isinstance(channels, Mapping) else dict.fromkeys(encoders, channels)
+        sizes = channels_by_modality(encoders, channels)
         self.to_common = nn.ModuleDict(
             {name: nn.Sequential(nn.Linear(sizes[name], width), nn.LayerNorm(width)) for name in encoders}
         )
@@ -122,9 +128,16 @@ class Captioner(nn.Module):
         """What follows each of the symbols of ``said``.
 
         Args:
-            inputs, lengths: see :class:`crossmodal.data.Batch`; a modality left out of both is missing.
-            said: ``(B, L)`` int64 symbols from 1; padding is negative.
+            inputs, lengths: see :class:`crossmodal.data.Batch`; a modality left out of ``lengths`` is missing.
+            said: ``(B, L)`` int64 symbols from 1, at most ``longest``; padding is negative.
+
+        Raises:
+            ValueError: for more symbols than ``longest``, one above ``symbols`` (on CPU), no modality at all, an
+                unknown one where one is left out, and lengths of an input that is not there.
         """
+        if said.shape[1] > self.longest:
+            raise ValueError(f"said must hold at most {self.longest} symbols, longest, got {said.shape[1]}")
+        check_symbols("said", said, self.embedding.num_embeddings - 1)
         tokens = self._tokens(inputs, lengths)
         logits = self._continue(*self._sources(tokens), said.clamp(min=0))
         return CaptionerOutput(logits, self.auxiliary.answers(tokens, self.encoders))
@@ -135,7 +148,16 @@ class Captioner(nn.Module):
         Args:
             output: of :meth:`forward`, with ``targets`` said.
             targets: ``(B, L)`` int64 symbols from 1; negative numbers are padding.
+
+        Raises:
+            ValueError: when ``targets`` are not as many as were said, or one lies above ``symbols`` (on CPU).
         """
+        if output.logits.shape[:2] != (targets.shape[0], targets.shape[1] + 1):
+            wanted_shape = (output.logits.shape[0], output.logits.shape[1] - 1)
+            raise ValueError(
+                f"targets must have the shape of what was said, {wanted_shape}, got {tuple(targets.shape)}"
+            )
+        check_symbols("targets", targets, self.embedding.num_embeddings - 1)
         wanted = torch.cat([targets, targets.new_full((len(targets), 1), -1)], 1)
         ends = (targets > 0).sum(1, keepdim=True)
         wanted = wanted.masked_fill(wanted < 0, -100).scatter(1, ends, END)
@@ -143,7 +165,11 @@ class Captioner(nn.Module):
 
     @torch.no_grad()
     def transcribe(self, inputs: Mapping[str, Tensor], lengths: Mapping[str, Tensor]) -> list[list[int]]:
-        """The likeliest next symbol until the end, by sample; symbols from 1."""
+        """The likeliest next symbol until the end, by sample; symbols from 1.
+
+        Raises:
+            ValueError: as :meth:`forward`.
+        """
         sources, positions = self._sources(self._tokens(inputs, lengths))
         batch = len(next(iter(lengths.values())))
         said = torch.zeros(batch, 0, dtype=torch.int64, device=self.said_position.device)
@@ -165,7 +191,10 @@ class Captioner(nn.Module):
         return logits
 
     def _tokens(self, inputs: Mapping[str, Tensor], lengths: Mapping[str, Tensor]) -> dict[str, EncoderOutput]:
-        return encode_all(self.encoders, self.to_common, inputs, lengths)
+        tokens = encode_all(self.encoders, self.to_common, inputs, lengths)
+        if not tokens:
+            raise ValueError("lengths must hold at least one modality, got none")
+        return tokens
 
     def _sources(self, tokens: Mapping[str, EncoderOutput]) -> tuple[list[EncoderOutput], list[Tensor | None]]:
         sources = [one._replace(features=one.features + self.kinds[name]) for name, one in tokens.items()]

@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
+from crossmodal.models.means import mean_or_zero
+
 
 def info_nce(cosines: Tensor, scale: Tensor | float, *, same: Tensor | None = None, hardness: float = 0.0) -> Tensor:
     """Cross-entropy of finding the partner among all, both ways (van den Oord et al., arXiv 1807.03748; CLIP).
@@ -21,7 +23,7 @@ def info_nce(cosines: Tensor, scale: Tensor | float, *, same: Tensor | None = No
         hardness: b.
 
     Returns:
-        Scalar, in nats.
+        Scalar, in nats; 0 of no pairs.
     """
     same = _diagonal(cosines) if same is None else same
     return 0.5 * (_one_way(cosines, scale, same, hardness) + _one_way(cosines.T, scale, same.T, hardness))
@@ -33,7 +35,7 @@ def sigmoid_loss(
     """For every pair on its own, whether it belongs together (Zhai et al., arXiv 2303.15343).
 
     ``-log sigmoid(z (scale cos + shift))``, z = 1 for pairs that do and -1 for others, summed over the pairs and
-    divided by B.
+    divided by B; 0 of no pairs.
 
     Args:
         cosines, same: see :func:`info_nce`.
@@ -41,7 +43,7 @@ def sigmoid_loss(
     """
     same = _diagonal(cosines) if same is None else same
     sign = torch.where(same, 1.0, -1.0)
-    return -logsigmoid(sign * (scale * cosines + shift)).sum() / len(cosines)
+    return -logsigmoid(sign * (scale * cosines + shift)).sum() / max(1, len(cosines))
 
 
 def hardest_negatives(cosines: Tensor, same: Tensor, count: int) -> Tensor:
@@ -64,7 +66,7 @@ def _one_way(cosines: Tensor, scale: Tensor | float, same: Tensor, hardness: flo
         scores = torch.where(same, scores, scores + weights - mean)
     logs = scores.log_softmax(1)
     partners = same.sum(1).clamp(min=1)
-    return -(logs.masked_fill(~same, 0.0).sum(1) / partners).mean()
+    return -mean_or_zero(logs.masked_fill(~same, 0.0).sum(1) / partners)
 
 
 def _diagonal(cosines: Tensor) -> Tensor:

@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from crossmodal.models.symbols import check_symbols
+
 BLANK = 0  # symbols are numbered from 1
 
 
@@ -18,9 +20,12 @@ def ctc_loss(logits: Tensor, lengths: Tensor, targets: Tensor) -> Tensor:
         targets: ``(B, longest)`` int64 symbols from 1; negative numbers are padding.
 
     Returns:
-        Scalar, the mean over the samples that can be spelt with their tokens, in nats per symbol. A sample that is too
-        short for its target adds nothing.
+        Scalar, the mean over all samples, in nats per symbol. A sample that has too few tokens for its target counts 0.
+
+    Raises:
+        ValueError: for a target above ``symbols`` (on CPU).
     """
+    check_symbols("targets", targets, logits.shape[2] - 1)
     real = targets > 0
     counts = real.sum(1)
     per_sample = functional.ctc_loss(

@@ -8,11 +8,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
+from crossmodal._validate import check_counts
 from crossmodal.blocks.operators import Implementation, use_implementation
 from crossmodal.data.sample import Question
 from crossmodal.encoders.output import EncoderOutput
 from crossmodal.models.experts import Expert, Quality, product_of_experts
 from crossmodal.models.fusion import Form, build_fusion
+from crossmodal.models.modalities import channels_by_modality, check_given
 from crossmodal.models.questions import Questions
 
 Experts = Literal["none", "auxiliary", "product"]
@@ -60,15 +62,16 @@ class FusionClassifier(nn.Module):
             less mass. Only for forms that weigh modalities.
         experts: ``"auxiliary"`` gives every modality a head of its own, to be trained beside the fusion; ``"product"``
             also adds their log-probabilities, each with a learned exponent, to the logits: the fusion then learns
-            what they miss.
+            what they miss. Only for classification, one class of several.
         auxiliary: by modality, a question that this modality alone answers (:class:`crossmodal.models.Questions`).
         dropout: before the head.
         implementation: ``"fused"`` for :mod:`crossmodal`, ``"reference"`` for plain torch; same weights,
             same answers.
 
     Raises:
-        ValueError: when ``width`` is not a multiple of ``num_heads``, for an unknown ``fusion`` or ``experts``, and for
-            ``quality`` with a form without weights.
+        ValueError: when there is no encoder, ``width`` is not a multiple of ``num_heads`` or a number is too small, for
+            an unknown ``fusion``, ``experts`` or ``implementation``, for ``quality`` with a form without weights, and
+            for a product of experts of a single output.
     """
 
     def __init__(
@@ -92,9 +95,12 @@ class FusionClassifier(nn.Module):
         super().__init__()
         if experts not in get_args(Experts):
             raise ValueError(f"experts must be one of {', '.join(get_args(Experts))}, got {experts!r}")
+        check_counts(num_classes=num_classes, width=width)
+        if experts == "product" and num_classes == 1:
+            raise ValueError("experts must be none or auxiliary for a single output, which is no class, got 'product'")
         self._experts: Experts = experts
         self.encoders = nn.ModuleDict(encoders)
-        sizes = channels if isinstance(channels, Mapping) else dict.fromkeys(encoders, channels)
+        sizes = channels_by_modality(encoders, channels)
         self.to_common = nn.ModuleDict(
             {name: nn.Sequential(nn.Linear(sizes[name], width), nn.LayerNorm(width)) for name in encoders}
         )
@@ -156,11 +162,17 @@ class FusionClassifier(nn.Module):
         """Classify a batch.
 
         Args:
-            inputs, lengths: see :class:`crossmodal.data.Batch`; a modality left out of both is missing.
+            inputs, lengths: see :class:`crossmodal.data.Batch`; a modality left out of ``lengths`` is missing.
             sets: ``(sets, modalities)`` bool: answer once from each of these sets of modalities, encoding
                 each modality only once (:func:`crossmodal.models.modality_sets`). Not with ``return_mass``.
             return_mass: also return the share of attention of each modality.
+
+        Raises:
+            ValueError: as :meth:`encode`, without any modality, and for ``sets`` of another shape or with
+                ``return_mass``.
         """
+        if sets is not None:
+            _check_sets(sets, len(self.encoders), return_mass)
         tokens = self.encode(inputs, lengths)
         biases = self._biases(tokens)
         mass = None
@@ -194,7 +206,12 @@ class FusionClassifier(nn.Module):
         return dict(zip(self.modalities, weights, strict=True))
 
     def encode(self, inputs: Mapping[str, Tensor], lengths: Mapping[str, Tensor]) -> list[EncoderOutput | None]:
-        """By modality, tokens ``(B, L, width)`` in the common space; None for a modality left out."""
+        """By modality, tokens ``(B, L, width)`` in the common space; None for a modality left out.
+
+        Raises:
+            ValueError: for an unknown modality where one is left out, and for lengths of an input that is not there.
+        """
+        check_given(inputs, lengths, self.modalities)
         tokens: list[EncoderOutput | None] = []
         for name in self.modalities:
             if name not in lengths:
@@ -219,3 +236,13 @@ class FusionClassifier(nn.Module):
         if sets is not None:
             present = present & sets[:, None, [name in there for name in self.modalities]]
         return product_of_experts([answers[name] for name in there], trust, present)
+
+
+def _check_sets(sets: Tensor, modalities: int, return_mass: bool) -> None:
+    if return_mass:
+        raise ValueError("return_mass must be False with sets, got True")
+    if sets.dtype != torch.bool or sets.dim() != 2 or not len(sets) or sets.shape[1] != modalities:
+        raise ValueError(
+            f"sets must be bool of shape (sets, modalities) = (1 or more, {modalities}), "
+            f"got {sets.dtype} of shape {tuple(sets.shape)}"
+        )

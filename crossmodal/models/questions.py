@@ -23,7 +23,7 @@ class Questions(nn.Module):
         encoders: of the modalities; one whose question is about cells has a ``grid`` of tokens that they divide.
 
     Raises:
-        ValueError: when it has none.
+        ValueError: when it has none, or a question is for a modality without an encoder.
     """
 
     def __init__(
@@ -31,6 +31,8 @@ class Questions(nn.Module):
     ) -> None:
         questions = dict(by_modality or {})
         for name, question in questions.items():
+            if name not in encoders:
+                raise ValueError(f"auxiliary must be of {', '.join(encoders)}, got {name!r}")
             if question.cells is not None:
                 _check_grid(name, getattr(encoders[name], "grid", None), question.cells)
         super().__init__()

@@ -6,12 +6,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from crossmodal._validate import check_count, check_counts
 from crossmodal.blocks.common_block import CommonBlock
 from crossmodal.blocks.operators import Implementation
 from crossmodal.data.sample import Question
 from crossmodal.encoders.output import EncoderOutput
 from crossmodal.encoders.padding import zero_padding
 from crossmodal.models.ctc import ctc_loss, greedy_decode
+from crossmodal.models.modalities import channels_by_modality, check_given
 from crossmodal.models.positions import Positions
 from crossmodal.models.questions import Questions
 
@@ -46,7 +48,7 @@ class Transcriber(nn.Module):
 
     Raises:
         ValueError: when ``speech`` or one of ``positions`` has no encoder, that of ``speech`` makes one token of all,
-            or ``width`` is not a multiple of ``num_heads``.
+            ``width`` is not a multiple of ``num_heads``, or a number is too small; for an unknown ``implementation``.
     """
 
     def __init__(
@@ -64,13 +66,15 @@ class Transcriber(nn.Module):
         implementation: Implementation = "fused",
     ) -> None:
         super().__init__()
+        check_counts(symbols=symbols, width=width)
+        check_count("layers", layers, 0)
+        sizes = channels_by_modality(encoders, channels)
         if speech not in encoders:
             raise ValueError(f"speech must be one of {', '.join(encoders)}, got {speech!r}")
         if getattr(encoders[speech], "summary", False):
             raise ValueError(f"summary must be False for the encoder of {speech}: CTC needs a token per symbol")
         self.speech = speech
         self.encoders = nn.ModuleDict(encoders)
-        sizes = channels if isinstance(channels, Mapping) else dict.fromkeys(encoders, channels)
         self.to_common = nn.ModuleDict(
             {name: nn.Sequential(nn.Linear(sizes[name], width), nn.LayerNorm(width)) for name in encoders}
         )
@@ -90,10 +94,17 @@ class Transcriber(nn.Module):
         """Logits of every token.
 
         Args:
-            inputs, lengths: see :class:`crossmodal.data.Batch`; other modalities than speech may be left out.
+            inputs, lengths: see :class:`crossmodal.data.Batch`; other modalities than speech may be left out of
+                ``lengths``, and are missing.
             said: not used: given the tokens, CTC takes the symbols to be independent. A :class:`Captioner` needs it.
+
+        Raises:
+            ValueError: without speech, for an unknown modality where one is left out, and for lengths of an input that
+                is not there.
         """
         tokens = encode_all(self.encoders, self.to_common, inputs, lengths)
+        if self.speech not in tokens:
+            raise ValueError(f"lengths must hold {self.speech}, which is spelt, got {', '.join(tokens) or 'none'}")
         spoken = tokens[self.speech]
         others = [name for name in tokens if name != self.speech]
         positions = [self.positions.of(name, tokens[name].features) for name in (self.speech, *others)]
@@ -105,7 +116,7 @@ class Transcriber(nn.Module):
         return TranscriberOutput(self.head(features), spoken.lengths, answers)
 
     def loss(self, output: TranscriberOutput, targets: Tensor) -> Tensor:
-        """Of what :meth:`forward` returned; scalar, nats per symbol; targets as for :func:`ctc_loss`."""
+        """:func:`ctc_loss` of what :meth:`forward` returned; scalar, nats per symbol."""
         return ctc_loss(output.logits, output.lengths, targets)
 
     @torch.no_grad()
@@ -118,7 +129,12 @@ class Transcriber(nn.Module):
 def encode_all(
     encoders: nn.ModuleDict, to_common: nn.ModuleDict, inputs: Mapping[str, Tensor], lengths: Mapping[str, Tensor]
 ) -> dict[str, EncoderOutput]:
-    """By modality that is there, tokens in the common space; padding is zero."""
+    """By modality that is there, tokens in the common space; padding is zero.
+
+    Raises:
+        ValueError: for an unknown modality where one is left out, and for lengths of an input that is not there.
+    """
+    check_given(inputs, lengths, tuple(encoders))
     tokens = {}
     for name in encoders:
         if name in lengths:

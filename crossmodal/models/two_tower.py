@@ -8,9 +8,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
+from crossmodal._validate import check_counts
 from crossmodal.blocks.common_pool import CommonPool
 from crossmodal.blocks.operators import Implementation
 from crossmodal.models.codebook import OwnStatistics, SharedCodebook
+from crossmodal.models.modalities import channels_by_modality, check_given
 from crossmodal.nn import ModalityDiscriminator
 
 _LARGEST_SCALE = math.log(100.0)  # CLIP's bound: beyond it a batch's loss is decided by its hardest pair
@@ -47,8 +49,8 @@ class TwoTower(nn.Module):
         log_scale, shift: what the losses make of cosines; see :mod:`crossmodal.models.contrastive`.
 
     Raises:
-        ValueError: when ``width`` is not a multiple of ``num_heads``, or, with codes, of ``code_groups``; for an
-            unknown ``adversary``.
+        ValueError: when there is no encoder; when ``width`` is not a multiple of ``num_heads``, or, with codes, of
+            ``code_groups``; for an unknown ``adversary`` or ``implementation``.
     """
 
     def __init__(
@@ -65,8 +67,9 @@ class TwoTower(nn.Module):
         implementation: Implementation = "fused",
     ) -> None:
         super().__init__()
+        check_counts(width=width)
         self.encoders = nn.ModuleDict(encoders)
-        sizes = channels if isinstance(channels, Mapping) else dict.fromkeys(encoders, channels)
+        sizes = channels_by_modality(encoders, channels)
         self.to_common = nn.ModuleDict(
             {name: nn.Sequential(nn.Linear(sizes[name], width), nn.LayerNorm(width)) for name in encoders}
         )
@@ -108,7 +111,12 @@ class TwoTower(nn.Module):
         return self.log_scale.clamp(max=_LARGEST_SCALE).exp()
 
     def forward(self, inputs: Mapping[str, Tensor], lengths: Mapping[str, Tensor]) -> Embeddings:
-        """Embed a batch; see :class:`crossmodal.data.Batch`. Modalities left out of ``lengths`` are left out."""
+        """Embed a batch; see :class:`crossmodal.data.Batch`. Modalities left out of ``lengths`` are left out.
+
+        Raises:
+            ValueError: for an unknown modality where one is left out, and for lengths of an input that is not there.
+        """
+        check_given(inputs, lengths, self.modalities)
         vectors, present = {}, {}
         for name in self.modalities:
             if name not in lengths:

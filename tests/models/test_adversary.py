@@ -76,3 +76,19 @@ def test_critic_under_penalty_estimates_a_distance():
         optimizer.step()
     distance = (critic(first).mean() - critic(second).mean()).item()
     assert 1.7 < distance < 2.3
+
+
+def test_losses_of_no_embeddings_are_zero_and_move_nothing():
+    critic, judge = ModalityDiscriminator(4, 1), ModalityDiscriminator(4, 2)
+    first, second = (torch.randn(3, 4, requires_grad=True) for _ in range(2))
+    none = [one[torch.zeros(3, dtype=torch.bool)] for one in (first, second)]
+    for adversary, loss in (
+        (critic, critic_loss(critic.classify, *none)),
+        (critic, critic_loss(critic.classify, *none, penalty=0.0)),
+        (judge, discriminator_loss(judge.classify, torch.cat(none), torch.zeros(0, dtype=torch.int64))),
+    ):
+        slopes = torch.autograd.grad(
+            loss, [first, second, *adversary.parameters()], retain_graph=True, allow_unused=True
+        )
+        assert loss == 0 and all(slope is None or not slope.any() for slope in slopes)
+        assert slopes[0] is not None and slopes[1] is not None

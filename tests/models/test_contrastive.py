@@ -53,3 +53,20 @@ def test_hardest_negatives_are_the_nearest_that_do_not_belong():
 def test_more_negatives_than_there_are_is_refused():
     with pytest.raises(ValueError, match="count must be at most 3"):
         hardest_negatives(COSINES, SAME, 4)
+
+
+@pytest.mark.parametrize("hardness", [0.0, 2.0])
+@pytest.mark.parametrize("loss", ["info_nce", "sigmoid"])
+def test_loss_of_no_pairs_is_zero_and_moves_nothing(loss, hardness):
+    vectors = [torch.randn(3, 4, requires_grad=True) for _ in range(2)]
+    scale, shift = torch.tensor(5.0, requires_grad=True), torch.tensor(-1.0, requires_grad=True)
+    nobody = torch.zeros(3, dtype=torch.bool)
+    cosines = vectors[0][nobody] @ vectors[1][nobody].T
+    if loss == "info_nce":
+        value = info_nce(cosines, scale, hardness=hardness) + 0.0 * shift
+    else:
+        value = sigmoid_loss(cosines, scale, shift)
+    value.backward()
+    assert value == 0
+    for moved in (*vectors, scale, shift):
+        assert (moved.grad == 0).all()

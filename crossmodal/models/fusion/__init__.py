@@ -22,7 +22,7 @@ def build_fusion(name: str, form: Form) -> Fusion:
     """A fusion of fresh weights.
 
     Raises:
-        ValueError: for an unknown name, or a width that the heads do not share evenly.
+        ValueError: for an unknown name, or a form that cannot be: a width that the heads do not share evenly, say.
     """
     if name not in FUSIONS:
         raise ValueError(f"fusion must be one of {', '.join(FUSIONS)}, got {name!r}")

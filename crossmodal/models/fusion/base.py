@@ -6,7 +6,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from crossmodal.blocks.operators import Implementation
+from crossmodal._validate import check_counts
+from crossmodal.blocks.operators import Implementation, check_implementation
 from crossmodal.encoders.output import EncoderOutput
 
 Biases = Sequence[Tensor | None]
@@ -60,6 +61,9 @@ class Fusion(nn.Module):
     Attributes:
         out_features: of the vector.
         weighs: whether the form gives the modalities weights, which a bias can move.
+
+    Raises:
+        ValueError: when a number of the form is not positive, or for an unknown ``implementation``.
     """
 
     out_features: int
@@ -67,6 +71,15 @@ class Fusion(nn.Module):
 
     def __init__(self, form: Form) -> None:
         super().__init__()
+        check_counts(
+            modalities=form.modalities,
+            width=form.width,
+            num_heads=form.num_heads,
+            num_queries=form.num_queries,
+            layers=form.layers,
+            rank=form.rank,
+        )
+        check_implementation(form.implementation)
         self.width, self.implementation = form.width, form.implementation
 
     def forward(self, tokens: Sequence[EncoderOutput | None], biases: Biases, *, return_mass: bool = False) -> Fused:
