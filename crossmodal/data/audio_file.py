@@ -17,6 +17,21 @@ class BrokenFileError(ValueError):
     """A file that cannot be used; the message is one line that begins with its path."""
 
 
+def check_there(path: Path) -> None:
+    """Refuse the path of no file.
+
+    Raises:
+        FileNotFoundError: when there is no such file.
+        BrokenFileError: when there can be none, such as of a name that is too long.
+    """
+    try:
+        there = path.exists()
+    except OSError as error:
+        raise BrokenFileError(f"{path}: {error.strerror}") from error
+    if not there:
+        raise FileNotFoundError(f"{path}: no such file")
+
+
 def read_audio(
     path: Path, sample_rate: int, *, longest_seconds: float = LONGEST_SECONDS, content: bytes | None = None
 ) -> Tensor:
@@ -36,11 +51,12 @@ def read_audio(
     Raises:
         MissingExtraError: when soundfile, or soxr where it is needed, is not installed.
         FileNotFoundError: when there is no such file.
-        BrokenFileError: when the file is empty, truncated, of an unknown format, too long, or holds NaN or Inf.
+        BrokenFileError: when the file is empty, truncated, of an unknown format, too long, shorter than a sample, or
+            holds NaN, Inf or values whose mean is one.
     """
     soundfile = require("soundfile", distribution="soundfile", extra="train")
-    if content is None and not path.exists():
-        raise FileNotFoundError(f"{path}: no such file")
+    if content is None:
+        check_there(path)
     try:
         with soundfile.SoundFile(path if content is None else io.BytesIO(content)) as file:
             rate, promised = file.samplerate, file.frames
@@ -58,10 +74,15 @@ def read_audio(
     if not np.isfinite(frames).all():
         raise BrokenFileError(f"{path}: holds NaN or Inf")
     _check_whole(path, content)
-    mono = frames.mean(axis=1)
-    if rate != sample_rate:
-        soxr = require("soxr", distribution="soxr", extra="train")
-        mono = soxr.resample(mono, rate, sample_rate)
+    with np.errstate(over="ignore", invalid="ignore"):
+        mono = frames.mean(axis=1)
+        if rate != sample_rate:
+            soxr = require("soxr", distribution="soxr", extra="train")
+            mono = soxr.resample(mono, rate, sample_rate)
+    if len(mono) == 0:
+        raise BrokenFileError(f"{path}: {len(frames)} frames at {rate} Hz are less than one at {sample_rate} Hz")
+    if not np.isfinite(mono).all():
+        raise BrokenFileError(f"{path}: values up to {np.abs(frames).max():.1e} overflow float32")
     return torch.from_numpy(np.ascontiguousarray(mono, dtype=np.float32))
 
 

@@ -20,6 +20,13 @@ class Collate:
         self.modalities = dict(modalities)
 
     def __call__(self, samples: Sequence[Sample]) -> Batch:
+        """The batch.
+
+        Raises:
+            ValueError: for no samples.
+        """
+        if not samples:
+            raise ValueError("samples must hold at least one, got none")
         inputs: dict[str, Tensor] = {}
         lengths: dict[str, Tensor] = {}
         for name, modality in self.modalities.items():

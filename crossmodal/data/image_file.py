@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from crossmodal._extras import require
-from crossmodal.data.audio_file import BrokenFileError
+from crossmodal.data.audio_file import BrokenFileError, check_there
 
 LARGEST_PIXELS = 100_000_000  # a few hundred megabytes once decoded; beyond it is a bomb or a mistake
 
@@ -35,12 +35,12 @@ def read_image(
     Raises:
         MissingExtraError: when Pillow is not installed.
         FileNotFoundError: when there is no such file.
-        BrokenFileError: when the file is empty, truncated, no image, or too large.
+        BrokenFileError: when the file is empty, truncated, no image, too large, or holds NaN or Inf.
     """
     pillow = require("PIL.Image", distribution="pillow", extra="train")
     operations = require("PIL.ImageOps", distribution="pillow", extra="train")
-    if content is None and not path.exists():
-        raise FileNotFoundError(f"{path}: no such file")
+    if content is None:
+        check_there(path)
     channels, height, width = size
     try:
         with warnings.catch_warnings():
@@ -56,6 +56,8 @@ def read_image(
                 image = _flat(image, channels, pillow).resize((width, height), pillow.Resampling.BILINEAR)
     except BrokenFileError:
         raise
+    except pillow.UnidentifiedImageError:
+        raise BrokenFileError(f"{path}: no image of a known format") from None
     # Pillow's decoders raise whatever they run into: OSError, SyntaxError, struct.error, their own bomb error.
     except Exception as error:
         raise BrokenFileError(f"{path}: {error}") from error
@@ -67,6 +69,8 @@ def _flat(image: Any, channels: int, pillow: Any) -> Any:
     """Grey or colour, without transparency."""
     if image.mode.startswith("I") or image.mode == "F":
         values = np.asarray(image, dtype=np.float64)
+        if not np.isfinite(values).all():
+            raise ValueError("holds NaN or Inf")
         # Integers of 16 bits or more; Pillow's own conversion would cut them off at 255.
         top = 65535.0 if image.mode.startswith("I") else max(float(values.max()), 1e-12)
         image = pillow.fromarray(np.clip(values / top * 255, 0, 255).astype(np.uint8))

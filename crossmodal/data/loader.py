@@ -9,6 +9,7 @@ from torch.utils.data import DataLoader, Sampler
 from crossmodal.data.batch import Batch
 from crossmodal.data.collate import Collate
 from crossmodal.data.sample import Dataset
+from crossmodal.data.shards import Shards
 
 
 class StepSampler(Sampler[list[int]]):
@@ -70,7 +71,13 @@ def train_loader(
 def evaluation_loader(
     dataset: Dataset, collate: Collate, batch_size: int, *, workers: int = 0, device: torch.device | None = None
 ) -> DataLoader[Batch]:
-    """All samples, in order."""
+    """All samples, in order.
+
+    Raises:
+        ValueError: for samples that are streamed.
+    """
+    if isinstance(dataset, Shards):
+        raise ValueError("samples in shards are read for training only: evaluate the split validation or test")
     steps = [list(range(start, min(start + batch_size, len(dataset)))) for start in range(0, len(dataset), batch_size)]
     return _loader(dataset, collate, steps, workers, device)
 

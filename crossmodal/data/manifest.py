@@ -1,8 +1,6 @@
 """A user's own data: a table of files, texts and labels."""
 
-import csv
-import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -11,16 +9,18 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from crossmodal.data.audio_file import BrokenFileError
+from crossmodal.data.check_options import check_options
+from crossmodal.data.labels import LabelError, NotFiniteError, label_encoder
 from crossmodal.data.manifest_dataset import ManifestDataset
 from crossmodal.data.reader import Reader, ReaderOptions, make_reader
-from crossmodal.data.sample import Splits, Task
+from crossmodal.data.sample import Dataset, Splits, Task
 from crossmodal.data.shards import Shards, find_shards
+from crossmodal.data.table import ManifestError, read_table
 
 COLUMNS = ("image", "audio", "text")
 LABEL, SPLIT = "label", "split"
 _SPLITS = {"train": "train", "val": "validation", "validation": "validation", "test": "test"}
 _SHARES = (0.8, 0.1)  # of training and validation, where no column says
-_LONGEST_FIELD = 2**24  # characters; the csv module stops at 131,072
 
 
 _TASKS: tuple[Task, ...] = ("classification", "multilabel", "regression")
@@ -63,15 +63,9 @@ def make_options(values: dict[str, Any], *, strict: bool = False) -> ManifestOpt
     }
     listed.setdefault("strict", strict)
     options = ManifestOptions(**listed)
-    size = options.image_size
-    if not (isinstance(size, tuple) and len(size) == 3 and all(type(n) is int and n > 0 for n in size)):
-        raise ValueError(f"options: image_size must be channels, height and width, got {values['image_size']!r}")
+    check_options(listed)
     if options.task not in _TASKS:
         raise ValueError(f"options: task must be one of {', '.join(_TASKS)}, got {options.task!r}")
-    for name in ("sample_rate", "vocabulary"):
-        value = getattr(options, name)
-        if type(value) is not int or value < 1:
-            raise ValueError(f"options: {name} must be an int above 0, got {value!r}")
     return options
 
 
@@ -80,54 +74,61 @@ class Row(NamedTuple):
 
     Attributes:
         number: of the line, from 1, the header not counted.
-        cells: by column, what is not empty.
-        label: as it stands there.
+        cells: by column, what is not empty; none where there is a problem.
+        label: as it stands there, without white space around it.
         split: ``train``, ``validation``, ``test``, or "" where nothing is said.
+        problem: why the row cannot be used, to follow its number; "" where it can.
     """
 
     number: int
     cells: dict[str, str]
     label: str
     split: str
-
-
-class ManifestError(ValueError):
-    """A manifest that cannot be used; the message is one line that begins with its path."""
+    problem: str = ""
 
 
 def read_manifest(path: Path, *, labelled: bool = True) -> list[Row]:
     """The rows of a CSV file with a header, or of a JSONL file of one object a line.
 
-    Columns: ``image``, ``audio`` (paths) and ``text``, of which at least one must be there and any cell may be empty;
-    ``label``; optionally ``split``. Others are ignored.
+    Columns: ``image``, ``audio`` (paths) and ``text``, of which at least one must be there and any cell may be empty,
+    but not all of a row with a label; ``label``; optionally ``split``. Others are ignored.
 
     Args:
         path: ``*.jsonl`` or ``*.ndjson`` is JSONL, everything else CSV.
-        labelled: whether a label is needed.
+        labelled: whether a label is needed, and something to learn from.
+
+    Returns:
+        All rows, also those that cannot be used: with more cells than columns or with nothing to learn from.
 
     Raises:
         FileNotFoundError: when there is no such file.
-        ManifestError: when a column or a label is missing, a row has nothing to learn from, or the file is no table.
+        ManifestError: when a column or a label is missing, or the file is no table.
     """
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such manifest")
-    read = _read_jsonl if path.suffix in (".jsonl", ".ndjson") else _read_csv
     rows = []
-    for number, values in enumerate(read(path), start=1):
+    for number, (values, problem) in enumerate(read_table(path), start=1):
         columns = [name for name in COLUMNS if name in values]
         if not columns or (labelled and LABEL not in values):
             wanted = f"at least one of {', '.join(COLUMNS)}" if not columns else LABEL
             raise ManifestError(f"{path}: row {number} has the columns {', '.join(values)}; {wanted} is missing")
-        label, split = values.get(LABEL, ""), values.get(SPLIT, "").strip().lower()
-        if labelled and not label:
-            raise ManifestError(f"{path}: row {number} has no label")
-        if split and split not in _SPLITS:
-            raise ManifestError(f"{path}: row {number} has the split {split!r}; {', '.join(_SPLITS)} are known")
         cells = {name: values[name] for name in columns if values[name].strip()}
-        rows.append(Row(number, cells, label, _SPLITS.get(split, "")))
+        if labelled and not cells:
+            problem = problem or "has nothing to learn from"
+        # The cells of a row with a problem may stand in any column.
+        rows.append(Row(number, {}, "", "", problem) if problem else _row(path, number, values, cells, labelled))
     if not rows:
         raise ManifestError(f"{path}: holds no rows")
     return rows
+
+
+def _row(path: Path, number: int, values: Mapping[str, str], cells: dict[str, str], labelled: bool) -> Row:
+    label, split = values.get(LABEL, "").strip(), values.get(SPLIT, "").strip().lower()
+    if labelled and not label:
+        raise ManifestError(f"{path}: row {number} has no label")
+    if split and split not in _SPLITS:
+        raise ManifestError(f"{path}: row {number} has the split {split!r}; {', '.join(_SPLITS)} are known")
+    return Row(number, cells, label, _SPLITS.get(split, ""))
 
 
 def manifest_splits(path: Path, root: Path | None, options: ManifestOptions, *, seed: int = 0) -> Splits:
@@ -150,71 +151,75 @@ def manifest_splits(path: Path, root: Path | None, options: ManifestOptions, *, 
     """
     rows = read_manifest(path)
     root = root or path.parent
-    reader = make_reader([row.cells for row in rows], options)
-    skipped: list[str] = []
+    classes, encode, labels, problems = _labels(path, rows, options)
+    sound = [row for row in rows if row.number in labels]
+    reader = make_reader([row.cells for row in sound], options)
+    # All rows are divided, so that each stays where it is whatever becomes of the files of others.
+    divided = _divided(rows)
     if options.verify:
-        rows, skipped = _verified(rows, root, reader, options.strict)
-    parts = _divided(rows)
+        streamed = {row.number for row in divided["train"]} if options.shards else set()
+        problems |= _broken([row for row in sound if row.number not in streamed], root, reader, options.strict)
+    skipped = [problems[number] for number in sorted(problems)]
+    parts = {name: [row for row in part if row.number not in problems] for name, part in divided.items()}
     if empty := [name for name, part in parts.items() if not part]:
-        raise ManifestError(f"{path}: no rows for {', '.join(empty)} ({len(skipped)} skipped)")
-    reader.learn_tokens(row.cells["text"] for row in parts["train"] if "text" in row.cells)
-    classes, encode = _labels(path, rows, options.task)
-    train, validation, test = (
-        ManifestDataset(
-            [row.cells for row in part],
-            [encode(row) for row in part],
+        why = f"{len(skipped)} skipped; the first: {skipped[0]}" if skipped else "0 skipped"
+        raise ManifestError(f"{path}: no rows for {', '.join(empty)} ({why})")
+    if not classes:
+        raise ManifestError(f"{path}: no label of any row holds a name")
+    reader.learn_tokens(row.cells["text"] for row in divided["train"] if row.number in labels and "text" in row.cells)
+
+    def dataset(name: str) -> ManifestDataset:
+        return ManifestDataset(
+            [row.cells for row in parts[name]],
+            [labels[row.number] for row in parts[name]],
             root,
             reader,
             task=options.task,
             classes=classes,
-            names=[f"{path.name} row {row.number}" for row in part],
+            names=[f"{path.name} row {row.number}" for row in parts[name]],
             seed=seed if name == "train" else None,
         )
-        for name, part in parts.items()
-    )
+
+    train: Dataset = dataset("train")
     if options.shards:
-        streamed = Shards(
+        train = Shards(
             find_shards(options.shards, root),
             reader,
-            lambda label: encode(Row(0, {}, label, "")),
+            encode,
             task=options.task,
             classes=classes,
             seed=seed,
+            strict=options.strict,
+            verify=options.verify,
         )
-        return Splits(streamed, validation, test, {"reader": reader.as_dict(), "skipped": skipped})
-    return Splits(train, validation, test, {"reader": reader.as_dict(), "skipped": skipped})
+        skipped += train.skipped
+    return Splits(train, dataset("validation"), dataset("test"), {"reader": reader.as_dict(), "skipped": skipped})
 
 
-def _read_csv(path: Path) -> Iterable[dict[str, str]]:
-    csv.field_size_limit(_LONGEST_FIELD)
-    with path.open(newline="", encoding="utf-8-sig") as file:
+def _labels(
+    path: Path, rows: Sequence[Row], options: ManifestOptions
+) -> tuple[tuple[str, ...], Callable[[str], Any], dict[int, Any], dict[int, str]]:
+    """Names of classes or outputs, label to numbers, these by row, and by row what is wrong with the others."""
+    classes, encode = label_encoder([row.label for row in rows if not row.problem], options.task)
+    labels, problems = {}, {}
+    for row in rows:
+        problem = row.problem
         try:
-            for values in csv.DictReader(file):
-                yield {name: value or "" for name, value in values.items() if isinstance(name, str)}
-        except (csv.Error, UnicodeDecodeError) as error:
-            raise ManifestError(f"{path}: no CSV: {error}") from error
+            if not problem:
+                labels[row.number] = encode(row.label)
+        except NotFiniteError as error:
+            problem = f"has the label {row.label!r}, {error}"
+        except LabelError as error:
+            raise ManifestError(f"{path}: row {row.number} has the label {row.label!r}, {error}") from None
+        if problem and options.strict:
+            raise ManifestError(f"{path}: row {row.number} {problem}")
+        if problem:
+            problems[row.number] = f"row {row.number} {problem}"
+    return classes, encode, labels, problems
 
 
-def _read_jsonl(path: Path) -> Iterable[dict[str, str]]:
-    with path.open(encoding="utf-8") as file:
-        for number, line in enumerate(file, start=1):
-            if not line.strip():
-                continue
-            try:
-                values = json.loads(line)
-            except (json.JSONDecodeError, UnicodeDecodeError) as error:
-                raise ManifestError(f"{path}: line {number} is no JSON: {error}") from error
-            if not isinstance(values, dict):
-                raise ManifestError(f"{path}: line {number} must be an object, got {type(values).__name__}")
-            yield {name: "" if value is None else _as_text(value) for name, value in values.items()}
-
-
-def _as_text(value: Any) -> str:
-    return ";".join(map(str, value)) if isinstance(value, list) else str(value)
-
-
-def _verified(rows: Sequence[Row], root: Path, reader: Reader, strict: bool) -> tuple[list[Row], list[str]]:
-    """The rows of which every file can be read, and what was wrong with the others; every file is read once."""
+def _broken(rows: Sequence[Row], root: Path, reader: Reader, strict: bool) -> dict[int, str]:
+    """What is wrong with the files of a row, by row; every file is read once."""
     files = dict.fromkeys((name, row.cells[name]) for row in rows for name in ("image", "audio") if name in row.cells)
 
     def problem(file: tuple[str, str]) -> str:
@@ -228,14 +233,12 @@ def _verified(rows: Sequence[Row], root: Path, reader: Reader, strict: bool) -> 
 
     with ThreadPoolExecutor() as pool:
         problems: Mapping[tuple[str, str], str] = dict(zip(files, pool.map(problem, files), strict=True))
-    good, skipped = [], []
+    broken = {}
     for row in rows:
         wrong = [text for name, cell in row.cells.items() if (text := problems.get((name, cell), ""))]
         if wrong:
-            skipped.append(f"row {row.number}: {'; '.join(wrong)}")
-        else:
-            good.append(row)
-    return good, skipped
+            broken[row.number] = f"row {row.number}: {'; '.join(wrong)}"
+    return broken
 
 
 def _divided(rows: Sequence[Row]) -> dict[str, list[Row]]:
@@ -248,29 +251,3 @@ def _divided(rows: Sequence[Row]) -> dict[str, list[Row]]:
     for row, split in zip(rows, drawn, strict=True):
         parts[row.split or split].append(row)
     return parts
-
-
-def _labels(path: Path, rows: Sequence[Row], task: Task) -> tuple[tuple[str, ...], Callable[[Row], Any]]:
-    """The names of the classes or outputs, and how a row's label is written as numbers."""
-    if task == "classification":
-        classes = sorted({row.label for row in rows})
-        number = {name: index for index, name in enumerate(classes)}
-        return tuple(classes), lambda row: number[row.label]
-    if task == "multilabel":
-        classes = sorted({name for row in rows for name in _parts(row.label)})
-        return tuple(classes), lambda row: [float(name in _parts(row.label)) for name in classes]
-
-    def numbers(row: Row) -> list[float]:
-        try:
-            return [float(part) for part in _parts(row.label)]
-        except ValueError:
-            raise ManifestError(f"{path}: row {row.number} has the label {row.label!r}, which is no number") from None
-
-    counts = {len(numbers(row)) for row in rows}
-    if len(counts) != 1:
-        raise ManifestError(f"{path}: labels must have the same number of values in all rows, got {sorted(counts)}")
-    return tuple(f"output {index}" for index in range(counts.pop())), numbers
-
-
-def _parts(label: str) -> list[str]:
-    return [part.strip() for part in label.split(";") if part.strip()]

@@ -3,22 +3,30 @@
 import glob
 import itertools
 import json
+import re
 import tarfile
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, IterableDataset
 
 from crossmodal._extras import require
+from crossmodal.data.audio_file import BrokenFileError
 from crossmodal.data.batch import Batch
 from crossmodal.data.collate import Collate
+from crossmodal.data.labels import LabelError
 from crossmodal.data.reader import Reader
 from crossmodal.data.sample import Question, Sample, Task
+from crossmodal.data.shard_sample import read_members
 
+_COLUMNS = ("image", "audio", "text", "label")
 _BUFFER = 1000  # samples among which the order is drawn
 
 
@@ -43,11 +51,12 @@ def write_shards(rows: Iterable[dict[str, str]], root: Path, pattern: str, *, sa
     with webdataset.ShardWriter(pattern, maxcount=samples, verbose=0) as writer:
         for count, row in enumerate(rows, start=1):
             sample: dict[str, Any] = {"__key__": f"{count:09d}"}
-            cells = {name: cell for name, cell in row.items() if cell and name in ("image", "audio", "text", "label")}
+            # An empty list is the label of none of the names, and 0 is a number.
+            cells: dict[str, Any] = {name: row[name] for name in _COLUMNS if row.get(name) not in (None, "")}
             for name in ("image", "audio"):
                 if name in cells:
                     path = root / cells[name]
-                    cells[name] = f"{name}{path.suffix}"
+                    cells[name] = f"{name}{path.suffix.lower()}"
                     sample[cells[name]] = path.read_bytes()
             sample["json"] = json.dumps(cells).encode()
             writer.write(sample)
@@ -71,12 +80,25 @@ class Shards:
 
     Each epoch takes the files in another order, and mixes the samples of a buffer of 1,000.
 
+    A sample is what :func:`write_shards` writes, or members named as usual: ``png``, ``jpg``, ``jpeg``; ``wav``,
+    ``flac``, ``ogg``, ``mp3``; ``txt``; ``cls``, its label as the manifest has it.
+
     Args:
         paths: of the files.
         reader: how images, sounds and texts are read.
-        encode: a label as it stands there to a class index or numbers.
+        encode: a label as it stands there to a class index or numbers; raises :class:`LabelError`.
         task, classes: see :class:`crossmodal.data.sample.Dataset`.
         seed: of the order and of the augmentation.
+        strict: a file or sample that cannot be used stops; otherwise it is left out.
+        verify: read all samples once before anything is learnt from any; without it, one that cannot be used stops
+            when its turn comes.
+
+    Attributes:
+        skipped: what was wrong with each file or sample that is left out.
+
+    Raises:
+        MissingExtraError: when webdataset is not installed.
+        BrokenFileError: when no sample is left, or with ``strict``.
     """
 
     questions: Mapping[str, Question] = MappingProxyType({})
@@ -90,10 +112,21 @@ class Shards:
         task: Task,
         classes: tuple[str, ...],
         seed: int,
+        strict: bool = False,
+        verify: bool = True,
     ) -> None:
         self.task, self.classes, self.modalities = task, classes, reader.modalities
-        self._paths, self._reader, self._encode, self._seed, self._epoch = paths, reader, encode, seed, 0
-        self._size = sum(_count(path) for path in paths)
+        self._reader, self._encode, self._seed, self._epoch = reader, encode, seed, 0
+        with ThreadPoolExecutor() as pool:
+            found = list(pool.map(lambda path: self._survey(path, strict, verify), paths))
+        self.skipped = [problem for shard in found for problem in shard.problems]
+        self._shards = [shard for shard in found if shard.size]
+        self._size = sum(shard.size for shard in self._shards)
+        if not self._size:
+            first = f"; the first: {self.skipped[0]}" if self.skipped else ""
+            raise BrokenFileError(
+                f"{paths[0]}: no samples in this or any other shard ({len(self.skipped)} skipped{first})"
+            )
 
     def __len__(self) -> int:
         return self._size
@@ -125,11 +158,10 @@ class Shards:
 
     def raw(self) -> Iterator[dict[str, Any]]:
         """The samples of an epoch in its order, not decoded."""
-        webdataset = require("webdataset", distribution="webdataset", extra="train")
         rng = np.random.default_rng([self._seed, self._epoch])
-        paths = [str(self._paths[index]) for index in rng.permutation(len(self._paths))]
+        shards = (self._shards[index] for index in rng.permutation(len(self._shards)))
         buffer: list[dict[str, Any]] = []
-        for sample in webdataset.WebDataset(paths, shardshuffle=False, empty_check=False):
+        for sample in itertools.chain.from_iterable(map(_sound_samples, shards)):
             if len(buffer) < _BUFFER:
                 buffer.append(sample)
                 continue
@@ -145,19 +177,79 @@ class Shards:
             BrokenFileError: when a part of it cannot be used.
         """
         rng = np.random.default_rng([self._seed, self._epoch, number])
-        cells = json.loads(raw["json"])
+        sample = self._read(raw)
+        inputs = {column: self._reader.augment(column, values, rng) for column, values in sample.inputs.items()}
+        return sample._replace(inputs=inputs)
+
+    def _read(self, raw: Mapping[str, Any]) -> Sample:
         name = f"{raw['__url__']} {raw['__key__']}"
+        try:
+            cells, label = read_members(raw)
+        except ValueError as error:
+            raise BrokenFileError(f"{name} {error}") from error
         inputs = {}
         for column in self.modalities:
             if column not in cells:
                 continue
-            cell = cells[column]
-            content = None if column == "text" else raw[cell]
-            values = self._reader.read(column, cell if content is None else f"{name}.{cell}", Path(), content)
-            values = self._reader.augment(column, values, rng)
+            value, content = cells[column]
+            values = self._reader.read(column, value if content is None else f"{name}.{value}", Path(), content)
             if column != "text" or len(values):
                 inputs[column] = values
-        return Sample(inputs, torch.tensor(self._encode(cells["label"])), name)
+        try:
+            return Sample(inputs, torch.tensor(self._encode(label)), name)
+        except LabelError as error:
+            raise BrokenFileError(f"{name} has the label {label!r}, {error}") from error
+
+    def _survey(self, path: Path, strict: bool, verify: bool) -> "_Shard":
+        problems: dict[int, str] = {}
+        count = 0
+        try:
+            if not verify:
+                return _Shard(path, _count(path))
+            for number, raw in enumerate(_samples(path)):
+                count += 1
+                try:
+                    self._read(raw)
+                except BrokenFileError as error:
+                    if strict:
+                        raise
+                    problems[number] = str(error)
+        except BrokenFileError as error:
+            if strict:
+                raise
+            return _Shard(path, 0, problems=(str(error),))
+        return _Shard(path, count - len(problems), frozenset(problems), tuple(problems.values()))
+
+
+class _Shard(NamedTuple):
+    """A tar file: how many samples of it can be used, the numbers of those that cannot, and what is wrong with them."""
+
+    path: Path
+    size: int
+    broken: frozenset[int] = frozenset()
+    problems: tuple[str, ...] = ()
+
+
+def _sound_samples(shard: _Shard) -> Iterator[dict[str, Any]]:
+    return (raw for number, raw in enumerate(_samples(shard.path)) if number not in shard.broken)
+
+
+def _samples(path: Path) -> Iterator[dict[str, Any]]:
+    """All samples of a tar file, not decoded."""
+    webdataset = require("webdataset", distribution="webdataset", extra="train")
+    with _named(path):
+        # Processes share samples, not files.
+        yield from webdataset.WebDataset([str(path)], shardshuffle=False, empty_check=False, nodesplitter=None)
+
+
+@contextmanager
+def _named(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (tarfile.TarError, zlib.error, EOFError, OSError, ValueError) as error:
+        # tarfile adds a line for each compression it tried, webdataset the stream's address.
+        reason = str(error.args[0] if error.args else error).splitlines()[0].partition(" @ ")[0]
+        raise BrokenFileError(f"{path}: {reason}") from error
 
 
 class _Stream(IterableDataset[Batch]):
@@ -177,5 +269,9 @@ class _Stream(IterableDataset[Batch]):
 
 
 def _count(path: Path) -> int:
-    with tarfile.open(path) as file:
-        return sum(name.endswith(".json") for name in file.getnames())
+    """As webdataset counts: members in a row that share the name before the dot are a sample."""
+    names = require("webdataset.tariterators", distribution="webdataset", extra="train")
+    with _named(path), tarfile.open(path) as file:
+        members = [member.name for member in file if member.isreg() and not re.match(r"__[^/]*__($|/)", member.name)]
+    keys = [key for name in members if (key := names.base_plus_ext(name)[0]) is not None]
+    return sum(1 for _ in itertools.groupby(keys))

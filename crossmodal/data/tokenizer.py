@@ -10,7 +10,7 @@ from torch import Tensor
 from crossmodal._extras import require
 
 PADDING, UNKNOWN = "[PAD]", "[UNK]"
-_MODELS = ("word", "bpe")
+MODELS = ("word", "bpe")
 
 
 class Tokenizer:
@@ -85,8 +85,8 @@ def train_tokenizer(
         MissingExtraError: when tokenizers is not installed.
         ValueError: for another ``model``.
     """
-    if model not in _MODELS:
-        raise ValueError(f"tokens must be one of {', '.join(_MODELS)} or end in .json, got {model!r}")
+    if model not in MODELS:
+        raise ValueError(f"tokens must be one of {', '.join(MODELS)} or end in .json, got {model!r}")
     library = require("tokenizers", distribution="tokenizers", extra="train")
     normalizers, splits = library.normalizers, library.pre_tokenizers
     make = library.models.WordLevel if model == "word" else library.models.BPE

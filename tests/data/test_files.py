@@ -90,6 +90,31 @@ def test_sound_that_is_too_long_is_refused_before_it_is_read(tmp_path):
         read_audio(path, RATE, longest_seconds=0.25)
 
 
+def test_sound_whose_mean_overflows_is_named(tmp_path):
+    loud = np.full((RATE, 2), 3e38)
+    with pytest.raises(BrokenFileError, match=r"x\.wav: values up to 3\.0e\+38 overflow float32"):
+        read_audio(write(tmp_path / "x.wav", loud, subtype="FLOAT"), RATE)
+
+
+def test_sound_that_overflows_when_resampled_is_named(tmp_path):
+    loud = np.where(np.arange(RATE) % 20 < 10, 3.4e38, -3.4e38)
+    with pytest.raises(BrokenFileError, match=r"x\.wav: values up to"):
+        read_audio(write(tmp_path / "x.wav", loud, subtype="FLOAT"), 2 * RATE)
+
+
+def test_sound_of_less_than_a_sample_is_named(tmp_path):
+    path = write(tmp_path / "x.wav", TONE[:1], rate=192000)
+    with pytest.raises(BrokenFileError, match=r"x\.wav: 1 frames at 192000 Hz are less than one at 8000 Hz"):
+        read_audio(path, RATE)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_image_of_floats_that_are_not_finite_is_named(tmp_path, value):
+    Image.fromarray(np.full((20, 30), value, np.float32)).save(tmp_path / "x.tif")
+    with pytest.raises(BrokenFileError, match=r"x\.tif: holds NaN or Inf"):
+        read_image(tmp_path / "x.tif", (3, 8, 8))
+
+
 def save(path, mode, **options):
     values = np.zeros((20, 30, 3), np.uint8)
     values[:, 15:] = (255, 0, 0)

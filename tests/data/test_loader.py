@@ -107,3 +107,8 @@ list(evaluation_loader(data, Collate(MODALITIES), 4, workers=2))
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
     assert done.returncode == 1 and "exited unexpectedly" in done.stderr
+
+
+def test_batch_of_no_samples_is_refused():
+    with pytest.raises(ValueError, match="samples must hold at least one, got none"):
+        Collate(MODALITIES)([])

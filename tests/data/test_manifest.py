@@ -13,7 +13,13 @@ Image = pytest.importorskip("PIL.Image", reason="needs the extra train")
 
 from crossmodal.data.audio_file import BrokenFileError  # noqa: E402
 from crossmodal.data.collate import Collate  # noqa: E402
-from crossmodal.data.manifest import ManifestError, ManifestOptions, manifest_splits, read_manifest  # noqa: E402
+from crossmodal.data.manifest import (  # noqa: E402
+    ManifestError,
+    ManifestOptions,
+    make_options,
+    manifest_splits,
+    read_manifest,
+)
 from crossmodal.data.reader import reader_from  # noqa: E402
 
 ROWS = [
@@ -167,3 +173,174 @@ def test_division_is_the_same_every_time(folder):
     path = write_csv(folder / "m.csv", rows)
     first, second = (manifest_splits(path, None, ManifestOptions(), seed=seed) for seed in (0, 1))
     assert [first.test[i].name for i in range(5)] == [second.test[i].name for i in range(5)]
+
+
+def names(data):
+    return [data[index].name for index in range(len(data))]
+
+
+def test_rows_stay_in_their_split_whatever_becomes_of_others(folder):
+    image = (folder / "a.png").read_bytes()
+    for number in range(40):
+        (folder / f"{number}.png").write_bytes(image)
+    path = write_csv(folder / "m.csv", [{"image": f"{n}.png", "text": f"w{n}", "label": str(n % 2)} for n in range(40)])
+    options = ManifestOptions(image_size=(3, 8, 8))
+    before = manifest_splits(path, None, options)
+    wanted = [names(data) for data in before[:3]]
+    for number in (3, 17, 30):
+        (folder / f"{number}.png").unlink()
+    after = manifest_splits(path, None, options)
+    gone = {f"m.csv row {number + 1}" for number in (3, 17, 30)}
+    assert [names(data) for data in after[:3]] == [[name for name in part if name not in gone] for part in wanted]
+    assert after.description["reader"] == before.description["reader"]  # their texts are there still
+
+
+def texts(*more, label="label"):
+    lines = [f"text,{label}", *(f"w{number},{'ab'[number % 2]}" for number in range(20)), *more]
+    return "\n".join(lines)
+
+
+@pytest.mark.parametrize(
+    ("line", "problem"),
+    [("a red, cat,a", "row 21 has 3 cells, 2 columns"), (",a", "row 21 has nothing to learn from")],
+)
+def test_row_that_cannot_be_used_is_named_skipped_and_counted_or_stops(tmp_path, line, problem):
+    (tmp_path / "m.csv").write_text(texts(line))
+    splits = manifest_splits(tmp_path / "m.csv", None, ManifestOptions())
+    assert splits.description["skipped"] == [problem]
+    assert sum(map(len, splits[:3])) == 20 and splits.train.classes == ("a", "b")
+    with pytest.raises(ManifestError, match=problem):
+        manifest_splits(tmp_path / "m.csv", None, ManifestOptions(strict=True))
+
+
+def test_row_with_fewer_cells_has_none_in_the_last_columns(tmp_path):
+    (tmp_path / "m.csv").write_text("label,text,image\na,red\n")
+    assert read_manifest(tmp_path / "m.csv")[0].cells == {"text": "red"}
+
+
+def test_unquoted_comma_in_every_row_is_quoted_in_the_error(tmp_path):
+    (tmp_path / "m.csv").write_text("text,label\n" + "a, b,c\n" * 20)
+    with pytest.raises(ManifestError, match=r"20 skipped; the first: row 1 has 3 cells, 2 columns"):
+        manifest_splits(tmp_path / "m.csv", None, ManifestOptions())
+
+
+def test_wrong_root_is_seen_in_the_error(folder):
+    path = write_csv(folder / "m.csv", [{"image": "a.png", "label": "x"}] * 20)
+    with pytest.raises(ManifestError, match=r"20 skipped; the first: row 1: /nowhere/a\.png: no such file"):
+        manifest_splits(path, folder.__class__("/nowhere"), ManifestOptions(image_size=(3, 8, 8)))
+
+
+def test_column_that_is_there_twice_is_named(tmp_path):
+    (tmp_path / "m.csv").write_text("text,label,label\na,b,c\n")
+    with pytest.raises(ManifestError, match="the column label is there 2 times"):
+        read_manifest(tmp_path / "m.csv")
+
+
+def test_white_space_is_no_label_and_no_part_of_one(tmp_path):
+    (tmp_path / "m.csv").write_text(texts("w, a "))
+    assert manifest_splits(tmp_path / "m.csv", None, ManifestOptions()).train.classes == ("a", "b")
+    (tmp_path / "m.csv").write_text(texts("w,  "))
+    with pytest.raises(ManifestError, match="row 21 has no label"):
+        read_manifest(tmp_path / "m.csv")
+
+
+def numbers(folder, *more):
+    rows = [{"text": f"w{number}", "label": number / 20} for number in range(20)]
+    path = folder / "m.jsonl"
+    path.write_text("\n".join(json.dumps(row) for row in [*rows, *({"text": "w", "label": value} for value in more)]))
+    return path
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("-inf"), 1e300])
+def test_label_that_is_not_finite_is_a_broken_row(tmp_path, value):
+    splits = manifest_splits(numbers(tmp_path, value), None, ManifestOptions(task="regression"))
+    assert sum(map(len, splits[:3])) == 20
+    (skipped,) = splits.description["skipped"]
+    assert skipped.startswith("row 21 has the label") and "not finite" in skipped
+    with pytest.raises(ManifestError, match=r"m\.jsonl: row 21 has the label .* not finite"):
+        manifest_splits(numbers(tmp_path, value), None, ManifestOptions(task="regression", strict=True))
+
+
+@pytest.mark.parametrize(
+    ("value", "problem"),
+    [([], "holds no number"), (";", "holds no number"), ([1, 2], "is 2 numbers; the first row has 1")],
+)
+def test_labels_have_the_same_number_of_values(tmp_path, value, problem):
+    with pytest.raises(ManifestError, match=f"row 21 has the label '.*', which {problem}"):
+        manifest_splits(numbers(tmp_path, value), None, ManifestOptions(task="regression"))
+
+
+@pytest.mark.parametrize(("name", "none"), [("m.jsonl", []), ("m.csv", ";")])
+def test_label_of_none_of_the_names(tmp_path, name, none):
+    rows = [{"text": "w", "label": label, "split": "train"} for label in ("a", none)]
+    rows += [{"text": "w", "label": "a", "split": split} for split in ("val", "test")]
+    if name == "m.csv":
+        write_csv(tmp_path / name, rows)
+    else:
+        (tmp_path / name).write_text("\n".join(map(json.dumps, rows)))
+    train = manifest_splits(tmp_path / name, None, ManifestOptions(task="multilabel")).train
+    assert [train[index].label.tolist() for index in range(2)] == [[1], [0]]
+
+
+def test_labels_that_all_name_nothing_are_refused(tmp_path):
+    path = write_csv(tmp_path / "m.csv", [{"text": "w", "label": ";"}] * 20)
+    with pytest.raises(ManifestError, match="no label of any row holds a name"):
+        manifest_splits(path, None, ManifestOptions(task="multilabel"))
+
+
+def test_path_that_no_file_can_have_is_named_and_skipped(folder):
+    rows = [{"image": "a.png", "label": "x"}] * 20 + [{"image": "b" * 300, "label": "x"}]
+    splits = manifest_splits(write_csv(folder / "m.csv", rows), None, ManifestOptions(image_size=(3, 8, 8)))
+    (skipped,) = splits.description["skipped"]
+    assert skipped.startswith("row 21: ") and "name too long" in skipped
+
+
+def test_text_that_is_no_utf8_names_the_file(tmp_path):
+    (tmp_path / "m.jsonl").write_bytes('{"text": "café", "label": "a"}'.encode("latin-1"))
+    with pytest.raises(ManifestError, match=r"m\.jsonl: no UTF-8"):
+        read_manifest(tmp_path / "m.jsonl")
+
+
+def test_byte_order_mark_is_no_part_of_a_table(tmp_path):
+    (tmp_path / "m.jsonl").write_text('{"text": "a", "label": "b"}', encoding="utf-8-sig")
+    assert read_manifest(tmp_path / "m.jsonl")[0].label == "b"
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("stop_words", "number"),
+        ("crop", 0),
+        ("crop", 2),
+        ("erase", 2),
+        ("drop_tokens", 1),
+        ("drop_tokens", 2),
+        ("flip", 3),
+        ("image_size", [2, 16, 16]),
+        ("image_size", [4, 16, 16]),
+        ("vocabulary", 1),
+        ("snr_db", 5),
+        ("snr_db", [float("nan"), 1]),
+        ("snr_db", [10, 0]),
+        ("gain_db", -5),
+        ("tokens", "words"),
+        ("verify", "no"),
+        ("shards", ""),
+    ],
+)
+def test_option_that_cannot_be_is_named_with_what_it_may_be(option, value):
+    with pytest.raises(ValueError, match=f"^options: {option} must be [^\n]*, got "):
+        make_options({option: value})
+
+
+def test_options_that_can_be_are_taken():
+    values = {
+        "crop": 0.5,
+        "flip": True,
+        "erase": 1,
+        "gain_db": 3,
+        "snr_db": [0, 10],
+        "stop_words": ["a"],
+        "shards": None,
+    }
+    assert make_options(values).snr_db == (0, 10) and make_options({}) == ManifestOptions()

@@ -1,6 +1,8 @@
 """Samples from tar files: the same as from the manifest, in an order of their own, and from any step on."""
 
+import io
 import json
+import tarfile
 
 import pytest
 
@@ -9,6 +11,7 @@ pytest.importorskip("tokenizers", reason="needs the extra train")
 
 from crossmodal.data.audio_file import BrokenFileError
 from crossmodal.data.collate import Collate
+from crossmodal.data.loader import evaluation_loader
 from crossmodal.data.manifest import ManifestOptions, manifest_splits
 from crossmodal.data.shards import write_shards
 from crossmodal.train.config import make_config
@@ -80,15 +83,113 @@ def test_training_learns_from_shards(folder, tmp_path):
     assert metrics["test"]["accuracy"] > 0.9
 
 
-def test_broken_part_of_a_shard_is_named(folder, tmp_path):
-    (tmp_path / "a.png").write_bytes(b"?")
-    row = {"image": "a.png", "text": "it", "label": "left"}
-    write_shards([row] * 4, tmp_path, str(tmp_path / "bad-%d.tar"))
-    data = manifest_splits(
-        folder / "m.jsonl", None, ManifestOptions(image_size=SIZE, shards=str(tmp_path / "bad-*.tar"))
-    ).train
-    with pytest.raises(BrokenFileError, match=r"bad-0\.tar"):
-        list(data.batches(Collate(data.modalities), 4, steps=1))
+def write_some(tmp_path, *changes, name="some"):
+    """Six good samples, then one for each change."""
+    image = pytest.importorskip("PIL.Image", reason="needs the extra train")
+    image.new("L", (8, 8)).save(tmp_path / "a.png")
+    (tmp_path / "broken.png").write_bytes(b"?")
+    good = {"image": "a.png", "text": "it", "label": "left"}
+    rows = [good] * 6 + [{key: value for key, value in {**good, **change}.items() if value} for change in changes]
+    write_shards(rows, tmp_path, str(tmp_path / f"{name}-%d.tar"))
+    return str(tmp_path / f"{name}-*.tar")
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        ({"image": "broken.png"}, "000000007.image.png: no image"),
+        ({"label": "up"}, "000000007 has the label 'up', which is none of left, right"),
+        ({"label": None}, "000000007 has no label"),
+        ({"image": None, "text": None}, "000000007 has nothing to learn from"),
+    ],
+    ids=["image", "label", "no label", "nothing"],
+)
+def test_broken_sample_of_a_shard_is_named_skipped_and_counted_or_stops(folder, tmp_path, change, problem):
+    splits = open_splits(folder, shards=write_some(tmp_path, change))
+    assert len(splits.train) == 6 and sum(len(batch.labels) for batch in read(splits.train)) == 6
+    (skipped,) = splits.description["skipped"]
+    assert "some-0.tar" in skipped and problem in skipped and "\n" not in skipped
+    with pytest.raises(BrokenFileError, match=problem):
+        open_splits(folder, shards=write_some(tmp_path, change), strict=True)
+
+
+def test_stream_without_its_broken_samples_goes_on_at_any_step(folder, tmp_path):
+    pattern = write_some(tmp_path, {"image": "broken.png"}, {"text": "right"}, {"label": "up"}, {"text": "left"})
+    data = open_splits(folder, shards=pattern).train
+    whole = contents(read(data))
+    assert len(whole) == 8 and contents(read(data, first_step=1)) == whole[4:]
+
+
+def test_without_verification_a_broken_sample_stops_when_its_turn_comes(folder, tmp_path):
+    data = open_splits(folder, shards=write_some(tmp_path, {"image": "broken.png"}), verify=False).train
+    assert len(data) == 7
+    with pytest.raises(BrokenFileError, match=r"some-0\.tar 000000007\.image\.png"):
+        read(data)
+
+
+@pytest.mark.parametrize("fault", ["empty", "truncated", "no tar"])
+@pytest.mark.parametrize("verify", [True, False])
+def test_broken_tar_is_named_skipped_and_counted_or_stops(folder, tmp_path, fault, verify):
+    pattern = write_some(tmp_path)
+    whole = (tmp_path / "some-0.tar").read_bytes()
+    content = {"empty": b"", "truncated": whole[:5000], "no tar": b"no tar at all" * 100}[fault]
+    (tmp_path / "some-1.tar").write_bytes(content)
+    splits = open_splits(folder, shards=pattern, verify=verify)
+    assert len(splits.train) == 6 and sum(len(batch.labels) for batch in read(splits.train)) == 6
+    (skipped,) = splits.description["skipped"]
+    assert "some-1.tar: " in skipped and "\n" not in skipped and "object" not in skipped
+    with pytest.raises(BrokenFileError, match=r"some-1\.tar: "):
+        open_splits(folder, shards=pattern, verify=verify, strict=True)
+
+
+def test_shards_without_a_sample_that_can_be_used_say_why(folder, tmp_path):
+    (tmp_path / "none-0.tar").write_bytes(b"")
+    with pytest.raises(BrokenFileError, match=r"no samples .*1 skipped; the first: .*none-0\.tar: "):
+        open_splits(folder, shards=str(tmp_path / "none-*.tar"))
+
+
+def test_names_of_files_may_end_in_capitals(folder, tmp_path):
+    pattern = write_some(tmp_path)
+    (tmp_path / "A.PNG").write_bytes((tmp_path / "a.png").read_bytes())
+    capital = write_some(tmp_path, {"image": "A.PNG"}, name="capital")
+    assert len(open_splits(folder, shards=capital).train) == 7
+    assert (
+        contents(read(open_splits(folder, shards=capital).train))[0]
+        == contents(read(open_splits(folder, shards=pattern).train))[0]
+    )
+
+
+@pytest.mark.parametrize("end", ["png", "PNG"])
+def test_members_with_the_usual_names_are_read(folder, tmp_path, end):
+    write_some(tmp_path)
+    members = {end: (tmp_path / "a.png").read_bytes(), "txt": b"it is", "cls": b"right\n"}
+    with tarfile.open(tmp_path / "usual-0.tar", "w") as file:
+        for number in range(5):
+            for name, content in members.items():
+                entry = tarfile.TarInfo(f"{number}.{name}")
+                entry.size = len(content)
+                file.addfile(entry, io.BytesIO(content))
+    for verify in (True, False):
+        data = open_splits(folder, shards=str(tmp_path / "usual-*.tar"), verify=verify).train
+        (batch,) = data.batches(Collate(data.modalities), 5, steps=1)
+        assert len(data) == 5 and batch.labels.tolist() == [1] * 5
+        assert batch.lengths["text"].tolist() == [2] * 5 and batch.lengths["image"].tolist() == [1] * 5
+
+
+def test_files_of_training_rows_are_needed_in_the_shards_alone(folder, tmp_path):
+    pattern = write_some(tmp_path)
+    rows = [json.loads(line) for line in (folder / "m.jsonl").read_text().splitlines()]
+    for row in rows:
+        row["image"] = "elsewhere.png" if row["split"] == "train" else str(folder / row["image"])
+    (tmp_path / "m.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    splits = open_splits(tmp_path, shards=pattern)
+    assert len(splits.train) == 6 and splits.description["skipped"] == []
+
+
+def test_evaluation_of_shards_is_refused(folder):
+    data = open_splits(folder, shards="train-*.tar").train
+    with pytest.raises(ValueError, match="for training only"):
+        evaluation_loader(data, Collate(data.modalities), 4)
 
 
 def test_pattern_that_names_nothing_is_refused(folder):

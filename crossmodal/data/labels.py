@@ -1,0 +1,76 @@
+"""Labels as they stand in a table to numbers."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+
+from crossmodal.data.sample import Task
+
+_LARGEST = torch.finfo(torch.float32).max
+
+
+class LabelError(ValueError):
+    """A label that cannot be used; the message says what it is, to follow the label itself."""
+
+
+class NotFiniteError(LabelError):
+    """A number that is NaN or beyond float32."""
+
+
+def label_encoder(labels: Sequence[str], task: Task) -> tuple[tuple[str, ...], Callable[[str], Any]]:
+    """The names of the classes or outputs, and how a label is written as numbers.
+
+    Args:
+        labels: all there are; the first tells how many outputs a regression has.
+        task: what they are; see :class:`crossmodal.data.manifest.ManifestOptions`.
+
+    Returns:
+        Names, and a function that raises :class:`LabelError` for what is no label of theirs.
+
+    Raises:
+        LabelError: when the first label holds no number, for regression.
+    """
+    if task == "classification":
+        numbers = {name: index for index, name in enumerate(sorted(set(labels)))}
+        return tuple(numbers), lambda label: _class(label, numbers)
+    if task == "multilabel":
+        classes = tuple(sorted({name for label in labels for name in _parts(label)}))
+        return classes, lambda label: _marks(label, classes)
+    outputs = len(_parts(labels[0])) if labels else 0
+    return tuple(f"output {index}" for index in range(outputs)), lambda label: _values(label, outputs)
+
+
+def _class(label: str, numbers: Mapping[str, int]) -> int:
+    if label not in numbers:
+        raise LabelError(f"which is none of {_some(list(numbers))}")
+    return numbers[label]
+
+
+def _marks(label: str, classes: Sequence[str]) -> list[float]:
+    names = set(_parts(label))
+    if unknown := sorted(names.difference(classes)):
+        raise LabelError(f"of which {unknown[0]} is none of {_some(classes)}")
+    return [float(name in names) for name in classes]
+
+
+def _values(label: str, outputs: int) -> list[float]:
+    try:
+        values = [float(part) for part in _parts(label)]
+    except ValueError:
+        raise LabelError("which is no number") from None
+    if not values:
+        raise LabelError("which holds no number")
+    if len(values) != outputs:
+        raise LabelError(f"which is {len(values)} numbers; the first row has {outputs}")
+    if not all(abs(value) <= _LARGEST for value in values):
+        raise NotFiniteError("which is not finite in float32")
+    return values
+
+
+def _parts(label: str) -> list[str]:
+    return [part.strip() for part in label.split(";") if part.strip()]
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "")
