@@ -228,7 +228,7 @@ def _eval(options: argparse.Namespace) -> int:
 
     found = evaluate_run(options.run_folder, data=options.data, root=options.root, split=options.split)
     print(json.dumps(found) if options.json else summary(found))
-    return 0
+    return _tell_skipped("eval", found["skipped"])
 
 
 def _predict(options: argparse.Namespace) -> int:

@@ -18,27 +18,28 @@ class NotFiniteError(LabelError):
     """A number that is NaN or beyond float32."""
 
 
-def label_encoder(labels: Sequence[str], task: Task) -> tuple[tuple[str, ...], Callable[[str], Any]]:
-    """The names of the classes or outputs, and how a label is written as numbers.
+def classes_of(labels: Sequence[str], task: Task) -> tuple[str, ...]:
+    """The names of the classes or outputs.
 
     Args:
         labels: all there are; the first tells how many outputs a regression has.
         task: what they are; see :class:`crossmodal.data.manifest.ManifestOptions`.
-
-    Returns:
-        Names, and a function that raises :class:`LabelError` for what is no label of theirs.
-
-    Raises:
-        LabelError: when the first label holds no number, for regression.
     """
     if task == "classification":
-        numbers = {name: index for index, name in enumerate(sorted(set(labels)))}
-        return tuple(numbers), lambda label: _class(label, numbers)
+        return tuple(sorted(set(labels)))
     if task == "multilabel":
-        classes = tuple(sorted({name for label in labels for name in _parts(label)}))
-        return classes, lambda label: _marks(label, classes)
-    outputs = len(_parts(labels[0])) if labels else 0
-    return tuple(f"output {index}" for index in range(outputs)), lambda label: _values(label, outputs)
+        return tuple(sorted({name for label in labels for name in _parts(label)}))
+    return tuple(f"output {index}" for index in range(len(_parts(labels[0])) if labels else 0))
+
+
+def label_encoder(classes: Sequence[str], task: Task) -> Callable[[str], Any]:
+    """How a label is written as numbers: a function that raises :class:`LabelError` for what is no label of these."""
+    if task == "classification":
+        numbers = {name: index for index, name in enumerate(classes)}
+        return lambda label: _class(label, numbers)
+    if task == "multilabel":
+        return lambda label: _marks(label, classes)
+    return lambda label: _values(label, len(classes))
 
 
 def _class(label: str, numbers: Mapping[str, int]) -> int:

@@ -1,6 +1,6 @@
 """A user's own data: a table of files, texts and labels."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -10,7 +10,7 @@ import numpy as np
 
 from crossmodal.data.audio_file import BrokenFileError
 from crossmodal.data.check_options import check_options
-from crossmodal.data.labels import LabelError, NotFiniteError, label_encoder
+from crossmodal.data.labels import LabelError, NotFiniteError, classes_of, label_encoder
 from crossmodal.data.manifest_dataset import ManifestDataset
 from crossmodal.data.reader import Reader, ReaderOptions, make_reader
 from crossmodal.data.sample import Dataset, Splits, Task
@@ -131,7 +131,9 @@ def _row(path: Path, number: int, values: Mapping[str, str], cells: dict[str, st
     return Row(number, cells, label, _SPLITS.get(split, ""))
 
 
-def manifest_splits(path: Path, root: Path | None, options: ManifestOptions, *, seed: int = 0) -> Splits:
+def manifest_splits(
+    path: Path, root: Path | None, options: ManifestOptions, *, seed: int = 0, only: Collection[str] | None = None
+) -> Splits:
     """The data sets of a manifest.
 
     Rows without a split are divided 8:1:1 at random, in the same way every time. A tokenizer is learnt from the
@@ -142,6 +144,7 @@ def manifest_splits(path: Path, root: Path | None, options: ManifestOptions, *, 
         root: what its paths are relative to; None: its own folder.
         options: how it is read.
         seed: of the augmentation.
+        only: modalities that will be used: a row that has none of them is skipped. None for all.
 
     Raises:
         MissingExtraError: when a package that the columns need is not installed.
@@ -151,7 +154,8 @@ def manifest_splits(path: Path, root: Path | None, options: ManifestOptions, *, 
     """
     rows = read_manifest(path)
     root = root or path.parent
-    classes, encode, labels, problems = _labels(path, rows, options)
+    classes = classes_of([row.label for row in rows if not row.problem], options.task)
+    labels, problems = _labels(path, rows, options, classes, only)
     sound = [row for row in rows if row.number in labels]
     reader = make_reader([row.cells for row in sound], options)
     # All rows are divided, so that each stays where it is whatever becomes of the files of others.
@@ -162,8 +166,7 @@ def manifest_splits(path: Path, root: Path | None, options: ManifestOptions, *, 
     skipped = [problems[number] for number in sorted(problems)]
     parts = {name: [row for row in part if row.number not in problems] for name, part in divided.items()}
     if empty := [name for name, part in parts.items() if not part]:
-        why = f"{len(skipped)} skipped; the first: {skipped[0]}" if skipped else "0 skipped"
-        raise ManifestError(f"{path}: no rows for {', '.join(empty)} ({why})")
+        raise ManifestError(f"{path}: no rows for {', '.join(empty)} ({_why(skipped)})")
     if not classes:
         raise ManifestError(f"{path}: no label of any row holds a name")
     reader.learn_tokens(row.cells["text"] for row in divided["train"] if row.number in labels and "text" in row.cells)
@@ -185,7 +188,7 @@ def manifest_splits(path: Path, root: Path | None, options: ManifestOptions, *, 
         train = Shards(
             find_shards(options.shards, root),
             reader,
-            encode,
+            label_encoder(classes, options.task),
             task=options.task,
             classes=classes,
             seed=seed,
@@ -196,14 +199,70 @@ def manifest_splits(path: Path, root: Path | None, options: ManifestOptions, *, 
     return Splits(train, dataset("validation"), dataset("test"), {"reader": reader.as_dict(), "skipped": skipped})
 
 
+def manifest_part(
+    path: Path,
+    root: Path | None,
+    options: ManifestOptions,
+    split: str,
+    *,
+    reader: Reader,
+    classes: Sequence[str],
+    only: Collection[str],
+) -> tuple[ManifestDataset, list[str]]:
+    """One split as a trained model reads it: with the tokenizer and the classes that it has learnt with.
+
+    Args:
+        path, root: see :func:`manifest_splits`.
+        options: ``task``, ``strict`` and ``verify`` count.
+        split: ``train``, ``validation`` or ``test``.
+        reader: of the model.
+        classes: of the model; a manifest need not have all of them.
+        only: the model's modalities; a row that has none of them is skipped.
+
+    Returns:
+        The data, not augmented, and what was wrong with each row of this split that was skipped.
+
+    Raises:
+        FileNotFoundError, ManifestError, BrokenFileError: see :func:`manifest_splits`; also for labels that the model
+            does not know.
+    """
+    rows = [row._replace(cells={n: c for n, c in row.cells.items() if n in only}) for row in read_manifest(path)]
+    root = root or path.parent
+    labels, problems = _labels(path, rows, options, classes, only)
+    chosen = _divided(rows)[split]
+    if options.verify:
+        problems |= _broken([row for row in chosen if row.number in labels], root, reader, options.strict)
+    skipped = [problems[row.number] for row in chosen if row.number in problems]
+    part = [row for row in chosen if row.number not in problems]
+    if not part:
+        raise ManifestError(f"{path}: no rows for {split} ({_why(skipped)})")
+    dataset = ManifestDataset(
+        [row.cells for row in part],
+        [labels[row.number] for row in part],
+        root,
+        reader,
+        task=options.task,
+        classes=tuple(classes),
+        names=[f"{path.name} row {row.number}" for row in part],
+        seed=None,
+    )
+    return dataset, skipped
+
+
+def _why(skipped: Sequence[str]) -> str:
+    return f"{len(skipped)} skipped; the first: {skipped[0]}" if skipped else "0 skipped"
+
+
 def _labels(
-    path: Path, rows: Sequence[Row], options: ManifestOptions
-) -> tuple[tuple[str, ...], Callable[[str], Any], dict[int, Any], dict[int, str]]:
-    """Names of classes or outputs, label to numbers, these by row, and by row what is wrong with the others."""
-    classes, encode = label_encoder([row.label for row in rows if not row.problem], options.task)
+    path: Path, rows: Sequence[Row], options: ManifestOptions, classes: Sequence[str], only: Collection[str] | None
+) -> tuple[dict[int, Any], dict[int, str]]:
+    """Numbers for the label, by row, and by row what is wrong with the others."""
+    encode: Callable[[str], Any] = label_encoder(classes, options.task)
     labels, problems = {}, {}
     for row in rows:
         problem = row.problem
+        if not problem and only is not None and not any(name in only for name in row.cells):
+            problem = f"has nothing of the modalities {', '.join(only)}"
         try:
             if not problem:
                 labels[row.number] = encode(row.label)
@@ -215,7 +274,7 @@ def _labels(
             raise ManifestError(f"{path}: row {row.number} {problem}")
         if problem:
             problems[row.number] = f"row {row.number} {problem}"
-    return classes, encode, labels, problems
+    return labels, problems
 
 
 def _broken(rows: Sequence[Row], root: Path, reader: Reader, strict: bool) -> dict[int, str]:

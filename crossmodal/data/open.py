@@ -1,6 +1,6 @@
 """Data sets by name."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,8 +8,9 @@ from crossmodal.data.av_find import av_find
 from crossmodal.data.av_mnist import av_mnist
 from crossmodal.data.digit_strings import digit_strings
 from crossmodal.data.digits import digits
-from crossmodal.data.manifest import make_options, manifest_splits
-from crossmodal.data.sample import Splits
+from crossmodal.data.manifest import make_options, manifest_part, manifest_splits
+from crossmodal.data.reader import reader_from
+from crossmodal.data.sample import Dataset, Splits
 
 NAMES = ("digits", "avmnist", "avmnist-speaker", "avmnist-hard", "avfind", "avfind-text", "digit-strings")
 
@@ -41,7 +42,7 @@ def open_data(
     if name == "digits":
         return digits(seed)
     if name not in NAMES:
-        return manifest_splits(Path(name), root, make_options(options or {}, strict=strict), seed=seed)
+        return manifest_splits(Path(name), root, make_options(options or {}, strict=strict), seed=seed, only=only)
     if root is None:
         raise ValueError(f"root must be the folder with mnist and free-spoken-digit-dataset for {name}, got None")
     if name == "digit-strings":
@@ -50,3 +51,35 @@ def open_data(
         return av_find(root, "text" if name == "avfind-text" else "audio", seed=seed)
     variant: Any = {"avmnist": "clean", "avmnist-speaker": "speaker", "avmnist-hard": "hard"}[name]
     return av_mnist(root, variant, seed=seed, fold=seed % 6, only=only)
+
+
+def open_part(
+    name: str,
+    root: Path | None,
+    split: str,
+    *,
+    reader: Mapping[str, Any],
+    classes: Sequence[str],
+    only: Collection[str],
+    seed: int = 0,
+    strict: bool = False,
+    options: dict[str, Any] | None = None,
+) -> tuple[Dataset, list[str]]:
+    """One split of a data set for a trained model, and what was wrong with what was skipped.
+
+    Args:
+        name, root, seed, strict, options: see :func:`open_data`.
+        split: ``train``, ``validation`` or ``test``.
+        reader: how the model's inputs are read; see :func:`crossmodal.data.reader.reader_from`.
+        classes, only: of the model: its classes and modalities.
+
+    Raises:
+        MissingExtraError, FileNotFoundError, ValueError: see :func:`open_data`; also for data of other classes.
+    """
+    if name not in NAMES:
+        made = make_options(options or {}, strict=strict)
+        return manifest_part(Path(name), root, made, split, reader=reader_from(reader), classes=classes, only=only)
+    dataset: Dataset = getattr(open_data(name, root, seed=seed, only=only), split)
+    if tuple(classes) != tuple(dataset.classes):
+        raise ValueError(f"data must have the classes of the run, {list(classes)}, got {list(dataset.classes)}")
+    return dataset, []

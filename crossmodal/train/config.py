@@ -200,9 +200,19 @@ def _number(value: Any) -> float:
     return float(value)
 
 
+def _encoder(modality: Any, value: Any) -> dict[str, Any]:
+    if isinstance(value, str):  # one with its usual options
+        return {"name": value}
+    if not isinstance(value, dict):
+        raise ValueError(f"encoders must hold a name or {{name: ..., option: ...}} for {modality}, got {value!r}")
+    return value
+
+
 def _converted(name: str, one: dataclasses.Field[Any], value: Any) -> Any:
     """YAML reads 1e-3 as text and 1 as int; neither is a mistake. Everything else of another type is."""
     kind = one.type.__name__ if isinstance(one.type, type) else str(one.type)
+    if name == "encoders" and isinstance(value, dict):
+        return {str(modality): _encoder(modality, encoder) for modality, encoder in value.items()}
     try:
         if name in _NAMES:
             if isinstance(value, str):  # as the flag has them

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from crossmodal.data.collate import Collate
-from crossmodal.data.open import open_data
+from crossmodal.data.open import open_part
 from crossmodal.models.fusion_classifier import FusionClassifier
 from crossmodal.train.config import TrainConfig, make_config, read_config
 from crossmodal.train.examine import examine
@@ -35,9 +35,12 @@ def open_run(out: Path) -> tuple[Model, dict[str, Any], TrainConfig]:
 def evaluate_run(out: Path, *, data: str | None = None, root: str | None = None, split: str = "test") -> dict[str, Any]:
     """What :func:`crossmodal.train.examine.examine` finds, also written to ``eval.json``; draws pictures beside it.
 
+    ``skipped`` says what was wrong with each row that was left out.
+
     Args:
         out: the folder of the run.
-        data, root: other data, or the same in another place; None: those of the run.
+        data, root: other data, or the same in another place; None: those of the run. They are read as the run's own,
+            with its tokenizer and its classes, and need no other split than the one that is asked for.
         split: ``train``, ``validation`` or ``test``.
 
     Raises:
@@ -46,19 +49,18 @@ def evaluate_run(out: Path, *, data: str | None = None, root: str | None = None,
     """
     model, description, config = open_run(out)
     place = root if root is not None else config.root
-    splits = open_data(
+    dataset, skipped = open_part(
         data or config.data,
         None if place is None else Path(place),
+        split,
+        reader=description["data"]["reader"],
+        classes=description["classes"],
+        only=tuple(description["modalities"]),
         seed=config.seed,
         strict=config.strict,
         options=config.options,
     )
-    dataset = getattr(splits, split)
-    if tuple(description["classes"]) != tuple(dataset.classes):
-        raise ValueError(
-            f"data must have the classes of the run, {description['classes']}, got {list(dataset.classes)}"
-        )
-    found = {"split": split, **examine(model, description, dataset, config)}
+    found = {"split": split, **examine(model, description, dataset, config), "skipped": skipped}
     write_text(out / EVALUATION, json.dumps(found, indent=2) + "\n")
     if "confusion" in found:
         draw_confusion(found["confusion"], description["classes"], out / CONFUSION)

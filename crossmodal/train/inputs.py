@@ -64,13 +64,14 @@ class Inputs:
             FileNotFoundError, ValueError: for files that do not exist or cannot be used, with ``strict``; for a
                 manifest or a kind of file that cannot be used, and for two files of a kind ``together``, in any case.
         """
-        rows: list[tuple[str, dict[str, str], Path | None]] = []  # None: the cells are files, the text's too
+        rows: list[tuple[str, dict[str, str] | str, Path | None]] = []  # None: the cells are files, the text's too
         parts: dict[str, str] = {}
         for path in paths:
             kind = kind_of(path)
             if kind == "manifest":
                 root = self.root or path.parent
-                rows += [(f"{path} row {r.number}", r.cells, root) for r in read_manifest(path, labelled=False)]
+                for row in read_manifest(path, labelled=False):
+                    rows.append((f"{path} row {row.number}", row.problem or row.cells, root))
             elif not together:
                 rows.append((str(path), {kind: str(path)}, None))
             elif kind in parts:
@@ -84,9 +85,11 @@ class Inputs:
             if sample is not None:
                 yield sample
 
-    def _read(self, name: str, cells: dict[str, str], root: Path | None) -> Sample | None:
+    def _read(self, name: str, cells: dict[str, str] | str, root: Path | None) -> Sample | None:
         inputs = {}
         try:
+            if isinstance(cells, str):
+                raise BrokenFileError(f"{name} {cells}")
             for kind, cell in cells.items():
                 if kind not in self.modalities:
                     continue

@@ -75,6 +75,72 @@ def test_eval_prints_every_class(trained, capsys):
     assert "accuracy" in printed and "left" in printed and "right" in printed and "without image" in printed
 
 
+def rows_of(folder):
+    return [json.loads(line) for line in (folder / "m.jsonl").read_text().splitlines()]
+
+
+def write(folder, name, rows):
+    (folder / name).write_text("\n".join(map(json.dumps, rows)))
+    return str(folder / name)
+
+
+def evaluated(trained, manifest, capsys):
+    assert cli.main(["eval", str(trained), "--data", manifest, "--json"]) == 0
+    printed = capsys.readouterr()
+    return json.loads(printed.out), printed.err
+
+
+def test_eval_of_other_texts_reads_them_as_the_run_does(trained, folder, capsys):
+    """Words are numbered by how frequent they are: a tokenizer of the other texts would take one for another."""
+    rows = [{**row, "image": "", "split": "test"} for row in rows_of(folder) if row["text"]]
+    others = [{"text": "a right word that nobody has learnt", "label": "left", "split": "train"}] * 50
+    found, _ = evaluated(trained, write(folder, "other.jsonl", rows + others), capsys)
+    assert found["samples"] == len(rows) and found["accuracy"] > 0.9 and found["skipped"] == []
+
+
+def test_eval_needs_no_other_split_and_not_every_class(trained, folder, capsys):
+    rows = [{**row, "split": "test"} for row in rows_of(folder) if row["label"] == "left"]
+    found, _ = evaluated(trained, write(folder, "left.jsonl", rows), capsys)
+    assert found["samples"] == len(rows) and found["accuracy"] > 0.9
+    assert (found["classes"]["left"]["support"], found["classes"]["right"]["support"]) == (len(rows), 0)
+
+
+def test_eval_names_what_it_cannot_read(trained, folder, capsys):
+    rows = [{**row, "split": "test"} for row in rows_of(folder)[:4]]
+    rows[0]["image"] = "gone.png"
+    rows[1] = {"audio": "a.wav", "label": "left", "split": "test"}
+    rows[2] = {**rows[2], "split": "train", "image": "gone too.png"}
+    found, errors = evaluated(trained, write(folder, "gaps.jsonl", rows), capsys)
+    assert found["samples"] == 1 and len(found["skipped"]) == 2
+    assert "gone.png" in errors and "row 2 has nothing of the modalities image, text" in errors
+    assert "gone too.png" not in errors
+
+
+def test_eval_of_labels_that_the_run_does_not_know_is_an_error(trained, folder, capsys):
+    rows = [{**row, "split": "test"} for row in rows_of(folder)[:4]]
+    rows[3]["label"] = "up"
+    assert cli.main(["eval", str(trained), "--data", write(folder, "up.jsonl", rows)]) == 1
+    assert "row 4 has the label 'up', which is none of left, right" in capsys.readouterr().err
+
+
+def test_rows_without_what_is_learnt_from_are_skipped(folder, tmp_path, capsys):
+    rows = rows_of(folder)
+    settings = write_settings(tmp_path, epochs=1)
+    arguments = ["train", "--data", str(folder / "m.jsonl"), "--config", str(settings), "--modalities", "text"]
+    assert cli.main([*arguments, "--out", str(tmp_path / "run")]) == 0
+    assert "skipped: row 1 has nothing of the modalities text" in capsys.readouterr().out
+    metrics = json.loads((tmp_path / "run/metrics.json").read_text())
+    assert metrics["skipped"] == sum(not row["text"] for row in rows)
+    assert metrics["test"]["samples"] == sum(bool(row["text"]) for row in rows if row["split"] == "test")
+
+
+def test_prediction_names_a_row_that_cannot_be_read(trained, tmp_path, capsys):
+    (tmp_path / "t.csv").write_text("text,label\nit is left,left\nit is left, or so,left\n")
+    assert cli.main(["predict", str(trained), str(tmp_path / "t.csv")]) == 0
+    printed = capsys.readouterr()
+    assert len(printed.out.splitlines()) == 1 and "t.csv row 2 has 3 cells, 2 columns" in printed.err
+
+
 def test_prediction_of_files_has_scores_mass_and_links(trained, folder, capsys):
     assert cli.main(["predict", str(trained), str(folder / "0.png")]) == 0
     (row,) = lines(capsys)

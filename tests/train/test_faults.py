@@ -118,6 +118,7 @@ def test_training_stops_early_when_nothing_gets_better(manifest, tmp_path):
         ({"quality": True, "fusion": "concat"}, "quality must be False"),
         ({"options": {"image_size": [1, 8, 8], "task": "multilabel"}, "experts": "product"}, "experts must be none"),
         ({"options": {"image_size": [1, 8, 8], "task": "multilabel"}, "fusion": "two_tower"}, "must not be two_tower"),
+        ({"encoders": {"image": 3}}, "encoders must hold a name or .* for image, got 3"),
         ({"start": {"image": 3}}, "start must be dict.*, got {'image': 3}"),
         ({"threads": 100_000}, "threads must be 1024 or less, got 100000"),
         ({"seed": 2**70}, r"seed must be below 2\*\*63"),
@@ -155,6 +156,10 @@ def test_checkpoint_has_the_rights_of_other_files(manifest, tmp_path):
 def test_setting_whose_name_is_no_text_is_unknown():
     with pytest.raises(ValueError, match="unknown setting 1; known are data"):
         make_config({"data": "x.csv", 1: 2})
+
+
+def test_encoder_may_be_a_name():
+    assert make_config({"data": "x.csv", "encoders": {"image": "vit"}}).encoders == {"image": {"name": "vit"}}
 
 
 def test_modalities_in_one_text_are_those_of_the_flag():
