@@ -172,16 +172,8 @@ def manifest_splits(
     reader.learn_tokens(row.cells["text"] for row in divided["train"] if row.number in labels and "text" in row.cells)
 
     def dataset(name: str) -> ManifestDataset:
-        return ManifestDataset(
-            [row.cells for row in parts[name]],
-            [labels[row.number] for row in parts[name]],
-            root,
-            reader,
-            task=options.task,
-            classes=classes,
-            names=[f"{path.name} row {row.number}" for row in parts[name]],
-            seed=seed if name == "train" else None,
-        )
+        drawn = seed if name == "train" else None
+        return _dataset(path, root, parts[name], labels, reader, options.task, classes, drawn)
 
     train: Dataset = dataset("train")
     if options.shards:
@@ -236,17 +228,29 @@ def manifest_part(
     part = [row for row in chosen if row.number not in problems]
     if not part:
         raise ManifestError(f"{path}: no rows for {split} ({_why(skipped)})")
-    dataset = ManifestDataset(
-        [row.cells for row in part],
-        [labels[row.number] for row in part],
+    return _dataset(path, root, part, labels, reader, options.task, tuple(classes), None), skipped
+
+
+def _dataset(
+    path: Path,
+    root: Path,
+    rows: Sequence[Row],
+    labels: Mapping[int, Any],
+    reader: Reader,
+    task: Task,
+    classes: tuple[str, ...],
+    seed: int | None,
+) -> ManifestDataset:
+    return ManifestDataset(
+        [row.cells for row in rows],
+        [labels[row.number] for row in rows],
         root,
         reader,
-        task=options.task,
-        classes=tuple(classes),
-        names=[f"{path.name} row {row.number}" for row in part],
-        seed=None,
+        task=task,
+        classes=classes,
+        names=[f"{path.name} row {row.number}" for row in rows],
+        seed=seed,
     )
-    return dataset, skipped
 
 
 def _why(skipped: Sequence[str]) -> str:

@@ -42,7 +42,9 @@ def describe_model(config: TrainConfig, splits: Splits) -> dict[str, Any]:
         if unknown := [n for n in getattr(config, setting) if n not in {*data.modalities, "image", "audio", "text"}]:
             raise ValueError(f"{setting} must be for {', '.join(data.modalities)}, got {', '.join(map(str, unknown))}")
     if config.experts == "product" and data.task != "classification":
-        raise ValueError(f"experts must be none for the task {data.task}: a product is one of probabilities of classes")
+        raise ValueError(
+            f"experts must be none or auxiliary for the task {data.task}: a product is one of probabilities of classes"
+        )
     return {
         "kind": _kind_of(config.fusion, data.task),
         "task": data.task,

@@ -68,10 +68,6 @@ class RetrievalLearner(Learner):
         assert isinstance(towers, TwoTower)
         vectors, present = model(batch.inputs, batch.lengths)
         both = present[self.modalities[0]] & present[self.modalities[1]]
-        if not both.any():
-            # Of every weight, as several processes want it.
-            nothing = torch.stack([0.0 * parameter.sum() for parameter in towers.parameters()]).sum()
-            return Step(nothing, {"loss": nothing.detach(), "accuracy": both.sum()}, 0)
         first, second = (vectors[name][both].float() for name in self.modalities)
         labels = batch.labels[both]
         same = labels.unsqueeze(1) == labels
@@ -82,7 +78,8 @@ class RetrievalLearner(Learner):
             loss = sigmoid_loss(cosines, towers.scale, towers.shift, same=same)
         shown = {
             "loss": loss.detach() * len(labels),
-            "accuracy": same.gather(1, cosines.argmax(1, keepdim=True)).sum(),
+            # Of no pair there is no nearest; the losses of none are 0.
+            "accuracy": same.gather(1, cosines.argmax(1, keepdim=True)).sum() if len(labels) else same.sum(),
         }
         if towers.adversary is not None:
             loss = loss + self._adversarial(towers, first, second)

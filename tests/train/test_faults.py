@@ -28,33 +28,32 @@ def train(manifest, out, **more):
     return start_run(make_config({**SETTINGS, "data": str(manifest), **more}), out, io.StringIO())
 
 
-def test_gradient_that_is_not_finite_is_named_with_its_step(manifest, tmp_path, monkeypatch):
+def scale_losses(monkeypatch, factor):
+    """What is minimised, not what is shown."""
     step = ClassifierLearner.step
 
-    def broken(self, model, batch):
+    def scaled(self, model, batch):
         result = step(self, model, batch)
-        return result._replace(loss=result.loss * float("nan"))
+        return result._replace(loss=result.loss * factor)
 
-    monkeypatch.setattr(ClassifierLearner, "step", broken)
+    monkeypatch.setattr(ClassifierLearner, "step", scaled)
+
+
+def test_gradient_that_is_not_finite_is_named_with_its_step(manifest, tmp_path, monkeypatch):
+    scale_losses(monkeypatch, float("nan"))
     with pytest.raises(FloatingPointError, match="the gradient is not finite in epoch 1, step 1"):
         train(manifest, tmp_path)
 
 
 def test_gradient_that_float16_never_holds_is_named_however_it_is_scaled(manifest, tmp_path, monkeypatch):
-    step = ClassifierLearner.step
-
-    def broken(self, model, batch):
-        result = step(self, model, batch)
-        return result._replace(loss=result.loss * float("inf"))
-
-    monkeypatch.setattr(ClassifierLearner, "step", broken)
+    scale_losses(monkeypatch, float("inf"))
     with pytest.raises(FloatingPointError, match="the gradient is not finite in epoch 7, step 4"):
         train(manifest, tmp_path, precision="fp16", epochs=30, sets=False)
 
 
 @pytest.mark.parametrize("precision", ["no", "fp16"])
 def test_loss_that_is_not_finite_is_named_with_its_step(manifest, tmp_path, precision):
-    with pytest.raises(FloatingPointError, match=r"the (loss|gradient) is not finite in epoch"):
+    with pytest.raises(FloatingPointError, match="the loss is not finite in epoch"):
         train(manifest, tmp_path, precision=precision, learning_rate=1e30, max_gradient=1e30)
 
 
@@ -116,7 +115,10 @@ def test_training_stops_early_when_nothing_gets_better(manifest, tmp_path):
         ({"batch_size": 500}, "at least one step"),
         ({"accumulate": 100}, "at least one step of 800 samples, got 36 samples"),
         ({"quality": True, "fusion": "concat"}, "quality must be False"),
-        ({"options": {"image_size": [1, 8, 8], "task": "multilabel"}, "experts": "product"}, "experts must be none"),
+        (
+            {"options": {"image_size": [1, 8, 8], "task": "multilabel"}, "experts": "product"},
+            "experts must be none or auxiliary",
+        ),
         ({"options": {"image_size": [1, 8, 8], "task": "multilabel"}, "fusion": "two_tower"}, "must not be two_tower"),
         ({"encoders": {"image": 3}}, "encoders must hold a name or .* for image, got 3"),
         ({"start": {"image": 3}}, "start must be dict.*, got {'image': 3}"),
