@@ -120,7 +120,7 @@ def are_plain_weights(weights: Tensor, values: Tensor, lengths: Tensor | None, m
 
 def are_plain(main: Tensor, *others: Tensor) -> bool:
     """4-D tensors of one dtype and of one device that has kernels, which nothing compiles, transforms or casts."""
-    if torch.compiler.is_compiling() or type(main) not in _TENSORS:
+    if type(main) not in _TENSORS or not nothing_transforms(main.device.type):
         return False
     dtype, device = main.dtype, main.device
     if main.dim() != 4 or dtype not in FLOAT_DTYPES or main.layout is not torch.strided:
@@ -132,9 +132,14 @@ def are_plain(main: Tensor, *others: Tensor) -> bool:
             return False
         if tensor.dtype is not dtype or tensor.device != device:
             return False
-    if torch.is_autocast_enabled(device.type) or torch.autograd.forward_ad._current_level >= 0:
+    return True
+
+
+def nothing_transforms(device: str) -> bool:
+    """Whether what runs is neither compiled, nor cast on this type of device, nor transformed by `torch.func`."""
+    if torch.compiler.is_compiling() or torch.is_autocast_enabled(device):
         return False
-    return torch._C._functorch.maybe_current_level() is None
+    return torch.autograd.forward_ad._current_level < 0 and torch._C._functorch.maybe_current_level() is None
 
 
 def _is_plain_mask(mask: Tensor, full: tuple[int, ...], device: torch.device) -> bool:

@@ -52,10 +52,10 @@ class AttentionBackwardTask {
         width_(round_up(p.head_dim, V::kLanes)),
         width_v_(round_up(p.head_dim_v, V::kLanes)),
         score_row_(score_row<E>(chunk_)),
+        plain_(scores_are_plain(p, kinds_, scale_)),
         // Forward packed the keys of `associate` for few queries too, and both must form the same
         // products.
-        few_queries_(has_few_queries(p) && !g.associate),
-        plain_(scores_are_plain(p, kinds_, scale_)),
+        few_queries_(has_few_queries(p, plain_) && !g.associate),
         weights_(p, plain_, scale_),
         prefetches_(pays_to_prefetch<E>(p)) {
     const int64_t chunk_lanes = round_up(chunk_, V::kLanes);
@@ -502,7 +502,7 @@ class AttentionBackwardTask {
   KeyGradients<E> key_gradients_;
   QueryGradient<E> dq_to_;
   int64_t chunk_, block_, words_, words_v_, width_, width_v_, score_row_;
-  bool few_queries_, plain_;
+  bool plain_, few_queries_;
   RebuiltWeights<V> weights_;
   bool prefetches_;
   Prefetcher prefetcher_;

@@ -46,7 +46,7 @@ class AttentionDoubleBackwardTask {
         g_(g),
         kinds_(p),
         plain_(scores_are_plain(p, kinds_, p.scale)),
-        few_queries_(has_few_queries(p)),
+        few_queries_(has_few_queries(p, plain_)),
         weights_(p, plain_, p.scale),
         dropout_(p),
         arena_(memory),

@@ -87,8 +87,8 @@ class AttentionForward {
         words_(words_for<E>(p.head_dim)),
         width_v_(round_up(p.head_dim_v, V::kLanes)),
         score_row_(score_row<E>(chunk_)),
-        few_queries_(has_few_queries(p)),
         plain_(scores_are_plain(p, kinds_, scale_)),
+        few_queries_(has_few_queries(p, plain_)),
         query_in_place_(rows_are_words_of<E>(p.q, p.q_stride, p.head_dim)),
         prefetches_(pays_to_prefetch<E>(p)) {
     rows_ = arena_.take<int32_t>(p.total_keys);
@@ -497,7 +497,7 @@ class AttentionForward {
   Arena arena_;
   Prefetcher prefetcher_;
   int64_t panel_rows_, panels_, chunk_, block_, words_, width_v_, score_row_;
-  bool few_queries_, plain_, query_in_place_, prefetches_;
+  bool plain_, few_queries_, query_in_place_, prefetches_;
   bool started_ = false;      // whether out_ holds sums of earlier chunks
   bool last_of_run_ = false;  // whether no panel follows in this run
   int32_t* rows_;

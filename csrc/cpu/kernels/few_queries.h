@@ -15,10 +15,6 @@ namespace {
 // twice, a query reads it once.
 constexpr int64_t kFewQueries = 4;
 
-// Forward and backward must agree: backward normalises the scores that it forms with the sums that
-// forward found.
-inline bool has_few_queries(const AttentionProblem& p) { return p.seqlen_q <= kFewQueries; }
-
 inline void store_sums(VecF sums[VecF::kLanes], float* out) {
   // Transposed, a vertical addition replaces one horizontal reduction per key.
   transpose(sums);
@@ -122,6 +118,25 @@ void add_weighted_rows(const typename V::Scalar* p, const T* const* rows, int64_
   for (int64_t j = 0; j < n; j += kWeightedChain)
     add_weighted_chain<V, kBring>(p + j, rows + j, min_of(kWeightedChain, n - j), n - j, width,
                                   out);
+}
+
+// to[d] = sum_i weights[i * ld] * rows[i][d] over at most kFewQueries rows.
+template <class V, class T>
+void write_weighted_sum(const typename V::Scalar* weights, int64_t ld, const T* const* rows,
+                        int64_t n, int64_t width, T* to) {
+  int64_t d = 0;
+  for (; d + V::kLanes <= width; d += V::kLanes) {
+    V sum = V::zero();
+    for (int64_t i = 0; i < n; ++i)
+      sum = fmadd(V::set1(weights[i * ld]), V::load(rows[i] + d), sum);
+    sum.store(to + d);
+  }
+  if (d == width) return;
+  const int rest = static_cast<int>(width - d);
+  V sum = V::zero();
+  for (int64_t i = 0; i < n; ++i)
+    sum = fmadd(V::set1(weights[i * ld]), V::load_first(rows[i] + d, rest), sum);
+  sum.store_first(to + d, rest);
 }
 
 }  // namespace

@@ -5,6 +5,7 @@
 #include <cstdint>
 
 #include "cpu/kernels/arena.h"
+#include "cpu/kernels/few_queries.h"
 #include "cpu/kernels/gemm.h"
 #include "cpu/kernels/rows.h"
 #include "cpu/kernels/visible_keys.h"
@@ -128,6 +129,30 @@ class KeyGradients {
           if (has_dk) store_row<V>(dk_x, p_.head_dim, dk_row(source, b, h, j));
           if (has_dv) store_row<V>(dv_x, p_.head_dim_v, dv_row(source, b, h, j));
         }
+      }
+    });
+  }
+
+  // What each key's gradient is a sum of: rows of queries, and of each its weights, by keys.
+  struct Terms {
+    const Acc* weights;
+    const T* const* rows;
+  };
+
+  // All gradients of (b, h), each formed and written at once, from `count` rows of terms whose
+  // weights are `ld` apart. No head is shared.
+  void write_sums(const VisibleKeys& keys, int64_t b, int64_t h, Terms dk, Terms dv, int64_t ld,
+                  int64_t count) const {
+    for_each_stretch(p_, keys, 0, keys.count, [&](int s, int64_t from, int64_t to, bool) {
+      const KeySource& source = p_.sources[s];
+      for (int64_t x = from; x < to; ++x) {
+        const int64_t j = keys.rows[x];
+        if (source.dk)
+          write_weighted_sum<V>(dk.weights + x, ld, dk.rows, count, p_.head_dim,
+                                dk_row(source, b, h, j));
+        if (source.dv)
+          write_weighted_sum<V>(dv.weights + x, ld, dv.rows, count, p_.head_dim_v,
+                                dv_row(source, b, h, j));
       }
     });
   }

@@ -18,8 +18,9 @@ namespace {
 
 // Whether dS is P (dP - delta) and nothing else, and no other head adds to dK and dV.
 inline bool is_short_backward(const AttentionProblem& p, const AttentionBackward& g, bool plain) {
-  return is_short(p, plain) && !g.dmass && !g.associate && !g.dsink &&
-         p.sources[0].num_heads_k == p.num_heads;
+  for (int s = 0; s < p.num_sources; ++s)
+    if (p.sources[s].num_heads_k != p.num_heads) return false;
+  return is_short(p, plain) && !g.dmass && !g.associate && !g.dsink;
 }
 
 template <class E>
@@ -33,20 +34,15 @@ class ShortBackward {
 
  public:
   ShortBackward(const AttentionProblem& p, const AttentionBackward& g, char* memory)
-      : p_(p),
-        g_(g),
-        source_(p.sources[0]),
-        keys_in_place_(rows_are_words_of<E>(source_.k, source_.k_stride, p.head_dim)),
-        values_in_place_(rows_are_words_of<E>(source_.v, source_.v_stride, p.head_dim_v)),
-        arena_(memory),
-        operands_(&arena_) {
+      : p_(p), g_(g), arena_(memory), operands_(&arena_), rows_(p, &arena_) {
     const int64_t queries = round_up(p.seqlen_q, V::kLanes), keys = p.total_keys;
     const int64_t rows = max_of(p.seqlen_q, keys);
     q_transposed_ = arena_.take<Word>(Operands::words_transposed(p.seqlen_q, p.head_dim));
     dout_transposed_ = arena_.take<Word>(Operands::words_transposed(p.seqlen_q, p.head_dim_v));
-    k_along_ = arena_.take<Word>(keys_in_place_ ? 0 : Operands::words_along(keys, p.head_dim));
-    v_along_ = arena_.take<Word>(values_in_place_ ? 0 : Operands::words_along(keys, p.head_dim_v));
-    across_ = arena_.take<Word>(Operands::words_across(rows, max_of(p.head_dim, p.head_dim_v)));
+    along_ = arena_.take<Word>(Operands::words_along(keys, max_of(p.head_dim, p.head_dim_v)));
+    q_across_ = arena_.take<Word>(Operands::words_across(p.seqlen_q, p.head_dim));
+    dout_across_ = arena_.take<Word>(Operands::words_across(p.seqlen_q, p.head_dim_v));
+    k_across_ = arena_.take<Word>(Operands::words_across(keys, p.head_dim));
     weights_ = arena_.take<Acc>(keys * queries);
     dscores_ = arena_.take<Acc>(keys * queries);
     dscore_pairs_ = arena_.take<Word>(E::kPerWord == 1 ? 0 : words_for<E>(keys) * queries);
@@ -69,58 +65,74 @@ class ShortBackward {
 
  private:
   void run_head(int64_t b, int64_t h) {
-    const Rows queries = query_rows(p_, b), keys = key_rows_of(source_, b);
+    const Rows queries = query_rows(p_, b);
+    rows_.find(p_, b, h);
     if (!p_.cu_seqlens_q && g_.dq) zero_rows(dq(b, h, queries.count, p_.seqlen_q));
-    const int64_t all_keys = source_.cu_seqlens ? keys.count : source_.seqlen_k;
     // Without a query or a key nothing flows back.
-    const bool none = queries.count == 0 || keys.count == 0;
-    if (source_.dk) zero_rows(dk(b, h, none ? 0 : keys.count, all_keys));
-    if (source_.dv) zero_rows(dv(b, h, none ? 0 : keys.count, all_keys));
+    const bool none = queries.count == 0 || rows_.count == 0;
+    for (int s = 0; s < p_.num_sources; ++s) {
+      const KeySource& source = p_.sources[s];
+      const int64_t seen = rows_.keys[s].count;
+      const int64_t all = source.cu_seqlens ? seen : source.seqlen_k;
+      if (source.dk) zero_rows(dk(source, b, h, none ? 0 : seen, all));
+      if (source.dv) zero_rows(dv(source, b, h, none ? 0 : seen, all));
+    }
     if (none) {
       if (g_.dq) zero_rows(dq(b, h, 0, queries.count));
       return;
     }
-    gradients(b, h, queries, keys);
+    gradients(b, h, queries);
   }
 
-  void gradients(int64_t b, int64_t h, Rows queries, Rows keys) {
+  void gradients(int64_t b, int64_t h, Rows queries) {
     const int64_t vectors = ceil_div(queries.count, V::kLanes), ld = vectors * V::kLanes;
     const int64_t row = row_index(p_, b, h, 0);
     const Acc* sum = static_cast<const Acc*>(p_.row_sum) + row;
-    const In k = {row_at<const T>(source_.k, source_.k_stride, b, h, keys.first),
-                  source_.k_stride[2], keys.count, p_.head_dim};
-    const In v = {row_at<const T>(source_.v, source_.v_stride, b, h, keys.first),
-                  source_.v_stride[2], keys.count, p_.head_dim_v};
     const In q = alive({row_at<const T>(p_.q, p_.q_stride, b, h, queries.first), p_.q_stride[2],
                         queries.count, p_.head_dim},
                        sum, q_alive_);
     const In dout = alive({row_at<const T>(g_.dout, g_.dout_stride, b, h, queries.first),
                            g_.dout_stride[2], queries.count, p_.head_dim_v},
                           sum, dout_alive_);
-    gemm<E, Into::kStore>(keys.count, vectors, words_for<E>(p_.head_dim),
-                          operands_.along(k, keys_in_place_, k_along_),
-                          operands_.transposed(q, q_transposed_), weights_, ld, {0, INT64_MAX},
-                          &prefetcher_);
-    gemm<E, Into::kStore>(keys.count, vectors, words_for<E>(p_.head_dim_v),
-                          operands_.along(v, values_in_place_, v_along_),
-                          operands_.transposed(dout, dout_transposed_), dscores_, ld,
-                          {0, INT64_MAX}, &prefetcher_);
+    const OperandB<E> q_transposed = operands_.transposed(q, q_transposed_);
+    const OperandB<E> dout_transposed = operands_.transposed(dout, dout_transposed_);
+    int64_t at = 0;
+    for (int s = 0; s < p_.num_sources; ++s) {
+      const KeySource& source = p_.sources[s];
+      product(rows_.keys[s], source.k_stride, q_transposed, vectors, weights_ + at);
+      product(rows_.values[s], source.v_stride, dout_transposed, vectors, dscores_ + at);
+      at += rows_.keys[s].count * ld;
+    }
     for (int64_t x = 0; x < ld; x += V::kLanes)
       softmax_gradient(x, static_cast<int>(min_of(V::kLanes, queries.count - x)), row + x,
-                       keys.count, ld);
+                       rows_.count, ld);
 
+    const int64_t query_words = words_for<E>(queries.count);
     const Word* weights = reinterpret_cast<const Word*>(weights_);
     const Word* dscores = reinterpret_cast<const Word*>(dscores_);
-    const int64_t query_words = words_for<E>(queries.count);
-    if (source_.dv)
-      product_to_rows(query_words, {weights, ld, 1}, operands_.across(dout, across_),
-                      dv(b, h, 0, keys.count));
-    if (source_.dk)
-      product_to_rows(query_words, {dscores, ld, 1}, operands_.across(q, across_),
-                      dk(b, h, 0, keys.count));
+    const OperandB<E> q_across = operands_.across(q, q_across_);
+    const OperandB<E> dout_across = operands_.across(dout, dout_across_);
+    at = 0;
+    for (int s = 0; s < p_.num_sources; ++s) {
+      const KeySource& source = p_.sources[s];
+      const int64_t keys = rows_.keys[s].count;
+      if (source.dv)
+        product_to_rows(query_words, {weights + at, ld, 1}, dout_across, dv(source, b, h, 0, keys));
+      if (source.dk)
+        product_to_rows(query_words, {dscores + at, ld, 1}, q_across, dk(source, b, h, 0, keys));
+      at += keys * ld;
+    }
     if (g_.dq)
-      product_to_rows(words_for<E>(keys.count), {E::kPerWord == 1 ? dscores : dscore_pairs_, 1, ld},
-                      operands_.across(k, across_), dq(b, h, 0, queries.count));
+      product_to_rows(
+          words_for<E>(rows_.count), {E::kPerWord == 1 ? dscores : dscore_pairs_, 1, ld},
+          operands_.across(rows_.keys, p_.num_sources, k_across_), dq(b, h, 0, queries.count));
+  }
+
+  // S^T or dP^T of one source.
+  void product(In rows, const int64_t* stride, OperandB<E> with, int64_t vectors, Acc* to) {
+    gemm<E, Into::kStore>(rows.count, vectors, words_for<E>(rows.width),
+                          operands_.along(rows, stride, along_), with, to, vectors * V::kLanes,
+                          {0, INT64_MAX}, &prefetcher_);
   }
 
   void product_to_rows(int64_t words, OperandA<E> a, OperandB<E> b, RowsOf<T> to) {
@@ -193,13 +205,13 @@ class ShortBackward {
     return {row_at<T>(g_.dq, g_.dq_stride, b, h, query_rows(p_, b).first + begin), g_.dq_stride[2],
             end - begin, p_.head_dim};
   }
-  RowsOf<T> dk(int64_t b, int64_t h, int64_t begin, int64_t end) const {
-    return {row_at<T>(source_.dk, source_.dk_stride, b, h, key_rows_of(source_, b).first + begin),
-            source_.dk_stride[2], end - begin, p_.head_dim};
+  RowsOf<T> dk(const KeySource& source, int64_t b, int64_t h, int64_t begin, int64_t end) const {
+    return {row_at<T>(source.dk, source.dk_stride, b, h, key_rows_of(source, b).first + begin),
+            source.dk_stride[2], end - begin, p_.head_dim};
   }
-  RowsOf<T> dv(int64_t b, int64_t h, int64_t begin, int64_t end) const {
-    return {row_at<T>(source_.dv, source_.dv_stride, b, h, key_rows_of(source_, b).first + begin),
-            source_.dv_stride[2], end - begin, p_.head_dim_v};
+  RowsOf<T> dv(const KeySource& source, int64_t b, int64_t h, int64_t begin, int64_t end) const {
+    return {row_at<T>(source.dv, source.dv_stride, b, h, key_rows_of(source, b).first + begin),
+            source.dv_stride[2], end - begin, p_.head_dim_v};
   }
   static void zero_rows(RowsOf<T> rows) {
     for (int64_t i = 0; i < rows.count; ++i) zero_row(rows[i], rows.width);
@@ -207,12 +219,12 @@ class ShortBackward {
 
   const AttentionProblem& p_;
   const AttentionBackward& g_;
-  const KeySource& source_;
-  bool keys_in_place_, values_in_place_;
   Prefetcher prefetcher_;
   Arena arena_;
   Operands operands_;
-  Word *q_transposed_, *dout_transposed_, *k_along_, *v_along_, *across_, *dscore_pairs_;
+  VisibleRows<T> rows_;
+  Word *q_transposed_, *dout_transposed_, *along_, *q_across_, *dout_across_, *k_across_,
+      *dscore_pairs_;
   Acc *weights_, *dscores_, *sums_;
   T *q_alive_, *dout_alive_;
 };

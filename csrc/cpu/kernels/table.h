@@ -6,6 +6,7 @@
 #include "cpu/kernels/attention_bwd.h"
 #include "cpu/kernels/attention_double_bwd.h"
 #include "cpu/kernels/attention_fwd.h"
+#include "cpu/kernels/few_backward.h"
 #include "cpu/kernels/peak.h"
 #include "cpu/kernels/short_backward.h"
 #include "cpu/kernels/short_forward.h"
@@ -33,12 +34,14 @@ struct Kernels {
   static size_t attention_bwd_scratch(const AttentionProblem& p, const AttentionBackward& g) {
     if (is_short_backward(p, g, is_plain(p)))
       return ShortBackward<E>(p, g, nullptr).scratch_bytes();
+    if (is_few_backward(p, g, is_plain(p))) return FewBackward<E>(p, g, nullptr).scratch_bytes();
     return AttentionBackwardTask<E>(p, g, nullptr).scratch_bytes();
   }
   static void attention_bwd(const AttentionProblem& p, const AttentionBackward& g, int64_t partial,
                             int64_t begin, int64_t end, char* scratch) {
     if (is_short_backward(p, g, is_plain(p)))
       return ShortBackward<E>(p, g, scratch).run(begin, end);
+    if (is_few_backward(p, g, is_plain(p))) return FewBackward<E>(p, g, scratch).run(begin, end);
     AttentionBackwardTask<E>(p, g, scratch).run(partial, begin, end);
   }
   static size_t attention_double_bwd_scratch(const AttentionProblem& p,
