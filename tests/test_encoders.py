@@ -26,6 +26,7 @@ from crossmodal.encoders import (
 from crossmodal.encoders.bidirectional import Bidirectional
 from crossmodal.encoders.convolution import ConvOverTime
 from crossmodal.encoders.log_mel import hertz_of, mel_of
+from crossmodal.encoders.patches import PatchEmbedding
 from crossmodal.encoders.voice_warp import warp_time
 from crossmodal.nn._products import has_instructions
 
@@ -349,6 +350,18 @@ def test_convolution_over_time_is_that_of_torch(stride, length):
     torch.testing.assert_close(tokens.grad.double(), exact.grad, atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(ours.weight.grad.double(), torchs.weight.grad, atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(ours.bias.grad.double(), torchs.bias.grad, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_patches_are_those_of_a_convolution(channels):
+    ours, torchs = PatchEmbedding(channels, 8, 4, 4).double(), torch.nn.Conv2d(channels, 8, 4, 4).double()
+    torchs.load_state_dict(ours.state_dict())
+    pixels = torch.randn(2, channels, 8, 12, dtype=torch.float64, requires_grad=True)
+    found, wanted = ours(pixels), torchs(pixels).flatten(2).mT
+    torch.testing.assert_close(found, wanted)
+    upstream = torch.randn_like(found)
+    gradients = torch.autograd.grad(found, [pixels, *ours.parameters()], upstream)
+    torch.testing.assert_close(gradients, torch.autograd.grad(wanted, [pixels, *torchs.parameters()], upstream))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

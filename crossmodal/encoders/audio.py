@@ -7,7 +7,7 @@ from crossmodal.encoders.bidirectional import Bidirectional, check_channels, las
 from crossmodal.encoders.convolution import ConvOverTime
 from crossmodal.encoders.log_mel import LogMel
 from crossmodal.encoders.output import EncoderOutput
-from crossmodal.encoders.padding import zero_padding
+from crossmodal.encoders.padding import is_real, zero_padding
 from crossmodal.encoders.spec_augment import SpecAugment
 from crossmodal.encoders.voice_warp import VoiceWarp
 
@@ -95,8 +95,11 @@ class CrnnEncoder(nn.Module):
             assert isinstance(layer, ConvOverTime)
             found = norm(layer(tokens))
             frames = (frames + 1) // 2 if layer.stride[0] == 2 else frames
-            # Zero beyond the length again, or the next convolution would carry padding into the last real token.
-            tokens = zero_padding(nn.functional.gelu(found), frames)
+            tokens = nn.functional.gelu(found)
+            if layer is not self.convolutions[-1]:
+                # Zero beyond the length again, or the next convolution would carry padding into the last real token.
+                # Multiplied, in half the time of zero_padding: what comes from zeroed frames is finite.
+                tokens = tokens * is_real(frames, tokens.shape[1]).unsqueeze(2)
         heard = self.recurrent(self.dropout(tokens), frames)
         if self.summary:
             return EncoderOutput(last_states(heard, frames), frames.clamp(max=1))

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from crossmodal._validate import check_count
+from crossmodal.encoders.gru_steps import read_both_ways, runs_in_steps
 from crossmodal.encoders.padding import reverse_real
 from crossmodal.nn._products import has_instructions
 
@@ -18,6 +19,8 @@ class Bidirectional(nn.Module):
     Forward, padding comes last and cannot reach a real token; backward, each sample is turned round by its
     own length first. The result for real tokens equals that of packed sequences, without their copy of
     the lengths to the host, and with length 0 allowed.
+
+    In training on CPU, GRUs run in steps of our own; see :mod:`crossmodal.encoders.gru_steps`.
 
     Under autocast to a dtype that this CPU has no instructions for, it reads in float32: torch's LSTM fails there.
 
@@ -50,6 +53,8 @@ class Bidirectional(nn.Module):
         return self._read(values, lengths)
 
     def _read(self, values: Tensor, lengths: Tensor) -> Tensor:
+        if runs_in_steps(values, self.ahead, self.back):
+            return read_both_ways(values, lengths, self.ahead, self.back)
         ahead, _ = self.ahead(values)
         back, _ = self.back(reverse_real(values, lengths))
         return torch.cat([ahead, reverse_real(back, lengths)], dim=2)

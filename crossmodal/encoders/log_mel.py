@@ -88,7 +88,8 @@ class LogMel(nn.Module):
             center=False,
             return_complex=True,
         )
-        power = spectrum.real.square() + spectrum.imag.square()  # (B, window / 2 + 1, frames)
+        squares = torch.view_as_real(spectrum).square()  # of both parts in one pass
+        power = squares[..., 0] + squares[..., 1]  # (B, window / 2 + 1, frames)
         mel = torch.log(power.transpose(1, 2) @ filters.T + _FLOOR)
         return mel, frames
 

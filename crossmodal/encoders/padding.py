@@ -18,9 +18,13 @@ def zero_padding(values: Tensor, lengths: Tensor) -> Tensor:
     return values.where(real.view(real.shape + (1,) * (values.ndim - 2)), values.new_zeros(()))
 
 
+def mirrored(lengths: Tensor, size: int) -> Tensor:
+    """``(B, size)``: where each place is when the real tokens are in reverse order and padding is left in place."""
+    at = torch.arange(size, device=lengths.device)
+    opposite = lengths.unsqueeze(1) - 1 - at
+    return torch.where(opposite >= 0, opposite, at)
+
+
 def reverse_real(values: Tensor, lengths: Tensor) -> Tensor:
     """``values`` ``(B, L, C)`` with the real tokens of each sample in reverse order, padding left in place."""
-    at = torch.arange(values.shape[1], device=lengths.device)
-    mirrored = lengths.unsqueeze(1) - 1 - at
-    index = torch.where(mirrored >= 0, mirrored, at)
-    return values.gather(1, index.unsqueeze(2).expand_as(values))
+    return values.gather(1, mirrored(lengths, values.shape[1]).unsqueeze(2).expand_as(values))

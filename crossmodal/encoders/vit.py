@@ -8,6 +8,7 @@ from crossmodal.blocks.common_block import CommonBlock
 from crossmodal.encoders.lengths import check_there
 from crossmodal.encoders.output import EncoderOutput
 from crossmodal.encoders.padding import zero_padding
+from crossmodal.encoders.patches import PatchEmbedding
 
 
 class ViTEncoder(nn.Module):
@@ -47,7 +48,7 @@ class ViTEncoder(nn.Module):
         if size[0] % patch or size[1] % patch:
             raise ValueError(f"size must be a multiple of patch, got {size} and {patch}")
         self.grid = (size[0] // patch, size[1] // patch)
-        self.embed = nn.Conv2d(in_channels, channels, patch, patch)
+        self.embed = PatchEmbedding(in_channels, channels, patch, patch)
         self.position = nn.Parameter(torch.randn(self.grid[0] * self.grid[1], channels))
         self.layers = nn.ModuleList(CommonBlock(channels, num_heads, dropout=dropout) for _ in range(layers))
         self.norm = nn.LayerNorm(channels)
@@ -59,7 +60,7 @@ class ViTEncoder(nn.Module):
         """
         there = check_there(pixels, lengths)
         blank = zero_padding(pixels.unsqueeze(1), there).squeeze(1)
-        tokens = self.embed(blank).flatten(2).transpose(1, 2) + self.position
+        tokens = self.embed(blank) + self.position
         lengths = there * tokens.shape[1]
         for layer in self.layers:
             tokens, _ = layer(tokens, [(tokens, lengths)])
