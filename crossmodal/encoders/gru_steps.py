@@ -35,7 +35,7 @@ _WAYS = 2  # ahead and back
 
 def runs_in_steps(values: Tensor, *layers: nn.Module) -> bool:
     """Whether :func:`read_both_ways` computes what these layers of torch do, and is the faster way."""
-    if torch.jit.is_tracing() or not nothing_transforms("cpu"):
+    if torch._C._get_tracing_state() is not None or not nothing_transforms("cpu"):
         return False
     if values.dtype not in (torch.float32, torch.float64) or not values.numel():
         return False

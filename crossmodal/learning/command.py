@@ -11,6 +11,7 @@ from crossmodal.learning.table import speed_table, tables
 
 # Models with little attention and with more, by the name of their rows.
 SPEED = {
+    "hard, source": Case("hard", "source", 0),
     "hard, queries": Case("hard", "queries", 0),
     "hard, cross": Case("hard", "cross", 0),
     "sentences, CTC": Case("sentences", "CTC, speech and image", 0),

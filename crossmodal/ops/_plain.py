@@ -120,7 +120,7 @@ def are_plain_weights(weights: Tensor, values: Tensor, lengths: Tensor | None, m
 
 def are_plain(main: Tensor, *others: Tensor) -> bool:
     """4-D tensors of one dtype and of one device that has kernels, which nothing compiles, transforms or casts."""
-    if type(main) not in _TENSORS or not nothing_transforms(main.device.type):
+    if torch.compiler.is_compiling() or type(main) not in _TENSORS:
         return False
     dtype, device = main.dtype, main.device
     if main.dim() != 4 or dtype not in FLOAT_DTYPES or main.layout is not torch.strided:
@@ -132,7 +132,7 @@ def are_plain(main: Tensor, *others: Tensor) -> bool:
             return False
         if tensor.dtype is not dtype or tensor.device != device:
             return False
-    return True
+    return nothing_transforms(device.type)
 
 
 def nothing_transforms(device: str) -> bool:
