@@ -62,7 +62,6 @@ class CommonAttention(nn.Module):
         biases: Sequence[Tensor | None] | None = None,
         query_position: Tensor | None = None,
         positions: Sequence[Tensor | None] | None = None,
-        query_lengths: Tensor | None = None,
         return_mass: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
         """``(B, Lq, width)`` over the tokens of the sources to ``(B, Lq, width)`` and the mass or None.
@@ -75,16 +74,23 @@ class CommonAttention(nn.Module):
             query_position, positions: where queries, and by source tokens, stand: ``(Lq, width)`` and ``(L, width)``,
                 added to what queries and keys are made of. Values do not have it: where a token stands is asked for,
                 but not told (Carion et al., arXiv 2005.12872).
-            query_lengths: ``(B,)``; queries beyond are padding, for which the answer is 0.
             return_mass: also return ``(B, num_heads, Lq, sources)``.
         """
-        fused = operators_of(self.implementation).fuse(
-            self._query(query, query_position),
-            self._sources(sources, biases, positions),
-            query_lengths=query_lengths,
-            return_mass=return_mass,
-        )
-        return self.to_out(merge_heads(fused.out)), fused.mass
+        found = self._sources(sources, biases, positions)
+        return self._attend(self._query(query, query_position), found, None, return_mass)
+
+    def attend_all(
+        self,
+        queries: Sequence[Tokens | None],
+        sources: Sequence[Tokens | None],
+        *,
+        biases: Sequence[Tensor | None] | None = None,
+        return_mass: bool = False,
+    ) -> list[tuple[Tensor, Tensor | None] | None]:
+        """What :meth:`forward` gives for each of several ``(B, Lq, width)`` and their ``(B,)`` lengths over the same
+        sources, whose keys and values are projected once: 0 beyond a length, None for a query that is None."""
+        found = self._sources(sources, biases)
+        return [query and self._attend(self._query(query[0]), found, query[1], return_mass) for query in queries]
 
     @torch.no_grad()
     def weights(
@@ -94,6 +100,14 @@ class CommonAttention(nn.Module):
         found = self._sources(sources, biases)
         weights = operators_of(self.implementation).associate(self._query(query), found, reduce="heads")
         return list(weights.split([0 if source is None else source.key.shape[2] for source in found], dim=2))
+
+    def _attend(
+        self, query: Tensor, sources: Sequence[Source | None], query_lengths: Tensor | None, return_mass: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        fused = operators_of(self.implementation).fuse(
+            query, sources, query_lengths=query_lengths, return_mass=return_mass
+        )
+        return self.to_out(merge_heads(fused.out)), fused.mass
 
     def _query(self, query: Tensor, position: Tensor | None = None) -> Tensor:
         return split_heads(self.to_query(_placed(query, position)), self.num_heads)

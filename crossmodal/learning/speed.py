@@ -21,7 +21,7 @@ _WARM_UP = 2
 _WAYS: tuple[Implementation, ...] = ("fused", "reference")
 
 
-def time_steps(case: Case, root: Path, *, rounds: int = 15) -> dict[str, Any]:
+def time_steps(case: Case, root: Path, *, rounds: int = 31) -> dict[str, Any]:
     """Forward, backward and step of a case's model, on one batch and one thread, in turn on both implementations.
 
     Times are those of the processor: what else runs on the machine takes no part in them.

@@ -93,7 +93,7 @@ def speed_table(rows: Sequence[dict[str, Any]]) -> str:
         return ""
     machine = found[-1]["machine"]
     lines = [
-        f"| training step, {machine['cpu']}, {machine['threads']} thread | fused "
+        f"| training step, {machine['cpu']}, {machine['isa']}, {machine['threads']} thread | fused "
         "| plain torch | if attention cost nothing | attention | encoders | making the batch |",
         "|---|---|---|---|---|---|---|",
     ]

@@ -146,10 +146,10 @@ def test_speed_has_a_row_per_form_where_it_was_measured():
         "attention_share": 0.1,
         "encoder_share": 0.7,
         "data_milliseconds": 25.0,
-        "machine": {"cpu": "X", "threads": 1},
+        "machine": {"cpu": "X", "isa": "avx2", "threads": 1},
     }
     lines = speed_table([row, {**row, "form": "queries"}]).splitlines()
-    assert "X, 1 thread" in lines[0]
+    assert "X, avx2, 1 thread" in lines[0]
     assert lines[2] == "| cross | 100 ms | 160 ms, 1.60x as long | 1.78x | 10% | 70% | 20% |"
     assert lines[3].startswith("| queries |")
 

@@ -29,13 +29,12 @@ class SourceFusion(Fusion):
         some = first_batch(tokens)
         common = self._common(tokens)
         parts, masses = [], []
-        for one in common:
-            if one is None:
+        attended = self.attend.attend_all(common, common, biases=biases, return_mass=return_mass)
+        for one, found in zip(common, attended, strict=True):
+            if one is None or found is None:
                 parts.append(some.new_zeros(len(some), self.width))
                 continue
-            fused, mass = self.attend(
-                one.features, common, biases=biases, query_lengths=one.lengths, return_mass=return_mass
-            )
+            fused, mass = found
             parts.append(mean_over_real(fused, one.lengths))
             if mass is not None:
                 masses.append(mass)
