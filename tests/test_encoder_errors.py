@@ -113,6 +113,13 @@ def test_widths_need_not_be_multiples_of_eight():
         )
 
 
+@pytest.mark.parametrize("shape", [(3, 14, 14), (1, 21, 14), (1, 14, 28)])
+def test_vit_refuses_images_of_another_size(shape):
+    encoder = ViTEncoder((14, 21), 1)
+    with pytest.raises(ValueError, match=r"pixels must be \(B, 1, 14, 21\), got \(2, "):
+        encoder(torch.rand(2, *shape), torch.ones(2, dtype=torch.int64))
+
+
 @pytest.mark.parametrize("size", [(15, 15), (7, 8), (1, 3)])
 def test_small_cnn_reads_images_of_odd_size(size):
     encoder = ImageEncoder(size, 3)

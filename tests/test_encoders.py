@@ -354,7 +354,7 @@ def test_convolution_over_time_is_that_of_torch(stride, length):
 
 @pytest.mark.parametrize("channels", [1, 3])
 def test_patches_are_those_of_a_convolution(channels):
-    ours, torchs = PatchEmbedding(channels, 8, 4, 4).double(), torch.nn.Conv2d(channels, 8, 4, 4).double()
+    ours, torchs = PatchEmbedding(channels, 8, 4).double(), torch.nn.Conv2d(channels, 8, 4, 4).double()
     torchs.load_state_dict(ours.state_dict())
     pixels = torch.randn(2, channels, 8, 12, dtype=torch.float64, requires_grad=True)
     found, wanted = ours(pixels), torchs(pixels).flatten(2).mT

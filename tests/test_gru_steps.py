@@ -1,5 +1,7 @@
 """GRUs in steps of our own: what torch's compute, and only where that is wanted."""
 
+import copy
+
 import pytest
 import torch
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
@@ -78,6 +80,38 @@ def test_what_is_frozen_gets_no_gradient(monkeypatch, frozen):
     torch.testing.assert_close(gradients, wanted)
 
 
+def test_what_is_read_may_be_modified_in_place(monkeypatch):
+    layer, values = Bidirectional("gru", 6, 8).double(), tokens()
+    read, wanted = layer(values, LENGTHS), by_torch(monkeypatch, layer, values)
+    for result in (read, wanted):
+        result[1] = 0
+        result.mul_(2)
+    gradients, others = (torch.autograd.grad(result.square().sum(), values)[0] for result in (read, wanted))
+    torch.testing.assert_close(gradients, others)
+
+
+@pytest.mark.parametrize("factor", [1.0, 1e-4])
+def test_small_states_are_as_accurate_as_those_of_torch(monkeypatch, factor):
+    layer = Bidirectional("gru", 6, 8)
+    for name, weight in layer.named_parameters():
+        if "bias" in name:
+            torch.nn.init.zeros_(weight)
+    values = (factor * tokens(torch.float32)).detach().requires_grad_()
+    exact = by_torch(monkeypatch, copy.deepcopy(layer).double(), values.double())
+    ours, theirs = (
+        (read - exact).abs().max() / exact.abs().max()
+        for read in (layer(values, LENGTHS), by_torch(monkeypatch, layer, values))
+    )
+    assert ours < 2 * theirs + 1e-7
+
+
+def test_features_made_in_inference_mode_are_read_by_torch():
+    layer = Bidirectional("gru", 6, 8)
+    with torch.inference_mode():
+        values = torch.randn(4, 7, 6)
+    assert not runs_in_steps(values, layer.ahead, layer.back)
+
+
 def test_nothing_to_read_gives_nothing():
     layer = Bidirectional("gru", 6, 8)
     assert layer(torch.randn(0, 5, 6), torch.zeros(0, dtype=torch.int64)).shape == (0, 5, 8)
@@ -108,10 +142,15 @@ def test_transforms_go_through_torch():
     torch.testing.assert_close(torch.func.grad(loss)(values), wanted)
 
 
-def test_weights_made_by_a_hook_are_read_by_torch():
+@pytest.mark.parametrize(
+    "register", ["register_forward_pre_hook", "register_forward_hook", "register_full_backward_hook"]
+)
+def test_layers_with_hooks_are_called(register):
     layer, values = Bidirectional("gru", 6, 8).double(), tokens()
-    layer.back.register_forward_pre_hook(lambda *_: None)
-    assert not runs_in_steps(values, layer.ahead, layer.back)
+    called = []
+    getattr(layer.back, register)(lambda *_: called.append(True))
+    layer(values, LENGTHS).sum().backward()
+    assert called
 
 
 @pytest.mark.slow

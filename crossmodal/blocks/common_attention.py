@@ -90,7 +90,10 @@ class CommonAttention(nn.Module):
         """What :meth:`forward` gives for each of several ``(B, Lq, width)`` and their ``(B,)`` lengths over the same
         sources, whose keys and values are projected once: 0 beyond a length, None for a query that is None."""
         found = self._sources(sources, biases)
-        return [query and self._attend(self._query(query[0]), found, query[1], return_mass) for query in queries]
+        return [
+            None if query is None else self._attend(self._query(query[0]), found, query[1], return_mass)
+            for query in queries
+        ]
 
     @torch.no_grad()
     def weights(

@@ -98,7 +98,7 @@ class CrnnEncoder(nn.Module):
             tokens = nn.functional.gelu(found)
             if layer is not self.convolutions[-1]:
                 # Zero beyond the length again, or the next convolution would carry padding into the last real token.
-                # Multiplied, in half the time of zero_padding: what comes from zeroed frames is finite.
+                # Multiplied, in half the time of zero_padding: padding is as finite as the real tokens beside it.
                 tokens = tokens * is_real(frames, tokens.shape[1]).unsqueeze(2)
         heard = self.recurrent(self.dropout(tokens), frames)
         if self.summary:

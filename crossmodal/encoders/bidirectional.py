@@ -20,7 +20,8 @@ class Bidirectional(nn.Module):
     own length first. The result for real tokens equals that of packed sequences, without their copy of
     the lengths to the host, and with length 0 allowed.
 
-    In training on CPU, GRUs run in steps of our own; see :mod:`crossmodal.encoders.gru_steps`.
+    Where gradients are wanted on CPU, GRUs run in steps of our own, which round otherwise than torch's; see
+    :mod:`crossmodal.encoders.gru_steps`.
 
     Under autocast to a dtype that this CPU has no instructions for, it reads in float32: torch's LSTM fails there.
 

@@ -1,9 +1,9 @@
 """Two GRUs, one ahead and one back over the real tokens, in one loop over the steps: training on CPU.
 
 torch's GRU on CPU is a composition of some ten recorded operators a step, which autograd keeps and visits again. Here
-a step is seven operators forward and three backward, for both directions together, and all that does not depend on the
-step before is done for all steps at once. Over long sequences of few channels that is less than half of the time, over
-short ones of many, where products count, two thirds.
+a step is six operators forward and three backward, for both directions together, and all that does not depend on the
+step before is done for all steps at once. Over long sequences of few channels that is less than half of the time; where
+products are most of it, from some hundred channels on, it gains nothing.
 
 A step is that of :class:`torch.nn.GRU`, in which b_hr and b_hz join b_ir and b_iz::
 
@@ -31,20 +31,23 @@ from crossmodal.ops._fusion import differentiates_again, gradients_of_reference
 from crossmodal.ops._plain import nothing_transforms
 
 _WAYS = 2  # ahead and back
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
 def runs_in_steps(values: Tensor, *layers: nn.Module) -> bool:
-    """Whether :func:`read_both_ways` computes what these layers of torch do, and is the faster way."""
+    """Whether :func:`read_both_ways` stands for these layers, which are as :class:`Bidirectional` makes them."""
     if torch._C._get_tracing_state() is not None or not nothing_transforms("cpu"):
         return False
     if values.dtype not in (torch.float32, torch.float64) or not values.numel():
         return False
     if not all(type(layer) is nn.GRU and layer.input_size == values.shape[2] for layer in layers):
         return False
-    if any(layer._forward_hooks or layer._forward_pre_hooks for layer in layers):
+    if any(getattr(layer, hooks) for layer in layers for hooks in _HOOKS):
         return False  # of which one may make the weights
     tensors = [values, *(weight for layer in layers for weight in _weights(layer))]
     if not all(type(t) in (Tensor, nn.Parameter) and t.is_cpu and t.dtype == values.dtype for t in tensors):
+        return False
+    if any(t.is_inference() for t in tensors):
         return False
     return torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
 
@@ -71,10 +74,13 @@ class _Orders(NamedTuple):
         found = rows.reshape(len(self.tokens), -1).index_select(0, self.tokens)
         return found.view(steps, _WAYS, -1, found.shape[1])
 
-    def by_token(self, rows: Tensor) -> Tensor:
-        """The inverse, to ``(B * L, ways * features)``."""
+    def by_token(self, rows: Tensor, out: Tensor | None = None) -> Tensor:
+        """The inverse, to ``(B * L, ways * features)``; `out` has as many elements."""
         features = rows.shape[3]
-        return rows.view(-1, features).index_select(0, self.steps).view(-1, _WAYS * features)
+        if out is None:
+            out = rows.new_empty(len(self.steps) // _WAYS, _WAYS * features)
+        torch.index_select(rows.view(-1, features), 0, self.steps, out=out.view(-1, features))
+        return out.view(-1, _WAYS * features)
 
 
 class _Run(NamedTuple):
@@ -92,7 +98,9 @@ class _ReadBothWays(torch.autograd.Function):
         orders = _orders(lengths, values.shape[1])
         run = _step_ahead(values, orders, weights)
         ctx.save_for_backward(values, lengths, *weights, *orders, *run)
-        return orders.by_token(run.h[1:]).view(*values.shape[:2], -1)
+        read = values.new_empty(*values.shape[:2], _WAYS * run.n.shape[3])  # no view: it may be modified in place
+        orders.by_token(run.h[1:], out=read)
+        return read
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
@@ -130,23 +138,20 @@ def _step_ahead(values: Tensor, orders: _Orders, weights: Sequence[Tensor]) -> _
     rz, n, q, h = run
     r, z = rz.chunk(2, 3)
     to_rz, to_q = (part.mT.contiguous() for part in _split(torch.stack([weights[1], weights[5]])))
-    minus_one = n.new_tensor(-1.0)
     for rz_, r_, z_, n_, q_, before, after in zip(*map(torch.unbind, (rz, r, z, n, q, h[:-1], h[1:])), strict=True):
         rz_.baddbmm_(before, to_rz).sigmoid_()
         q_.baddbmm_(before, to_q)
-        n_.addcmul_(r_, q_, value=2).sigmoid_()
-        torch.add(minus_one, n_, alpha=2, out=n_)
+        n_.addcmul_(r_, q_).tanh_()
         torch.lerp(n_, before, z_, out=after)
     return run
 
 
 def _before_steps(values: Tensor, orders: _Orders, weights: Sequence[Tensor]) -> _Run:
-    """Of r, z and q what h has no part in, of n twice that: tanh(x) is 2 sigmoid(2x) - 1, to half an ulp of 1, and
-    torch's sigmoid takes a quarter of the time of its tanh."""
+    """Of all letters what h has no part in."""
     weight, bias, state_bias = (torch.stack([weights[i], weights[4 + i]]) for i in (0, 2, 3))
     (rz_weight, n_weight), (rz_bias, n_bias), (rz_state_bias, q_bias) = map(_split, (weight, bias, state_bias))
     rz = orders.by_step(_linear(values, rz_weight, rz_bias + rz_state_bias), values.shape[1])
-    n = orders.by_step(_linear(values, 2 * n_weight, 2 * n_bias), values.shape[1])
+    n = orders.by_step(_linear(values, n_weight, n_bias), values.shape[1])
     q = q_bias.unsqueeze(1).expand_as(n).contiguous()
     h = torch.cat([torch.zeros_like(n[:1]), torch.empty_like(n)])
     return _Run(rz, n, q, h)

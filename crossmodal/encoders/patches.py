@@ -6,13 +6,20 @@ from torch import Tensor, nn
 class PatchEmbedding(nn.Conv2d):
     """:class:`torch.nn.Conv2d`, weights and all, whose stride is its kernel: a linear layer over patches.
 
-    As one, it and its gradient take a third of the time on CPU where images are grey, and tokens have their channels
-    beside each other: behind a convolution, every norm of the stream would make a copy first.
+    Args:
+        in_channels, out_channels: of images and of tokens.
+        patch: edge of a patch, in pixels; images are multiples of it.
+
+    As a linear layer, it and its gradient take a third of the time on CPU where images are grey, and tokens have their
+    channels beside each other: behind a convolution, every norm of the stream would make a copy first.
     """
+
+    def __init__(self, in_channels: int, out_channels: int, patch: int) -> None:
+        super().__init__(in_channels, out_channels, patch, patch)
 
     def forward(self, pixels: Tensor) -> Tensor:
         """``(B, in_channels, height, width)`` to ``(B, patches, out_channels)``, row by row."""
-        height, width = self.kernel_size
-        patches = pixels.unflatten(3, (-1, width)).unflatten(2, (-1, height))  # (B, C, rows, height, columns, width)
+        patch, _ = self.kernel_size
+        patches = pixels.unflatten(3, (-1, patch)).unflatten(2, (-1, patch))  # (B, C, rows, patch, columns, patch)
         flat = patches.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
         return nn.functional.linear(flat, self.weight.flatten(1), self.bias)

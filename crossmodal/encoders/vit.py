@@ -47,8 +47,9 @@ class ViTEncoder(nn.Module):
         check_count("layers", layers, 0)
         if size[0] % patch or size[1] % patch:
             raise ValueError(f"size must be a multiple of patch, got {size} and {patch}")
+        self.size = (in_channels, *size)
         self.grid = (size[0] // patch, size[1] // patch)
-        self.embed = PatchEmbedding(in_channels, channels, patch, patch)
+        self.embed = PatchEmbedding(in_channels, channels, patch)
         self.position = nn.Parameter(torch.randn(self.grid[0] * self.grid[1], channels))
         self.layers = nn.ModuleList(CommonBlock(channels, num_heads, dropout=dropout) for _ in range(layers))
         self.norm = nn.LayerNorm(channels)
@@ -56,8 +57,11 @@ class ViTEncoder(nn.Module):
     def forward(self, pixels: Tensor, lengths: Tensor) -> EncoderOutput:
         """``(B, in_channels, height, width)`` and ``(B,)``, 1 = there, 0 = missing.
 
-        Features are ``(B, patches, channels)``, lengths 0 or the number of patches.
+        Features are ``(B, patches, channels)``, lengths 0 or the number of patches. Raises ValueError for images of
+        another size than the encoder is for.
         """
+        if tuple(pixels.shape[1:]) != self.size:
+            raise ValueError(f"pixels must be (B, {', '.join(map(str, self.size))}), got {tuple(pixels.shape)}")
         there = check_there(pixels, lengths)
         blank = zero_padding(pixels.unsqueeze(1), there).squeeze(1)
         tokens = self.embed(blank) + self.position

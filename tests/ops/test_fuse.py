@@ -114,13 +114,20 @@ def test_mass_is_float32_beside_bfloat16_and_float64_beside_float64():
         assert (result.out.dtype, result.lse.dtype, result.mass.dtype) == (dtype, wanted, wanted)
 
 
-@pytest.mark.parametrize("seqlen_q", [2, 20], ids=["few_queries", "many_queries"])
-def test_absent_modality_and_one_of_length_zero_are_the_same(isa, seqlen_q):
-    query, (first, second) = query_of(seqlen_q), sources_of(7, 30)
+@pytest.mark.parametrize("seqlen_k", [30, 100, 300])  # beyond 64 and 256 keys other kernels take over
+@pytest.mark.parametrize("seqlen_q", [2, 4, 20])
+def test_absent_modality_and_one_of_length_zero_are_the_same(isa, dtype, seqlen_q, seqlen_k):
+    query, (first, second) = query_of(seqlen_q).to(dtype), sources_of(7, seqlen_k)
+    first, second = (Source(s.key.to(dtype), s.value.to(dtype)) for s in (first, second))
     zero = second._replace(lengths=torch.zeros(2, dtype=torch.int64))
-    absent = crossmodal.fuse(query, [first, None], return_lse=True, return_mass=True)
-    empty = crossmodal.fuse(query, [first, zero], return_lse=True, return_mass=True)
-    assert all(torch.equal(a, b) for a, b in zip(absent, empty, strict=True))
+    leaves = [query, first.key, first.value]
+    results = []
+    for modality in (None, zero):
+        for leaf in leaves:
+            leaf.requires_grad_()
+        result = crossmodal.fuse(query, [first, modality], return_lse=True, return_mass=True)
+        results.append([*result, *torch.autograd.grad(result.out.float().square().sum(), leaves)])
+    assert all(torch.equal(absent, empty) for absent, empty in zip(*results, strict=True))
 
 
 def test_absent_modality_keeps_its_column_of_mass(isa):

@@ -46,6 +46,13 @@ def test_heads_may_be_shared(isa, dtype, seqlen_q):
     check(replace(PAIR, dtype=dtype, seqlen_q=seqlen_q, modalities=modalities, heads=4))
 
 
+@pytest.mark.parametrize("seqlen_q", [2, 4, 20])
+def test_samples_of_a_batch_may_go_different_ways(isa, dtype, seqlen_q):
+    """Lengths up to 64 keys, up to 256, and beyond."""
+    modalities = (Modality(40, torch.int64), Modality(270, torch.int64))
+    check(replace(PAIR, dtype=dtype, seqlen_q=seqlen_q, modalities=modalities, batch=7))
+
+
 def test_mass_of_what_sees_nothing_is_zero(isa):
     query, lengths = torch.randn(2, 1, 5, 12), torch.tensor([0, 3])
     sources = [Source(torch.randn(2, 1, n, 12), torch.randn(2, 1, n, 12), lengths) for n in (4, 7)]

@@ -53,9 +53,6 @@ class AttentionBackwardTask {
         width_v_(round_up(p.head_dim_v, V::kLanes)),
         score_row_(score_row<E>(chunk_)),
         plain_(scores_are_plain(p, kinds_, scale_)),
-        // Forward packed the keys of `associate` for few queries too, and both must form the same
-        // products.
-        few_queries_(has_few_queries(p, plain_) && !g.associate),
         weights_(p, plain_, scale_),
         prefetches_(pays_to_prefetch<E>(p)) {
     const int64_t chunk_lanes = round_up(chunk_, V::kLanes);
@@ -108,6 +105,9 @@ class AttentionBackwardTask {
     h_ = h;
     dsink_ = 0;
     queries_ = query_rows(p_, b);
+    // Forward packed the keys of `associate` for few queries too, and both must form the same
+    // products.
+    few_queries_ = has_few_queries(p_, plain_, b) && !g_.associate;
     dq_to_.start(b, h);
     const VisibleKeys keys = find_visible_keys(p_, b, h, rows_, segments_);
     key_gradients_.start(keys, b, h);
@@ -502,7 +502,7 @@ class AttentionBackwardTask {
   KeyGradients<E> key_gradients_;
   QueryGradient<E> dq_to_;
   int64_t chunk_, block_, words_, words_v_, width_, width_v_, score_row_;
-  bool plain_, few_queries_;
+  bool plain_;
   RebuiltWeights<V> weights_;
   bool prefetches_;
   Prefetcher prefetcher_;
@@ -510,8 +510,8 @@ class AttentionBackwardTask {
   // The (batch, head) that is being run.
   int64_t partial_ = 0, b_ = 0, h_ = 0;
   Rows queries_{};
-  bool one_chunk_ = true, last_of_run_ = true, last_block_ = true, any_dead_ = false,
-       all_seen_ = false;
+  bool few_queries_ = false, one_chunk_ = true, last_of_run_ = true, last_block_ = true,
+       any_dead_ = false, all_seen_ = false;
   bool started_ = false;  // whether dK and dV of the chunk hold earlier blocks' shares
   OperandB<E> k_operand_{};
   GradientRows<Acc> dk_to_{}, dv_to_{};

@@ -46,7 +46,6 @@ class AttentionDoubleBackwardTask {
         g_(g),
         kinds_(p),
         plain_(scores_are_plain(p, kinds_, p.scale)),
-        few_queries_(has_few_queries(p, plain_)),
         weights_(p, plain_, p.scale),
         dropout_(p),
         arena_(memory),
@@ -132,6 +131,7 @@ class AttentionDoubleBackwardTask {
     h_ = h;
     dsink_ = 0;
     queries_ = query_rows(p_, b);
+    few_queries_ = has_few_queries(p_, plain_, b);
     dq_to_.start(b, h);
     ddout_to_.start(b, h);
     const VisibleKeys keys = find_visible_keys(p_, b, h, rows_, segments_);
@@ -602,7 +602,7 @@ class AttentionDoubleBackwardTask {
   const AttentionProblem& p_;
   const AttentionDoubleBackward& g_;
   TermKinds kinds_;
-  bool plain_, few_queries_;
+  bool plain_, few_queries_ = false;
   RebuiltWeights<V> weights_;
   Dropout<Acc> dropout_;
   Arena arena_;

@@ -1,4 +1,4 @@
-// Forward of one (batch, head) for a panel of queries:
+// Forward of one (batch, head) that is not short (short_problem.h), for a panel of queries:
 //
 //   for each chunk of visible keys:  pack K^T and V
 //     for each block of queries:     S = Q K^T;  P = exp(S - m), m the running maximum;  O = O *
@@ -88,7 +88,7 @@ class AttentionForward {
         width_v_(round_up(p.head_dim_v, V::kLanes)),
         score_row_(score_row<E>(chunk_)),
         plain_(scores_are_plain(p, kinds_, scale_)),
-        few_queries_(has_few_queries(p, plain_)),
+        few_queries_(p.seqlen_q <= kFewQueries),
         query_in_place_(rows_are_words_of<E>(p.q, p.q_stride, p.head_dim)),
         prefetches_(pays_to_prefetch<E>(p)) {
     rows_ = arena_.take<int32_t>(p.total_keys);

@@ -16,19 +16,20 @@
 #include "cpu/kernels/key_gradients.h"
 #include "cpu/kernels/plain_gradient.h"
 #include "cpu/kernels/query_gradient.h"
+#include "cpu/kernels/short_backward.h"
 #include "cpu/kernels/tiling.h"
 #include "cpu/kernels/visible_keys.h"
 
 namespace crossmodal::cpu::CROSSMODAL_ISA {
 namespace {
 
-// Whether dS is P (dP - delta) and nothing else, and no other head or chunk adds to dK and dV.
-inline bool is_few_backward(const AttentionProblem& p, const AttentionBackward& g, bool plain) {
-  for (int s = 0; s < p.num_sources; ++s)
-    if (p.sources[s].num_heads_k != p.num_heads) return false;
-  return has_few_queries(p, plain) && plain && p.window_left < 0 && p.window_right < 0 &&
-         p.dropout_p == 0 && p.total_keys <= kBackwardBlockN && !g.dmass && !g.associate &&
-         !g.dsink;
+// Beyond, the general backward has several chunks, and delta from out.
+constexpr int64_t kFewBackwardKeys = kBackwardBlockN;
+
+// Whether samples with at most so many keys, unless they are short, come here.
+inline bool may_be_few_backward(const AttentionProblem& p, const AttentionBackward& g, bool plain) {
+  return p.seqlen_q <= kFewQueries && plain && p.window_left < 0 && p.window_right < 0 &&
+         p.dropout_p == 0 && has_simple_gradients(p, g);
 }
 
 template <class E>
@@ -46,7 +47,7 @@ class FewBackward {
         arena_(memory),
         key_gradients_(p, &arena_),
         dq_to_(p, g.dq, g.dq_stride, p.head_dim, false, &arena_),
-        row_(score_row<E>(p.total_keys)),
+        row_(score_row<E>(min_of(p.total_keys, kFewBackwardKeys))),
         prefetches_(pays_to_prefetch<E>(p)) {
     rows_ = arena_.take<int32_t>(p.total_keys);
     segments_ = arena_.take<Segment>(p.num_sources);

@@ -17,10 +17,10 @@ namespace crossmodal::cpu::CROSSMODAL_ISA {
 namespace {
 
 // Whether dS is P (dP - delta) and nothing else, and no other head adds to dK and dV.
-inline bool is_short_backward(const AttentionProblem& p, const AttentionBackward& g, bool plain) {
+inline bool has_simple_gradients(const AttentionProblem& p, const AttentionBackward& g) {
   for (int s = 0; s < p.num_sources; ++s)
     if (p.sources[s].num_heads_k != p.num_heads) return false;
-  return is_short(p, plain) && !g.dmass && !g.associate && !g.dsink;
+  return !g.dmass && !g.associate && !g.dsink;
 }
 
 template <class E>
@@ -35,7 +35,8 @@ class ShortBackward {
  public:
   ShortBackward(const AttentionProblem& p, const AttentionBackward& g, char* memory)
       : p_(p), g_(g), arena_(memory), operands_(&arena_), rows_(p, &arena_) {
-    const int64_t queries = round_up(p.seqlen_q, V::kLanes), keys = p.total_keys;
+    const int64_t queries = round_up(p.seqlen_q, V::kLanes);
+    const int64_t keys = min_of(p.total_keys, kShortKeys);
     const int64_t rows = max_of(p.seqlen_q, keys);
     q_transposed_ = arena_.take<Word>(Operands::words_transposed(p.seqlen_q, p.head_dim));
     dout_transposed_ = arena_.take<Word>(Operands::words_transposed(p.seqlen_q, p.head_dim_v));

@@ -24,7 +24,8 @@ class ShortForward {
  public:
   ShortForward(const AttentionProblem& p, char* memory)
       : p_(p), arena_(memory), operands_(&arena_), rows_(p, &arena_) {
-    const int64_t queries = round_up(p.seqlen_q, V::kLanes), keys = p.total_keys;
+    const int64_t queries = round_up(p.seqlen_q, V::kLanes);
+    const int64_t keys = min_of(p.total_keys, kShortKeys);
     q_packed_ = arena_.take<Word>(Operands::words_transposed(p.seqlen_q, p.head_dim));
     k_packed_ = arena_.take<Word>(Operands::words_along(keys, p.head_dim));
     v_packed_ = arena_.take<Word>(Operands::words_across(keys, p.head_dim_v));

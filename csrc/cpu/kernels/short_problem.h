@@ -26,20 +26,31 @@ constexpr int64_t kLaneQueries = 2;
 constexpr int64_t kShortQueries = 64;
 constexpr int64_t kShortKeys = 64;
 
-// `plain` as scores_are_plain() says. Nothing that differs between forward and backward counts:
-// both must form the same products.
-inline bool is_short(const AttentionProblem& p, bool plain) {
+// Whether samples with few keys are short; `plain` as scores_are_plain() says. Nothing that differs
+// between forward and backward counts: both must form the same products.
+inline bool may_be_short(const AttentionProblem& p, bool plain) {
   for (int s = 0; s < p.num_sources; ++s)
     if (p.sources[s].num_terms > 0) return false;
   return plain && p.window_left < 0 && p.window_right < 0 && p.dropout_p == 0 && p.head_dim > 0 &&
-         p.head_dim_v > 0 && p.seqlen_q > kLaneQueries && p.seqlen_q <= kShortQueries &&
-         p.total_keys <= kShortKeys;
+         p.head_dim_v > 0 && p.seqlen_q > kLaneQueries && p.seqlen_q <= kShortQueries;
+}
+
+// Keys of a sample by lengths, over all sources. They choose the kernel, not the keys that there is
+// room for: a source that is not there and one of length 0 give the same bits.
+inline int64_t count_keys(const AttentionProblem& p, int64_t b) {
+  int64_t count = 0;
+  for (int s = 0; s < p.num_sources; ++s) count += key_rows_of(p.sources[s], b).count;
+  return count;
+}
+
+inline bool is_short(const AttentionProblem& p, bool plain, int64_t b) {
+  return may_be_short(p, plain) && count_keys(p, b) <= kShortKeys;
 }
 
 // Whether products are formed query by query (few_queries.h). Forward and backward must agree:
 // backward normalises the scores that it forms with the sums that forward found.
-inline bool has_few_queries(const AttentionProblem& p, bool plain) {
-  return p.seqlen_q <= kFewQueries && !is_short(p, plain);
+inline bool has_few_queries(const AttentionProblem& p, bool plain, int64_t b) {
+  return p.seqlen_q <= kFewQueries && !is_short(p, plain, b);
 }
 
 // Neighbouring rows of a tensor.
