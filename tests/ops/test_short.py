@@ -53,6 +53,27 @@ def test_samples_of_a_batch_may_go_different_ways(isa, dtype, seqlen_q):
     check(replace(PAIR, dtype=dtype, seqlen_q=seqlen_q, modalities=modalities, batch=7))
 
 
+@pytest.mark.parametrize("seqlen_q", [2, 4, 20])
+def test_what_else_is_asked_changes_no_bit(isa, dtype, seqlen_q):
+    query = torch.randn(2, 2, seqlen_q, 12).to(dtype)
+    sources = [Source(torch.randn(2, 2, n, 12).to(dtype), torch.randn(2, 2, n, 20).to(dtype)) for n in (16, 25, 11)]
+    out = crossmodal.fuse(query, sources).out
+    result = crossmodal.fuse(query, sources, return_lse=True, return_mass=True)
+    assert torch.equal(out, result.out)
+    for tensor in (query, *sources[0][:2]):
+        tensor.requires_grad_()
+    assert torch.equal(out, crossmodal.fuse(query, sources).out)
+
+
+def test_one_mask_that_hides_nothing_is_none(isa):
+    query, rows = torch.randn(2, 2, 5, 12), torch.randn(2, 2, 16, 12)
+    mask = torch.ones(1, 1, 1, 1, dtype=torch.bool)
+    found, wanted = (crossmodal.fuse(query, [Source(rows, rows, mask=m), Source(rows, rows)]).out for m in (mask, None))
+    assert torch.equal(found, wanted)
+    hidden = crossmodal.fuse(query, [Source(rows, rows, mask=~mask), Source(rows, rows)], return_mass=True).mass
+    assert hidden[..., 0].eq(0).all()
+
+
 def test_mass_of_what_sees_nothing_is_zero(isa):
     query, lengths = torch.randn(2, 1, 5, 12), torch.tensor([0, 3])
     sources = [Source(torch.randn(2, 1, n, 12), torch.randn(2, 1, n, 12), lengths) for n in (4, 7)]

@@ -56,6 +56,14 @@ inline bool hides_key(const ScoreTerm& term, int64_t b, int64_t h, int64_t i, in
   return hidden;
 }
 
+// Whether it is one element that hides no key: what stands for no mask where a compiled program
+// wants one.
+inline bool hides_nothing(const ScoreTerm& term) {
+  for (const int64_t stride : term.stride)
+    if (stride != 0) return false;
+  return term.type == TermType::kBool && !hides_key(term, 0, 0, 0, 0);
+}
+
 // bias[x] += the term at key rows[x] for query i; -inf where it hides, and -inf stays.
 template <class Acc>
 void add_term(const ScoreTerm& term, int64_t b, int64_t h, int64_t i, const int32_t* rows,

@@ -111,8 +111,9 @@ class ShortForward {
     const V shift = select_equal(top, hidden, zero, top);
     V sum = zero;
     j = 0;
-    for (int64_t source = 0; source < (p_.mass ? p_.num_sources : 1); ++source) {
-      const int64_t last = p_.mass ? j + rows_.keys[source].count : keys;
+    // Summed by source even if nobody asks for the mass: no output changes with what else is asked.
+    for (int64_t source = 0; source < p_.num_sources; ++source) {
+      const int64_t last = j + rows_.keys[source].count;
       V share = zero;
       while (j < last) {
         const int64_t end = min_of(last, j + kSumChain);

@@ -16,6 +16,7 @@
 #include "cpu/kernels/gemm.h"
 #include "cpu/kernels/packing.h"
 #include "cpu/kernels/sample.h"
+#include "cpu/kernels/score_terms.h"
 
 namespace crossmodal::cpu::CROSSMODAL_ISA {
 namespace {
@@ -29,10 +30,16 @@ constexpr int64_t kShortKeys = 64;
 // Whether samples with few keys are short; `plain` as scores_are_plain() says. Nothing that differs
 // between forward and backward counts: both must form the same products.
 inline bool may_be_short(const AttentionProblem& p, bool plain) {
-  for (int s = 0; s < p.num_sources; ++s)
-    if (p.sources[s].num_terms > 0) return false;
-  return plain && p.window_left < 0 && p.window_right < 0 && p.dropout_p == 0 && p.head_dim > 0 &&
-         p.head_dim_v > 0 && p.seqlen_q > kLaneQueries && p.seqlen_q <= kShortQueries;
+  if (!plain || p.window_left >= 0 || p.window_right >= 0 || p.dropout_p > 0 || p.head_dim == 0 ||
+      p.head_dim_v == 0 || p.seqlen_q <= kLaneQueries || p.seqlen_q > kShortQueries)
+    return false;
+  for (int s = 0; s < p.num_sources; ++s) {
+    const KeySource& source = p.sources[s];
+    if (source.seqlen_k == 0) continue;  // terms have no element
+    for (int t = 0; t < source.num_terms; ++t)
+      if (!hides_nothing(source.terms[t])) return false;
+  }
+  return true;
 }
 
 // Keys of a sample by lengths, over all sources. They choose the kernel, not the keys that there is
