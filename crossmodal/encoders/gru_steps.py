@@ -2,8 +2,8 @@
 
 torch's GRU on CPU is a composition of some ten recorded operators a step, which autograd keeps and visits again. Here
 a step is six operators forward and three backward, for both directions together, and all that does not depend on the
-step before is done for all steps at once. Over long sequences of few channels that is less than half of the time; where
-products are most of it, from some hundred channels on, it gains nothing.
+step before is done for all steps at once. Over long sequences of few channels that is less than half of the time; the
+wider the layers, the more of it is products, and the less it gains.
 
 A step is that of :class:`torch.nn.GRU`, in which b_hr and b_hz join b_ir and b_iz::
 
