@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
+from crossmodal.blocks.operators import use_implementation
 from crossmodal.encoders import bidirectional
 from crossmodal.encoders.bidirectional import Bidirectional
 from crossmodal.encoders.gru_steps import runs_in_steps
@@ -103,6 +104,14 @@ def test_small_states_are_as_accurate_as_those_of_torch(monkeypatch, factor):
         for read in (layer(values, LENGTHS), by_torch(monkeypatch, layer, values))
     )
     assert ours < 2 * theirs + 1e-7
+
+
+def test_the_reference_is_read_by_torch(monkeypatch):
+    layer, values = Bidirectional("gru", 6, 8), tokens(torch.float32)
+    assert runs_in_steps(values, layer.ahead, layer.back)
+    use_implementation(layer, "reference")
+    monkeypatch.setattr(bidirectional, "read_both_ways", None)  # would be a TypeError
+    assert layer(values, LENGTHS).requires_grad
 
 
 def test_features_made_in_inference_mode_are_read_by_torch():

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from crossmodal.encoders import AudioEncoder, ImageEncoder, TextEncoder
-from crossmodal.models import FusionClassifier, modality_sets
+from crossmodal.encoders import AudioEncoder, ImageEncoder, TextEncoder, ViTEncoder
+from crossmodal.models import Captioner, FusionClassifier, modality_sets
 
 BATCH, CLASSES, CHANNELS = 5, 7, 16
 
@@ -112,3 +112,14 @@ def test_sets_are_distinct_not_empty_and_begin_with_everything(count, wanted):
 def test_width_that_does_not_divide_is_refused():
     with pytest.raises(ValueError, match="multiple of num_heads, got 10 and 4"):
         FusionClassifier({"text": TextEncoder(9, 4)}, channels=4, num_classes=2, width=10, num_heads=4)
+
+
+def test_a_model_built_on_the_reference_has_it_in_its_encoders_too():
+    def parts(implementation):
+        encoders = {"image": ViTEncoder((8, 8), patch=4, channels=16), "audio": AudioEncoder(8000, CHANNELS)}
+        options = {"channels": CHANNELS, "width": 24, "implementation": implementation}
+        models = FusionClassifier(encoders, num_classes=CLASSES, **options), Captioner(encoders, symbols=5, **options)
+        return [{part.implementation for part in model.modules() if "implementation" in vars(part)} for model in models]
+
+    assert parts("reference") == [{"reference"}] * 2
+    assert parts("fused") == [{"fused"}] * 2

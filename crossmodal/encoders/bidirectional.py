@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from crossmodal._validate import check_count
+from crossmodal.blocks.operators import Implementation
 from crossmodal.encoders.gru_steps import read_both_ways, runs_in_steps
 from crossmodal.encoders.padding import reverse_real
 from crossmodal.nn._products import has_instructions
@@ -21,7 +22,7 @@ class Bidirectional(nn.Module):
     the lengths to the host, and with length 0 allowed.
 
     Where gradients are wanted on CPU, GRUs run in steps of our own, which round otherwise than torch's; see
-    :mod:`crossmodal.encoders.gru_steps`.
+    :mod:`crossmodal.encoders.gru_steps`. The implementation ``"reference"`` leaves them to torch everywhere.
 
     Under autocast to a dtype that this CPU has no instructions for, it reads in float32: torch's LSTM fails there.
 
@@ -43,6 +44,7 @@ class Bidirectional(nn.Module):
         recurrent = nn.LSTM if kind == "lstm" else nn.GRU
         self.ahead = recurrent(in_features, out_features // 2, batch_first=True)
         self.back = recurrent(in_features, out_features // 2, batch_first=True)
+        self.implementation: Implementation = "fused"
 
     def forward(self, values: Tensor, lengths: Tensor) -> Tensor:
         """``(B, L, in_features)`` and ``(B,)`` to ``(B, L, out_features)``; padding must be finite."""
@@ -54,7 +56,7 @@ class Bidirectional(nn.Module):
         return self._read(values, lengths)
 
     def _read(self, values: Tensor, lengths: Tensor) -> Tensor:
-        if runs_in_steps(values, self.ahead, self.back):
+        if self.implementation == "fused" and runs_in_steps(values, self.ahead, self.back):
             return read_both_ways(values, lengths, self.ahead, self.back)
         ahead, _ = self.ahead(values)
         back, _ = self.back(reverse_real(values, lengths))

@@ -3,37 +3,44 @@
 import random
 import statistics
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from crossmodal.blocks.operators import Implementation, use_implementation
+from crossmodal.blocks.operators import use_implementation
 from crossmodal.data.batch import Batch
 from crossmodal.data.collate import Collate
 from crossmodal.data.open import open_data
+from crossmodal.encoders.bidirectional import Bidirectional
 from crossmodal.learning.cases import Case, config_of
 from crossmodal.train.learners import make_learner
 from crossmodal.train.model import Model, build_model, describe_model, modalities_of
 
 _WARM_UP = 2
-_WAYS: tuple[Implementation, ...] = ("fused", "reference")
+# "operators" differs from "fused" by the operators alone: its GRUs run in the same steps.
+_WAYS = ("fused", "reference", "operators")
 
 
 def time_steps(case: Case, root: Path, *, rounds: int = 31) -> dict[str, Any]:
     """Forward, backward and step of a case's model, on one batch and one thread, in turn on both implementations.
+
+    The reference is plain torch throughout, its GRU too; what the operators alone bring is measured beside it.
 
     Times are those of the processor: what else runs on the machine takes no part in them.
 
     Args:
         case: whose model.
         root: the folder of the recorded data.
-        rounds: of one step on each implementation, in random order.
+        rounds: of one step on each, in random order.
 
     Returns:
-        ``milliseconds`` per step by implementation, the median; ``speedup``, the median of the ratios within a round;
-        ``attention_share`` and ``encoder_share`` of a fused step; ``data_milliseconds`` to make the batch.
+        ``milliseconds`` per step, the median, ``fused``, by the ``reference``, and with nothing but the ``operators``
+        of the reference; ``speedup`` over the reference and ``operator_speedup`` over its operators, the medians of
+        the ratios within a round; ``attention_share`` and ``encoder_share`` of a fused step; ``data_milliseconds`` to
+        make the batch.
     """
     torch.set_num_threads(1)
     config = config_of(case, str(root), Path())
@@ -55,13 +62,12 @@ def time_steps(case: Case, root: Path, *, rounds: int = 31) -> dict[str, Any]:
     order = random.Random(0)
     for number in range(_WARM_UP + rounds):
         for way in order.sample(_WAYS, len(_WAYS)):
-            use_implementation(model, way)
+            _use(model, way)
             start = time.process_time()
             step()
             if number >= _WARM_UP:
                 samples[way].append(time.process_time() - start)
-    use_implementation(model, "fused")
-    ratios = [slow / fast for slow, fast in zip(samples["reference"], samples["fused"], strict=True)]
+    _use(model, "fused")
     with profile(activities=[ProfilerActivity.CPU]) as profiler:
         step()
     events = profiler.key_averages()
@@ -69,12 +75,25 @@ def time_steps(case: Case, root: Path, *, rounds: int = 31) -> dict[str, Any]:
     attention = sum(event.self_cpu_time_total for event in events if event.key.startswith("crossmodal::"))
     return {
         "milliseconds": {way: 1e3 * statistics.median(times) for way, times in samples.items()},
-        "speedup": statistics.median(ratios),
+        "speedup": _speedup(samples["reference"], samples["fused"]),
+        "operator_speedup": _speedup(samples["operators"], samples["fused"]),
         "attention_share": attention / max(whole, 1e-9),
         "encoder_share": _encoder_share(model, batch, statistics.median(samples["fused"])),
         "data_milliseconds": 1e3 * making,
         "rounds": rounds,
     }
+
+
+def _use(model: Model, way: str) -> None:
+    use_implementation(model, "fused" if way == "fused" else "reference")
+    if way == "operators":
+        for module in model.modules():
+            if isinstance(module, Bidirectional):
+                use_implementation(module, "fused")
+
+
+def _speedup(slow: Sequence[float], fast: Sequence[float]) -> float:
+    return statistics.median(one / other for one, other in zip(slow, fast, strict=True))
 
 
 def _encoder_share(model: Model, batch: Batch, step_seconds: float) -> float:

@@ -9,7 +9,7 @@ from torch.nn.functional import cross_entropy
 
 from crossmodal._validate import check_count, check_counts
 from crossmodal.blocks.common_block import CommonBlock
-from crossmodal.blocks.operators import Implementation, operators_of
+from crossmodal.blocks.operators import Implementation, operators_of, use_implementation
 from crossmodal.data.sample import Question
 from crossmodal.encoders.output import EncoderOutput
 from crossmodal.models.modalities import channels_by_modality
@@ -78,7 +78,7 @@ class Captioner(nn.Module):
         dropout: of what the blocks add.
         positions: see :class:`crossmodal.models.Positions`; what was said knows its own.
         auxiliary: see :class:`crossmodal.models.Questions`.
-        implementation: of the operators.
+        implementation: of the operators, and of the encoders.
 
     Raises:
         ValueError: when there is no encoder, ``width`` is not a multiple of ``num_heads``, a number is too small, or
@@ -118,6 +118,7 @@ class Captioner(nn.Module):
         )
         self.auxiliary = Questions(width, auxiliary, encoders)
         self.head = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, symbols + 1))
+        use_implementation(self, implementation)
 
     @property
     def modalities(self) -> tuple[str, ...]:

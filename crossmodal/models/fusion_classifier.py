@@ -65,8 +65,8 @@ class FusionClassifier(nn.Module):
             what they miss. Only for classification, one class of several.
         auxiliary: by modality, a question that this modality alone answers (:class:`crossmodal.models.Questions`).
         dropout: before the head.
-        implementation: ``"fused"`` for :mod:`crossmodal`, ``"reference"`` for plain torch; same weights,
-            same answers.
+        implementation: ``"fused"`` for :mod:`crossmodal`, ``"reference"`` for plain torch, in the encoders too; same
+            weights, same answers.
 
     Raises:
         ValueError: when there is no encoder, ``width`` is not a multiple of ``num_heads`` or a number is too small, for
@@ -136,6 +136,7 @@ class FusionClassifier(nn.Module):
         self.experts = nn.ModuleDict({name: expert(num_classes) for name in encoders if experts != "none"})
         self.trust = qualities() if experts == "product" else None
         self.auxiliary = Questions(width, auxiliary, encoders)
+        self.implementation = implementation  # of the encoders too
 
     @property
     def modalities(self) -> tuple[str, ...]:

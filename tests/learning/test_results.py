@@ -10,10 +10,12 @@ import torch
 pytest.importorskip("accelerate", reason="needs the extra train")
 pytest.importorskip("soundfile", reason="needs the extra train")
 
+from crossmodal import reference
 from crossmodal.data.av_find import CELL, GRID
 from crossmodal.data.av_mnist import av_mnist
 from crossmodal.data.open import open_data
-from crossmodal.learning import run
+from crossmodal.encoders import bidirectional, gru_steps
+from crossmodal.learning import run, speed
 from crossmodal.learning.cases import QUALITY, SUM, TASKS, Case, all_cases, config_of, singles_of
 from crossmodal.learning.measures import cells_of_tokens, mass_by_snr, pointing
 from crossmodal.learning.pictures import draw_mass
@@ -141,8 +143,9 @@ def test_speed_has_a_row_per_form_where_it_was_measured():
     row = {
         "task": "speed",
         "form": "cross",
-        "milliseconds": {"fused": 100.0, "reference": 160.0},
+        "milliseconds": {"fused": 100.0, "reference": 160.0, "operators": 150.0},
         "speedup": 1.6,
+        "operator_speedup": 1.49,
         "attention_share": 0.1,
         "encoder_share": 0.7,
         "data_milliseconds": 25.0,
@@ -150,8 +153,30 @@ def test_speed_has_a_row_per_form_where_it_was_measured():
     }
     lines = speed_table([row, {**row, "form": "queries"}]).splitlines()
     assert "X, avx2, 1 thread" in lines[0]
-    assert lines[2] == "| cross | 100 ms | 160 ms, 1.60x as long | 1.78x | 10% | 70% | 20% |"
+    assert lines[2] == "| cross | 100 ms | 160 ms, 1.60x as long | 150 ms, 1.49x as long | 1.78x | 10% | 70% | 20% |"
     assert lines[3].startswith("| queries |")
+
+
+def test_steps_are_timed_fused_in_plain_torch_and_with_operators_alone(root, monkeypatch):
+    seen = []
+    read = gru_steps.read_both_ways
+    monkeypatch.setattr(bidirectional, "read_both_ways", lambda *arguments: seen.append("steps") or read(*arguments))
+    fuse = reference.fuse
+    monkeypatch.setattr(reference, "fuse", lambda *given, **more: seen.append("plain") or fuse(*given, **more))
+    found, steps = set(), speed.use_implementation
+
+    def used(model, implementation):
+        steps(model, implementation)
+        found.add(frozenset(seen))
+        seen.clear()
+
+    monkeypatch.setattr(speed, "use_implementation", used)
+    row = speed.time_steps(Case("hard", "source", 0), root, rounds=1)
+    assert found - {frozenset()} == {frozenset(each) for each in (["steps"], ["plain"], ["steps", "plain"])}
+    assert set(row["milliseconds"]) == {"fused", "reference", "operators"} and min(row["milliseconds"].values()) > 0
+    assert row["speedup"] == row["milliseconds"]["reference"] / row["milliseconds"]["fused"]
+    assert row["operator_speedup"] == row["milliseconds"]["operators"] / row["milliseconds"]["fused"]
+    assert 0 < row["attention_share"] < 1 and row["data_milliseconds"] > 0
 
 
 def test_mass_against_noise_is_the_mean_over_the_seeds(tmp_path):
