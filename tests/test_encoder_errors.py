@@ -199,3 +199,12 @@ def test_sound_in_half_precision_goes_through_the_front_end_in_float32(name, dty
     torch.testing.assert_close(got.features.float(), want.features, rtol=0, atol=atol)
     again = half.float()
     assert torch.equal(again.log_mel(values, lengths)[0], encoder.log_mel(values, lengths)[0])
+
+
+@pytest.mark.parametrize("number", [9, -1])
+@pytest.mark.parametrize("make", [TextEncoder, TransformerTextEncoder])
+def test_words_have_numbers_within_the_vocabulary(make, number):
+    encoder, words = make(9, 8), torch.tensor([[8, 1, number]])
+    with pytest.raises(ValueError, match=rf"words must lie in \[0, 9\), the vocabulary, got {number}"):
+        encoder(words, torch.tensor([3]))
+    assert encoder(words, torch.tensor([2])).features.isfinite().all()  # padding is not looked at

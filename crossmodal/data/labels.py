@@ -14,22 +14,23 @@ class LabelError(ValueError):
     """A label that cannot be used; the message says what it is, to follow the label itself."""
 
 
-class NotFiniteError(LabelError):
-    """A number that is NaN or beyond float32."""
+class BrokenLabelError(LabelError):
+    """No number, one that is NaN or beyond float32, or as many as no other row has: its row is as good as broken."""
 
 
 def classes_of(labels: Sequence[str], task: Task) -> tuple[str, ...]:
     """The names of the classes or outputs.
 
     Args:
-        labels: all there are; the first tells how many outputs a regression has.
+        labels: all there are; the first of numbers tells how many outputs a regression has.
         task: what they are; see :class:`crossmodal.data.manifest.ManifestOptions`.
     """
     if task == "classification":
-        return tuple(sorted(set(labels)))
+        return tuple(sorted({label for label in labels if _parts(label)}))
     if task == "multilabel":
         return tuple(sorted({name for label in labels for name in _parts(label)}))
-    return tuple(f"output {index}" for index in range(len(_parts(labels[0])) if labels else 0))
+    outputs = next((len(_parts(label)) for label in labels if _numbers(label)), 0)
+    return tuple(f"output {index}" for index in range(outputs))
 
 
 def label_encoder(classes: Sequence[str], task: Task) -> Callable[[str], Any]:
@@ -56,17 +57,22 @@ def _marks(label: str, classes: Sequence[str]) -> list[float]:
 
 
 def _values(label: str, outputs: int) -> list[float]:
-    try:
-        values = [float(part) for part in _parts(label)]
-    except ValueError:
-        raise LabelError("which is no number") from None
+    values = _numbers(label)
     if not values:
-        raise LabelError("which holds no number")
+        raise BrokenLabelError("which is no number" if _parts(label) else "which holds no number")
     if len(values) != outputs:
-        raise LabelError(f"which is {len(values)} numbers; the first row has {outputs}")
+        raise BrokenLabelError(f"which is {len(values)} numbers; the first row has {outputs}")
     if not all(abs(value) <= _LARGEST for value in values):
-        raise NotFiniteError("which is not finite in float32")
+        raise BrokenLabelError("which is not finite in float32")
     return values
+
+
+def _numbers(label: str) -> list[float]:
+    """Those of a label; none where a part of it is no number."""
+    try:
+        return [float(part) for part in _parts(label)]
+    except ValueError:
+        return []
 
 
 def _parts(label: str) -> list[str]:

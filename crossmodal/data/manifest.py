@@ -10,7 +10,7 @@ import numpy as np
 
 from crossmodal.data.audio_file import BrokenFileError
 from crossmodal.data.check_options import check_options
-from crossmodal.data.labels import LabelError, NotFiniteError, classes_of, label_encoder
+from crossmodal.data.labels import BrokenLabelError, LabelError, classes_of, label_encoder
 from crossmodal.data.manifest_dataset import ManifestDataset
 from crossmodal.data.reader import Reader, ReaderOptions, make_reader
 from crossmodal.data.sample import Dataset, Splits, Task
@@ -105,7 +105,8 @@ def read_manifest(path: Path, *, labelled: bool = True) -> list[Row]:
         ManifestError: when a column or a label is missing, or the file is no table.
     """
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such manifest")
+        place = "" if path.is_absolute() else f" in {Path.cwd()}"
+        raise FileNotFoundError(f"{path}: no such manifest{place}")
     rows = []
     for number, (values, problem) in enumerate(read_table(path), start=1):
         columns = [name for name in COLUMNS if name in values]
@@ -270,7 +271,7 @@ def _labels(
         try:
             if not problem:
                 labels[row.number] = encode(row.label)
-        except NotFiniteError as error:
+        except BrokenLabelError as error:
             problem = f"has the label {row.label!r}, {error}"
         except LabelError as error:
             raise ManifestError(f"{path}: row {row.number} has the label {row.label!r}, {error}") from None

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from crossmodal._validate import check_count, check_counts
+from crossmodal._validate import check_count, check_counts, values_are_readable
 from crossmodal.blocks.common_block import CommonBlock
 from crossmodal.encoders.bidirectional import Bidirectional, Kind, check_channels, last_states
 from crossmodal.encoders.lengths import check_sequences
@@ -33,10 +33,12 @@ class TextEncoder(nn.Module):
         self.summary = summary
 
     def forward(self, words: Tensor, lengths: Tensor) -> EncoderOutput:
-        """``(B, L)`` int64 and ``(B,)`` in words; features ``(B, L, channels)``, or one token."""
+        """``(B, L)`` int64 and ``(B,)`` in words; features ``(B, L, channels)``, or one token.
+
+        Raises ValueError for a number that no word has (on CPU).
+        """
         check_sequences("words", words, lengths)
-        words = words.where(is_real(lengths, words.shape[1]), 0)
-        read = self.recurrent(self.embedding(words), lengths)
+        read = self.recurrent(_embed(self.embedding, words, lengths), lengths)
         if self.summary and read.shape[1]:
             return EncoderOutput(last_states(read, lengths), lengths.clamp(max=1))
         return EncoderOutput(read, lengths)
@@ -74,11 +76,25 @@ class TransformerTextEncoder(nn.Module):
         self.norm = nn.LayerNorm(channels)
 
     def forward(self, words: Tensor, lengths: Tensor) -> EncoderOutput:
-        """``(B, L)`` int64 and ``(B,)`` in words; features ``(B, min(L, longest), channels)``."""
+        """``(B, L)`` int64 and ``(B,)`` in words; features ``(B, min(L, longest), channels)``.
+
+        Raises ValueError for a number that no word has (on CPU).
+        """
         words, lengths = words[:, : len(self.position)], lengths.clamp(max=len(self.position))
         check_sequences("words", words, lengths)
-        words = words.where(is_real(lengths, words.shape[1]), 0)
-        tokens = self.embedding(words) + self.position[: words.shape[1]]
+        tokens = _embed(self.embedding, words, lengths) + self.position[: words.shape[1]]
         for layer in self.layers:
             tokens, _ = layer(tokens, [(tokens, lengths)])
         return EncoderOutput(self.norm(tokens), lengths)
+
+
+def _embed(embedding: nn.Embedding, words: Tensor, lengths: Tensor) -> Tensor:
+    real = words.where(is_real(lengths, words.shape[1]), 0)
+    if real.numel() and values_are_readable(real):
+        least, most = map(int, torch.aminmax(real))
+        if least < 0 or most >= embedding.num_embeddings:
+            raise ValueError(
+                f"words must lie in [0, {embedding.num_embeddings}), the vocabulary, got {least if least < 0 else most}"
+            )
+    embedded: Tensor = embedding(real)
+    return embedded

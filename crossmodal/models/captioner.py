@@ -105,8 +105,8 @@ class Captioner(nn.Module):
         check_count("layers", layers, 0)
         self.longest = longest
         self.positions = Positions(positions, encoders, width)
-        self.encoders = nn.ModuleDict(encoders)
         sizes = channels_by_modality(encoders, channels)
+        self.encoders = nn.ModuleDict(encoders)
         self.to_common = nn.ModuleDict(
             {name: nn.Sequential(nn.Linear(sizes[name], width), nn.LayerNorm(width)) for name in encoders}
         )

@@ -99,8 +99,8 @@ class FusionClassifier(nn.Module):
         if experts == "product" and num_classes == 1:
             raise ValueError("experts must be none or auxiliary for a single output, which is no class, got 'product'")
         self._experts: Experts = experts
-        self.encoders = nn.ModuleDict(encoders)
         sizes = channels_by_modality(encoders, channels)
+        self.encoders = nn.ModuleDict(encoders)
         self.to_common = nn.ModuleDict(
             {name: nn.Sequential(nn.Linear(sizes[name], width), nn.LayerNorm(width)) for name in encoders}
         )

@@ -11,12 +11,17 @@ def channels_by_modality(encoders: Mapping[str, nn.Module], channels: int | Mapp
     """Of the features of each encoder.
 
     Raises:
-        ValueError: when there is no encoder, or the channels of one are not given or not positive.
+        ValueError: when there is no encoder, one has a name that no part of a module can have, or the channels of one
+            are not given or not positive.
     """
     if not encoders:
         raise ValueError("encoders must hold at least one modality, got none")
     sizes = dict(channels) if isinstance(channels, Mapping) else dict.fromkeys(encoders, channels)
     for name in encoders:
+        try:
+            nn.ModuleDict({name: nn.Identity()})
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"encoders must have names that modules can have, got {name!r}: {error.args[0]}") from None
         if name not in sizes:
             raise ValueError(f"channels must have a number for {name}, got {', '.join(sizes) or 'none'}")
         check_count(f"channels of {name}", sizes[name])

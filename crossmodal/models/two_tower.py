@@ -10,7 +10,7 @@ from torch.nn.functional import normalize
 
 from crossmodal._validate import check_counts
 from crossmodal.blocks.common_pool import CommonPool
-from crossmodal.blocks.operators import Implementation
+from crossmodal.blocks.operators import Implementation, use_implementation
 from crossmodal.models.codebook import OwnStatistics, SharedCodebook
 from crossmodal.models.modalities import channels_by_modality, check_given
 from crossmodal.nn import ModalityDiscriminator
@@ -43,7 +43,7 @@ class TwoTower(nn.Module):
         codes, code_groups: of a codebook that all modalities share and that their embeddings are put together of, after
             batch normalisation of each modality by itself (:class:`crossmodal.models.SharedCodebook`); 0 codes: none,
             embeddings are any vectors of length 1.
-        implementation: of the operators.
+        implementation: of the operators, and of the encoders.
 
     Attributes:
         log_scale, shift: what the losses make of cosines; see :mod:`crossmodal.models.contrastive`.
@@ -68,8 +68,8 @@ class TwoTower(nn.Module):
     ) -> None:
         super().__init__()
         check_counts(width=width)
-        self.encoders = nn.ModuleDict(encoders)
         sizes = channels_by_modality(encoders, channels)
+        self.encoders = nn.ModuleDict(encoders)
         self.to_common = nn.ModuleDict(
             {name: nn.Sequential(nn.Linear(sizes[name], width), nn.LayerNorm(width)) for name in encoders}
         )
@@ -99,6 +99,7 @@ class TwoTower(nn.Module):
         )
         self.codebook = SharedCodebook(width, groups=code_groups, codes=codes) if codes else None
         self.own_statistics = nn.ModuleDict({name: OwnStatistics(width) for name in encoders} if codes else {})
+        use_implementation(self, implementation)
 
     @property
     def modalities(self) -> tuple[str, ...]:

@@ -152,9 +152,9 @@ def test_file_that_is_no_table_is_named(tmp_path, name, content):
         read_manifest(tmp_path / name)
 
 
-def test_label_that_is_no_number_is_named(folder):
+def test_labels_of_which_none_is_a_number_are_refused(folder):
     path = write_csv(folder / "m.csv", ROWS)
-    with pytest.raises(ManifestError, match="row 1 has the label 'cat', which is no number"):
+    with pytest.raises(ManifestError, match=r"\(4 skipped; the first: row 1 has the label 'cat', which is no number"):
         manifest_splits(path, None, ManifestOptions(task="regression", image_size=(3, 8, 8)))
 
 
@@ -251,23 +251,36 @@ def numbers(folder, *more):
     return path
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("-inf"), 1e300])
-def test_label_that_is_not_finite_is_a_broken_row(tmp_path, value):
+@pytest.mark.parametrize(
+    ("value", "problem"),
+    [
+        *((value, "which is not finite") for value in (float("nan"), float("-inf"), 1e300)),
+        *((value, "which is no number") for value in ("n/a", "1;n/a")),
+        *((value, "which holds no number") for value in ([], ";")),
+        ([1, 2], "which is 2 numbers; the first row has 1"),
+    ],
+)
+def test_label_that_is_no_number_as_the_others_is_a_broken_row(tmp_path, value, problem):
     splits = manifest_splits(numbers(tmp_path, value), None, ManifestOptions(task="regression"))
     assert sum(map(len, splits[:3])) == 20
     (skipped,) = splits.description["skipped"]
-    assert skipped.startswith("row 21 has the label") and "not finite" in skipped
-    with pytest.raises(ManifestError, match=r"m\.jsonl: row 21 has the label .* not finite"):
+    assert skipped.startswith("row 21 has the label") and problem in skipped
+    with pytest.raises(ManifestError, match=r"m\.jsonl: row 21 has the label .*" + problem):
         manifest_splits(numbers(tmp_path, value), None, ManifestOptions(task="regression", strict=True))
 
 
-@pytest.mark.parametrize(
-    ("value", "problem"),
-    [([], "holds no number"), (";", "holds no number"), ([1, 2], "is 2 numbers; the first row has 1")],
-)
-def test_labels_have_the_same_number_of_values(tmp_path, value, problem):
-    with pytest.raises(ManifestError, match=f"row 21 has the label '.*', which {problem}"):
-        manifest_splits(numbers(tmp_path, value), None, ManifestOptions(task="regression"))
+def test_the_first_label_of_numbers_tells_how_many_there_are(tmp_path):
+    path = numbers(tmp_path)
+    path.write_text('{"text": "w", "label": "n/a", "split": "train"}\n' + path.read_text())
+    splits = manifest_splits(path, None, ManifestOptions(task="regression"))
+    assert splits.train.classes == ("output 0",) and sum(map(len, splits[:3])) == 20
+
+
+def test_a_label_that_names_nothing_is_no_class(tmp_path):
+    rows = [{"text": "w", "label": "a"}] * 20 + [{"text": "w", "label": []}]
+    (tmp_path / "m.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    with pytest.raises(ManifestError, match="row 21 has the label ';', which is none of a"):
+        manifest_splits(tmp_path / "m.jsonl", None, ManifestOptions())
 
 
 @pytest.mark.parametrize(("name", "none"), [("m.jsonl", []), ("m.csv", ";")])

@@ -1,5 +1,7 @@
 """What models refuse, each in one line that says what would be right."""
 
+import re
+
 import pytest
 import torch
 
@@ -45,6 +47,13 @@ def call(kind, model, inputs, lengths):
 def test_without_encoders_there_is_no_model(kind):
     with pytest.raises(ValueError, match="encoders must hold at least one modality, got none"):
         MAKE[kind]({}, channels=8)
+
+
+@pytest.mark.parametrize("name", ["a.b", "", "keys", 3])
+@pytest.mark.parametrize("kind", MAKE)
+def test_modalities_have_names_that_modules_can_have(kind, name):
+    with pytest.raises(ValueError, match=re.escape(f"encoders must have names that modules can have, got {name!r}: ")):
+        MAKE[kind]({name: TextEncoder(9, 8)}, channels=8)
 
 
 @pytest.mark.parametrize("kind", MAKE)

@@ -220,7 +220,7 @@ def test_search_needs_two_towers(trained, folder, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["train", "--data", "none.csv", "--out", "{out}"], "none.csv: no such manifest"),
+        (["train", "--data", "none.csv", "--out", "{out}"], "none.csv: no such manifest in /"),
         (["train", "--data", "avmnist", "--out", "{out}"], "root must be the folder"),
         (["train", "--data", "digits", "--out", "{out}", "--set", "widht=3"], "unknown setting widht"),
         (["train", "--data", "digits", "--out", "{out}", "--set", "width=wide"], "width must be int, got 'wide'"),
