@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import importlib.util
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from ninja import ninja_syntax
@@ -39,9 +41,9 @@ INCLUDES = (NATIVE / "emulator" / "include", NATIVE)
 
 def build() -> tuple[Path, Path]:
     """The operators' library and the kernels' library, up to date."""
-    kernels = cuda_sources()
-    _write_ninja(BUILD / "build.ninja", ROOT / "csrc", kernels, with_operators=True)
-    _ninja(BUILD / "build.ninja")
+    with _alone():
+        _write_ninja(BUILD / "build.ninja", ROOT / "csrc", cuda_sources(), with_operators=True)
+        _ninja(BUILD / "build.ninja")
     return BUILD / "operators.so", BUILD / "kernels.so"
 
 
@@ -50,13 +52,23 @@ def build_mutants(bugs: Sequence[Bug]) -> Path:
     folder = BUILD / "mutants"
     csrc = folder / "csrc"
     sources = {csrc / "cuda" / file: text for file, text in with_bugs(ROOT / "csrc" / "cuda", bugs).items()}
-    for stale in {path for path in csrc.glob("**/*") if path.is_file()} - set(sources):
-        stale.unlink()
-    for path, text in sources.items():
-        _write_if_changed(path, text)
-    _write_ninja(folder / "build.ninja", csrc, MUTANTS, with_operators=False)
-    _ninja(folder / "build.ninja")
+    with _alone():
+        for stale in {path for path in csrc.glob("**/*") if path.is_file()} - set(sources):
+            stale.unlink()
+        for path, text in sources.items():
+            _write_if_changed(path, text)
+        _write_ninja(folder / "build.ninja", csrc, MUTANTS, with_operators=False)
+        _ninja(folder / "build.ninja")
     return folder / "kernels.so"
+
+
+@contextmanager
+def _alone() -> Iterator[None]:
+    """Of several test processes one builds, and the others find it built."""
+    BUILD.mkdir(parents=True, exist_ok=True)
+    with (BUILD / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # let go with the file
+        yield
 
 
 def cuda_sources() -> list[str]:
