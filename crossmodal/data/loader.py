@@ -10,6 +10,7 @@ from crossmodal.data.batch import Batch
 from crossmodal.data.collate import Collate
 from crossmodal.data.sample import Dataset
 from crossmodal.data.shards import Shards
+from crossmodal.data.worker_loader import WorkerLoader
 
 
 class StepSampler(Sampler[list[int]]):
@@ -82,16 +83,6 @@ def evaluation_loader(
     return _loader(dataset, collate, steps, workers, device)
 
 
-class _Loader(DataLoader[Batch]):
-    """A worker may die while it hands over a batch: then it is the connection that torch misses."""
-
-    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
-        try:
-            yield from super().__iter__()
-        except (ConnectionError, EOFError) as error:
-            raise RuntimeError("a DataLoader worker exited unexpectedly while it handed over a batch") from error
-
-
 def _loader(
     dataset: Dataset,
     collate: Collate,
@@ -99,7 +90,7 @@ def _loader(
     workers: int,
     device: torch.device | None,
 ) -> DataLoader[Batch]:
-    return _Loader(
+    return WorkerLoader(
         dataset,  # type: ignore[arg-type]  # a Dataset of torch in all but name
         batch_sampler=steps,
         collate_fn=collate,

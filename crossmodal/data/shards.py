@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import IterableDataset
 
 from crossmodal._extras import require
 from crossmodal.data.audio_file import BrokenFileError
@@ -25,6 +25,7 @@ from crossmodal.data.labels import LabelError
 from crossmodal.data.reader import Reader
 from crossmodal.data.sample import Question, Sample, Task
 from crossmodal.data.shard_sample import read_members
+from crossmodal.data.worker_loader import WorkerLoader
 
 _COLUMNS = ("image", "audio", "text", "label")
 _BUFFER = 1000  # samples among which the order is drawn
@@ -151,10 +152,13 @@ class Shards:
         """The batches of an epoch; arguments as for :class:`crossmodal.data.loader.StepSampler`.
 
         Every process reads all files and decodes its own samples. With ``workers``, one process reads ahead.
+
+        Raises:
+            BrokenFileError: when a part of a sample cannot be used, or a file has lost samples since it was opened.
         """
         stream = _Stream(self, collate, batch_size, range(first_step, steps), rank, world_size)
-        ahead = {"num_workers": 1, "prefetch_factor": 4} if workers else {}
-        return iter(DataLoader(stream, batch_size=None, **ahead))  # type: ignore[arg-type]
+        ahead: dict[str, Any] = {"num_workers": 1, "prefetch_factor": 4} if workers else {}
+        return iter(WorkerLoader(stream, batch_size=None, **ahead))
 
     def raw(self) -> Iterator[dict[str, Any]]:
         """The samples of an epoch in its order, not decoded."""
@@ -204,8 +208,11 @@ class Shards:
         problems: dict[int, str] = {}
         count = 0
         try:
+            in_all = _count(path)
+            if not in_all:
+                raise BrokenFileError(f"{path}: holds no samples")
             if not verify:
-                return _Shard(path, _count(path))
+                return _Shard(path, in_all)
             for number, raw in enumerate(_samples(path)):
                 count += 1
                 try:
@@ -231,7 +238,13 @@ class _Shard(NamedTuple):
 
 
 def _sound_samples(shard: _Shard) -> Iterator[dict[str, Any]]:
-    return (raw for number, raw in enumerate(_samples(shard.path)) if number not in shard.broken)
+    left = shard.size
+    for number, raw in enumerate(_samples(shard.path)):
+        if number not in shard.broken:
+            yield raw
+            left -= 1
+    if left > 0:
+        raise BrokenFileError(f"{shard.path}: has lost {left} of its samples since it was opened")
 
 
 def _samples(path: Path) -> Iterator[dict[str, Any]]:
@@ -247,9 +260,15 @@ def _named(path: Path) -> Iterator[None]:
     try:
         yield
     except (tarfile.TarError, zlib.error, EOFError, OSError, ValueError) as error:
-        # tarfile adds a line for each compression it tried, webdataset the stream's address.
-        reason = str(error.args[0] if error.args else error).splitlines()[0].partition(" @ ")[0]
-        raise BrokenFileError(f"{path}: {reason}") from error
+        raise BrokenFileError(f"{path}: {_reason(error)}") from error
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    # webdataset adds what it had read before, and the stream's address; tarfile a line for each compression it tried.
+    said = str(error.args[0] if error.args else error).partition(" dict_keys(")[0].partition(" @ ")[0].splitlines()[0]
+    return "no tar file" if said.startswith("file could not be opened") else said
 
 
 class _Stream(IterableDataset[Batch]):
@@ -269,9 +288,27 @@ class _Stream(IterableDataset[Batch]):
 
 
 def _count(path: Path) -> int:
-    """As webdataset counts: members in a row that share the name before the dot are a sample."""
+    """As webdataset counts: members in a row that share the name before the dot are a sample.
+
+    Raises:
+        BrokenFileError: for a file that is no tar, or that is cut off or damaged anywhere but within a member.
+    """
     names = require("webdataset.tariterators", distribution="webdataset", extra="train")
     with _named(path), tarfile.open(path) as file:
         members = [member.name for member in file if member.isreg() and not re.match(r"__[^/]*__($|/)", member.name)]
+        _check_end(file)
     keys = [key for name in members if (key := names.base_plus_ext(name)[0]) is not None]
     return sum(1 for _ in itertools.groupby(keys))
+
+
+def _check_end(file: tarfile.TarFile) -> None:
+    """A tar ends with blocks of zeros; what is no header, or missing, tarfile takes for the end as well."""
+    assert file.fileobj is not None
+    file.fileobj.seek(file.offset)
+    rest = file.fileobj.read(tarfile.BLOCKSIZE)
+    if len(rest) < tarfile.BLOCKSIZE:
+        raise tarfile.ReadError("cut off: the end of the archive is missing")
+    while rest:
+        if any(rest):
+            raise tarfile.ReadError(f"damaged: no header of a member at byte {file.offset}")
+        rest = file.fileobj.read(tarfile.RECORDSIZE)

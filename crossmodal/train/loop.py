@@ -74,9 +74,8 @@ class Trainer:
         self.learner, self.splits, self.config, self.processes = learner, splits, config, processes
         self.collate = collate
         if not self.steps_per_epoch:
-            step = self.config.batch_size * self.config.accumulate * self.processes.count
             raise ValueError(
-                f"an epoch needs at least one step of {step} samples, got {self._epoch_size()} samples; "
+                f"an epoch needs at least one step of {self.samples_per_step} samples, got {self._epoch_size()} samples; "
                 f"a smaller batch_size makes one"
             )
         learner.prepare(model.to(processes.device))
@@ -91,8 +90,12 @@ class Trainer:
     @property
     def steps_per_epoch(self) -> int:
         """Steps, each of ``accumulate`` batches of every process."""
-        size = self._epoch_size()
-        return size // (self.config.batch_size * self.config.accumulate * self.processes.count)
+        return self._epoch_size() // self.samples_per_step
+
+    @property
+    def samples_per_step(self) -> int:
+        """Of all processes."""
+        return self.config.batch_size * self.config.accumulate * self.processes.count
 
     def run(self, *, after_step: Callable[[], None], keep: Callable[[], None], after_epoch: Callable[[], None]) -> None:
         """Train to the end, from wherever ``progress`` is.

@@ -211,7 +211,9 @@ class _Run:
             }
             scaler = trainer.scaler_state()
             rest = {"groups": moments["param_groups"], "scaler": scaler, "model": self._model}
-            write_tensors(self.out / STATE, tensors, {**vars(progress), **rest})
+            write_tensors(
+                self.out / STATE, tensors, {**vars(progress), **rest, "samples_per_step": trainer.samples_per_step}
+            )
         self.processes.wait()
 
     def _load_state(self) -> None:
@@ -221,6 +223,7 @@ class _Run:
         tensors, description = load_checkpoint(path)
         groups, scaler, saved = description.pop("groups"), description.pop("scaler"), description.pop("model", None)
         trainer = self.trainer
+        samples_per_step = description.pop("samples_per_step", trainer.samples_per_step)
         weights = unflatten(tensors, "weights")
         same = saved == self._model and shapes_of(weights["model"]) == self._shapes
         if not same or bool(trainer.average) != ("average" in weights):
@@ -239,6 +242,8 @@ class _Run:
         trainer.load_scaler(scaler)
         trainer.learner.load_state(unflatten(tensors, "learner"))
         trainer.progress = Progress(**description)
+        # Of another number of processes: what does not fill a step of these is learnt from once more.
+        trainer.progress.step = trainer.progress.step * samples_per_step // trainer.samples_per_step
         print(
             f"Going on from epoch {trainer.progress.epoch + 1}, step {trainer.progress.step + 1}",
             file=self.stream,

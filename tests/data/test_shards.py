@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import tarfile
 
 import pytest
@@ -120,25 +121,65 @@ def test_stream_without_its_broken_samples_goes_on_at_any_step(folder, tmp_path)
     assert len(whole) == 8 and contents(read(data, first_step=1)) == whole[4:]
 
 
-def test_without_verification_a_broken_sample_stops_when_its_turn_comes(folder, tmp_path):
+@pytest.mark.parametrize("workers", [0, 1])
+def test_without_verification_a_broken_sample_stops_when_its_turn_comes(folder, tmp_path, workers):
     data = open_splits(folder, shards=write_some(tmp_path, {"image": "broken.png"}), verify=False).train
     assert len(data) == 7
-    with pytest.raises(BrokenFileError, match=r"some-0\.tar 000000007\.image\.png"):
-        read(data)
+    with pytest.raises(BrokenFileError, match=r"^\S*some-0\.tar 000000007\.image\.png: [^\n]*$"):
+        read(data, workers=workers)
 
 
-@pytest.mark.parametrize("fault", ["empty", "truncated", "no tar"])
+@pytest.mark.parametrize("workers", [0, 1])
+def test_shard_that_has_shrunk_is_named(folder, tmp_path, workers):
+    data = open_splits(folder, shards=write_some(tmp_path, {"text": "right"})).train
+    write_some(tmp_path)
+    with pytest.raises(BrokenFileError, match=r"^\S*some-0\.tar: has lost 1 of its samples since it was opened$"):
+        read(data, workers=workers)
+
+
+def test_what_cannot_be_opened_as_a_file_is_named(folder, tmp_path):
+    write_some(tmp_path)
+    (tmp_path / "some-1.tar").mkdir()
+    (tmp_path / "some-2.tar").symlink_to("nowhere")
+    problems = open_splits(folder, shards=str(tmp_path / "some-*.tar")).description["skipped"]
+    assert [problem.partition("some-")[2] for problem in problems] == [
+        "1.tar: Is a directory",
+        "2.tar: No such file or directory",
+    ]
+
+
+def damaged(tar):
+    """What may become of a tar file, by name, and what is said of it."""
+    with tarfile.open(fileobj=io.BytesIO(tar)) as file:
+        start = [member.offset for member in file][6]  # of the third sample
+        end = file.offset
+    return {
+        "empty": (b"", "empty file|no tar file"),
+        "no tar": (b"no tar at all" * 100, "no tar file|truncated header"),
+        "no member": (bytes(10240), "holds no samples"),
+        "cut within a member": (tar[: start + 600], "unexpected end of data|empty header"),
+        "cut between samples": (tar[:start], "cut off: the end of the archive is missing"),
+        "no end": (tar[:end], "cut off: the end of the archive is missing"),
+        "damaged header": (tar[:start] + b"?" * 512 + tar[start + 512 :], f"damaged: no header of a member at byte {start}"),
+        "block of zeros": (tar[:start] + bytes(512) + tar[start + 512 :], f"damaged: no header of a member at byte {start}"),
+    }
+
+
+FAULTS = ("empty", "no tar", "no member", "cut within a member", "cut between samples", "no end")
+
+
+@pytest.mark.parametrize("fault", [*FAULTS, "damaged header", "block of zeros"])
 @pytest.mark.parametrize("verify", [True, False])
 def test_broken_tar_is_named_skipped_and_counted_or_stops(folder, tmp_path, fault, verify):
     pattern = write_some(tmp_path)
     whole = (tmp_path / "some-0.tar").read_bytes()
-    content = {"empty": b"", "truncated": whole[:5000], "no tar": b"no tar at all" * 100}[fault]
+    content, problem = damaged(whole)[fault]
     (tmp_path / "some-1.tar").write_bytes(content)
     splits = open_splits(folder, shards=pattern, verify=verify)
     assert len(splits.train) == 6 and sum(len(batch.labels) for batch in read(splits.train)) == 6
     (skipped,) = splits.description["skipped"]
-    assert "some-1.tar: " in skipped and "\n" not in skipped and "object" not in skipped
-    with pytest.raises(BrokenFileError, match=r"some-1\.tar: "):
+    assert re.search(rf"some-1\.tar: ({problem})", skipped) and "\n" not in skipped and "object" not in skipped
+    with pytest.raises(BrokenFileError, match=rf"some-1\.tar: ({problem})"):
         open_splits(folder, shards=pattern, verify=verify, strict=True)
 
 
