@@ -103,7 +103,11 @@ def _add_predict(commands: Any) -> None:
     )
     predict.add_argument("run_folder", type=Path, metavar="RUN")
     predict.add_argument("files", type=Path, nargs="+", metavar="FILE", help="images, sounds, texts, or manifests")
-    predict.add_argument("--together", action="store_true", help="all files are parts of one sample")
+    predict.add_argument(
+        "--together",
+        action="store_true",
+        help="all files are parts of one sample; a broken one skips it",
+    )
     predict.add_argument("--root", type=Path, metavar="DIR", help="of a manifest's paths (default: its folder)")
     predict.add_argument("--links", type=natural, default=3, metavar="N", help="tokens told (default: 3)")
     predict.add_argument("--strict", action="store_true", help="a broken file ends it")

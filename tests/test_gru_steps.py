@@ -162,6 +162,16 @@ def test_layers_with_hooks_are_called(register):
     assert called
 
 
+def test_layers_are_called_where_all_modules_have_a_hook():
+    layer, called = Bidirectional("gru", 6, 8).double(), []
+    hook = torch.nn.modules.module.register_module_forward_hook(lambda module, *_: called.append(module))
+    try:
+        layer(tokens(), LENGTHS)
+    finally:
+        hook.remove()
+    assert called == [layer.ahead, layer.back, layer]
+
+
 @pytest.mark.slow
 def test_compiled_and_exported_it_is_the_same():
     layer, values = Bidirectional("gru", 6, 8), tokens(torch.float32)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from crossmodal.encoders import AudioEncoder, ImageEncoder, TextEncoder, ViTEncoder
-from crossmodal.models import Captioner, FusionClassifier, modality_sets
+from crossmodal.models import Captioner, FusionClassifier, Transcriber, TwoTower, modality_sets
 
 BATCH, CLASSES, CHANNELS = 5, 7, 16
 
@@ -114,12 +114,25 @@ def test_width_that_does_not_divide_is_refused():
         FusionClassifier({"text": TextEncoder(9, 4)}, channels=4, num_classes=2, width=10, num_heads=4)
 
 
-def test_a_model_built_on_the_reference_has_it_in_its_encoders_too():
-    def parts(implementation):
-        encoders = {"image": ViTEncoder((8, 8), patch=4, channels=16), "audio": AudioEncoder(8000, CHANNELS)}
-        options = {"channels": CHANNELS, "width": 24, "implementation": implementation}
-        models = FusionClassifier(encoders, num_classes=CLASSES, **options), Captioner(encoders, symbols=5, **options)
-        return [{part.implementation for part in model.modules() if "implementation" in vars(part)} for model in models]
+@pytest.mark.parametrize("kind", ["classifier", "captioner", "transcriber", "two_tower"])
+def test_a_model_has_its_implementation_in_all_its_parts(kind):
+    """Whether it was built with it or changed to it, and in its encoders too."""
+    make = {
+        "classifier": lambda *given, **options: FusionClassifier(*given, num_classes=CLASSES, **options),
+        "captioner": lambda *given, **options: Captioner(*given, symbols=5, **options),
+        "transcriber": lambda *given, **options: Transcriber(*given, symbols=5, **options),
+        "two_tower": TwoTower,
+    }[kind]
 
-    assert parts("reference") == [{"reference"}] * 2
-    assert parts("fused") == [{"fused"}] * 2
+    def build(implementation):
+        encoders = {"image": ViTEncoder((8, 8), patch=4, channels=16), "audio": AudioEncoder(8000, CHANNELS)}
+        return make(encoders, channels=CHANNELS, width=24, implementation=implementation)
+
+    def parts(model):
+        return {part.implementation for part in model.modules() if "implementation" in vars(part)}
+
+    for one, other in (("fused", "reference"), ("reference", "fused")):
+        model = build(one)
+        assert model.implementation == one and parts(model) == {one}
+        model.implementation = other
+        assert model.implementation == other and parts(model) == {other}

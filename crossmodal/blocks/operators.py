@@ -35,6 +35,20 @@ def use_implementation(model: nn.Module, implementation: Implementation) -> None
             vars(module)["implementation"] = implementation
 
 
+class Switchable(nn.Module):
+    """A model whose parts all call the operators of one implementation."""
+
+    @property
+    def implementation(self) -> Implementation:
+        """Which operators run; setting it changes all parts."""
+        parts = (vars(module) for module in self.modules())
+        return next((part["implementation"] for part in parts if "implementation" in part), "fused")
+
+    @implementation.setter
+    def implementation(self, implementation: Implementation) -> None:
+        use_implementation(self, implementation)
+
+
 def check_heads(width: int, num_heads: int) -> None:
     """Raises ValueError when the heads do not share the width evenly, or one of both is not positive."""
     check_counts(width=width, num_heads=num_heads)

@@ -25,6 +25,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import _has_any_global_hook
 
 from crossmodal.encoders.padding import mirrored, reverse_real
 from crossmodal.ops._fusion import differentiates_again, gradients_of_reference
@@ -42,7 +43,7 @@ def runs_in_steps(values: Tensor, *layers: nn.Module) -> bool:
         return False
     if not all(type(layer) is nn.GRU and layer.input_size == values.shape[2] for layer in layers):
         return False
-    if any(getattr(layer, hooks) for layer in layers for hooks in _HOOKS):
+    if _has_any_global_hook() or any(getattr(layer, hooks) for layer in layers for hooks in _HOOKS):
         return False  # of which one may make the weights
     tensors = [values, *(weight for layer in layers for weight in _weights(layer))]
     if not all(type(t) in (Tensor, nn.Parameter) and t.is_cpu and t.dtype == values.dtype for t in tensors):

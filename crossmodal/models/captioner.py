@@ -9,7 +9,7 @@ from torch.nn.functional import cross_entropy
 
 from crossmodal._validate import check_count, check_counts
 from crossmodal.blocks.common_block import CommonBlock
-from crossmodal.blocks.operators import Implementation, operators_of, use_implementation
+from crossmodal.blocks.operators import Implementation, Switchable, operators_of
 from crossmodal.data.sample import Question
 from crossmodal.encoders.output import EncoderOutput
 from crossmodal.models.modalities import channels_by_modality
@@ -65,7 +65,7 @@ class DecoderBlock(nn.Module):
         return out
 
 
-class Captioner(nn.Module):
+class Captioner(Switchable):
     """Says what it sees and hears.
 
     Args:
@@ -118,7 +118,7 @@ class Captioner(nn.Module):
         )
         self.auxiliary = Questions(width, auxiliary, encoders)
         self.head = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, symbols + 1))
-        use_implementation(self, implementation)
+        self.implementation = implementation  # of the encoders too
 
     @property
     def modalities(self) -> tuple[str, ...]:

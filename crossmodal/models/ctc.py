@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from crossmodal._validate import values_are_readable
+from crossmodal.encoders.padding import is_real
 from crossmodal.models.symbols import check_symbols
 
 BLANK = 0  # symbols are numbered from 1
@@ -23,11 +25,12 @@ def ctc_loss(logits: Tensor, lengths: Tensor, targets: Tensor) -> Tensor:
         Scalar, the mean over all samples, in nats per symbol. A sample that has too few tokens for its target counts 0.
 
     Raises:
-        ValueError: for a target above ``symbols`` (on CPU).
+        ValueError: for a target above ``symbols``, for 0, and for a symbol behind padding (on CPU).
     """
     check_symbols("targets", targets, logits.shape[2] - 1)
-    real = targets > 0
-    counts = real.sum(1)
+    counts = (targets > 0).sum(1)
+    if values_are_readable(targets) and not torch.equal(targets >= 0, is_real(counts, targets.shape[1])):
+        raise ValueError("targets must be symbols from 1, then padding of negative numbers")
     per_sample = functional.ctc_loss(
         logits.float().log_softmax(2).transpose(0, 1),
         targets.clamp(min=0),

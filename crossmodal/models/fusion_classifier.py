@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.functional import softplus
 
 from crossmodal._validate import check_counts
-from crossmodal.blocks.operators import Implementation, use_implementation
+from crossmodal.blocks.operators import Implementation, Switchable
 from crossmodal.data.sample import Question
 from crossmodal.encoders.output import EncoderOutput
 from crossmodal.models.experts import Expert, Quality, product_of_experts
@@ -40,7 +40,7 @@ class FusionOutput(NamedTuple):
     auxiliary: Mapping[str, Tensor] = {}
 
 
-class FusionClassifier(nn.Module):
+class FusionClassifier(Switchable):
     """Answers a question about samples from the modalities that are there.
 
     Each modality is encoded, ``I' = CNN(I)``, ``T' = RNN(T)``, ``A' = RNN(A)``, and projected into the common
@@ -143,15 +143,6 @@ class FusionClassifier(nn.Module):
         """In the order of the columns of ``mass``."""
         return tuple(self.encoders)
 
-    @property
-    def implementation(self) -> Implementation:
-        """Which operators run; setting it changes all parts."""
-        return self.fusion.implementation
-
-    @implementation.setter
-    def implementation(self, implementation: Implementation) -> None:
-        use_implementation(self, implementation)
-
     def forward(
         self,
         inputs: Mapping[str, Tensor],
@@ -197,7 +188,8 @@ class FusionClassifier(nn.Module):
         """What each query looked at: by modality ``(B, queries, tokens)``, mean over the heads.
 
         Of a sample and query, the weights over the tokens of all modalities together sum to 1. The queries are the
-        learned ones; for the forms ``cross`` and ``source`` there is one per modality, the mean over its tokens.
+        learned ones; for the forms ``cross`` and ``source`` there is one per modality, the mean over its tokens, with
+        weights of 0 where the modality is missing, and for ``cross`` where all others are.
 
         Raises:
             NotImplementedError: for a fusion that does not attend over tokens.

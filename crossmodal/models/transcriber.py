@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from crossmodal._validate import check_count, check_counts
 from crossmodal.blocks.common_block import CommonBlock
-from crossmodal.blocks.operators import Implementation
+from crossmodal.blocks.operators import Implementation, Switchable
 from crossmodal.data.sample import Question
 from crossmodal.encoders.output import EncoderOutput
 from crossmodal.encoders.padding import zero_padding
@@ -32,7 +32,7 @@ class TranscriberOutput(NamedTuple):
     auxiliary: Mapping[str, Tensor] = {}
 
 
-class Transcriber(nn.Module):
+class Transcriber(Switchable):
     """The tokens of one modality attend over themselves and those of all others, and spell what was said by CTC.
 
     Args:
@@ -44,7 +44,7 @@ class Transcriber(nn.Module):
         layers: blocks.
         positions: see :class:`crossmodal.models.Positions`.
         auxiliary: see :class:`crossmodal.models.Questions`.
-        implementation: of the operators.
+        implementation: of the operators, and of the encoders.
 
     Raises:
         ValueError: when ``speech`` or one of ``positions`` has no encoder, that of ``speech`` makes one token of all,
@@ -82,6 +82,7 @@ class Transcriber(nn.Module):
         self.layers = nn.ModuleList(CommonBlock(width, num_heads, implementation=implementation) for _ in range(layers))
         self.auxiliary = Questions(width, auxiliary, encoders)
         self.head = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, symbols + 1))
+        self.implementation = implementation  # of the encoders too
 
     @property
     def modalities(self) -> tuple[str, ...]:

@@ -10,7 +10,7 @@ from torch.nn.functional import normalize
 
 from crossmodal._validate import check_counts
 from crossmodal.blocks.common_pool import CommonPool
-from crossmodal.blocks.operators import Implementation, use_implementation
+from crossmodal.blocks.operators import Implementation, Switchable
 from crossmodal.models.codebook import OwnStatistics, SharedCodebook
 from crossmodal.models.modalities import channels_by_modality, check_given
 from crossmodal.nn import ModalityDiscriminator
@@ -30,7 +30,7 @@ class Embeddings(NamedTuple):
     present: dict[str, Tensor]
 
 
-class TwoTower(nn.Module):
+class TwoTower(Switchable):
     """A tower per modality, two or more: encoder, common space, pooling by learned queries, projection, length 1.
 
     Args:
@@ -99,7 +99,7 @@ class TwoTower(nn.Module):
         )
         self.codebook = SharedCodebook(width, groups=code_groups, codes=codes) if codes else None
         self.own_statistics = nn.ModuleDict({name: OwnStatistics(width) for name in encoders} if codes else {})
-        use_implementation(self, implementation)
+        self.implementation = implementation  # of the encoders too
 
     @property
     def modalities(self) -> tuple[str, ...]:

@@ -5,6 +5,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from crossmodal.train.processes import shared_as
+
 
 class MovingAverage:
     """``average += (1 - d) * (weight - average)`` after every step.
@@ -38,7 +40,7 @@ class MovingAverage:
     def load(self, weights: Mapping[str, Tensor]) -> None:
         """Go on from ``weights``, by name."""
         for name, value in self.weights.items():
-            value.copy_(weights[name])
+            value.copy_(shared_as(value, weights[name]))
 
 
 def _floating(module: nn.Module) -> dict[str, Tensor]:

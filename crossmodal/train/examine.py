@@ -11,6 +11,7 @@ from crossmodal.data.loader import evaluation_loader
 from crossmodal.data.sample import Dataset
 from crossmodal.models.fusion_classifier import FusionClassifier
 from crossmodal.models.modality_dropout import modality_sets
+from crossmodal.models.shares import shares_of
 from crossmodal.models.transcriber import Transcriber
 from crossmodal.models.two_tower import TwoTower
 from crossmodal.train.answers import answers_of
@@ -75,7 +76,7 @@ def mean_mass(model: FusionClassifier, dataset: Dataset, collate: Collate, size:
     mass = model(batch.inputs, batch.lengths, return_mass=True).mass
     if mass is None:
         return {}
-    return dict(zip(model.modalities, mass.mean((0, 1, 2)).tolist(), strict=True))
+    return dict(zip(model.modalities, shares_of(mass.flatten(0, 1)[None]).squeeze(0).tolist(), strict=True))
 
 
 def summary(found: dict[str, Any]) -> str:

@@ -50,6 +50,7 @@ class Inputs:
     def __init__(self, description: dict[str, Any], *, root: Path | None = None, strict: bool = False) -> None:
         self.reader: Reader = reader_from(description["data"]["reader"])
         self.modalities = tuple(description["modalities"])
+        self.needed = "audio" if description["kind"] == "transcriber" else None  # it spells nothing else
         self.root, self.strict = root, strict
         self.skipped: list[str] = []
 
@@ -100,6 +101,8 @@ class Inputs:
                     inputs[kind] = values
             if not inputs:
                 raise BrokenFileError(f"{name}: nothing of the modalities {', '.join(self.modalities)}")
+            if self.needed and self.needed not in inputs:
+                raise BrokenFileError(f"{name}: nothing of {self.needed}, which is spelt")
         except (BrokenFileError, FileNotFoundError) as error:
             if self.strict:
                 raise

@@ -75,8 +75,8 @@ class Trainer:
         self.collate = collate
         if not self.steps_per_epoch:
             raise ValueError(
-                f"an epoch needs at least one step of {self.samples_per_step} samples, got {self._epoch_size()} samples; "
-                f"a smaller batch_size makes one"
+                f"an epoch needs at least one step of {self.samples_per_step} samples, got {self._epoch_size()} "
+                f"samples; a smaller batch_size makes one"
             )
         learner.prepare(model.to(processes.device))
         self.model = processes.prepare(model)

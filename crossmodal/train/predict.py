@@ -12,6 +12,7 @@ from crossmodal.data.collate import Collate
 from crossmodal.data.sample import Sample
 from crossmodal.models.captioner import Captioner
 from crossmodal.models.fusion_classifier import FusionClassifier
+from crossmodal.models.shares import shares_of
 from crossmodal.models.transcriber import Transcriber
 from crossmodal.models.two_tower import TwoTower
 from crossmodal.train.model import Model, modalities_of
@@ -24,9 +25,9 @@ def predict(
     """One row per sample, ready for JSON.
 
     ``name``; of a classification ``answer`` and ``scores`` by class, of a multi-label task the same with all answers
-    above one half, of a regression ``values``; ``mass`` by modality, where the fusion weighs modalities; ``links``, the
-    tokens that received most attention, each with its modality, number, weight and place. A model that spells says
-    ``text``; two towers give ``embeddings`` by modality.
+    above one half, of a regression ``values``; ``mass`` by modality, its share of all attention, where the fusion
+    weighs modalities; ``links``, the tokens that received most of it, each with its modality, number, share and place.
+    A model that spells says ``text``; two towers give ``embeddings`` by modality.
 
     Args:
         model, description: from :func:`crossmodal.train.model.load_model`.
@@ -70,16 +71,16 @@ def _classify(
         else:
             row["values"] = dict(zip(classes, logits.tolist(), strict=True))
     if output.mass is not None:
-        shares = output.mass.mean((1, 2))  # over heads and queries
-        for row, share in zip(rows, shares.tolist(), strict=True):
+        for row, share in zip(rows, shares_of(output.mass).tolist(), strict=True):
             row["mass"] = dict(zip(model.modalities, share, strict=True))
     try:
         attention = model.attention(batch.inputs, batch.lengths)
     except NotImplementedError:  # a form without attention over tokens
         return
-    for index, row in enumerate(rows):
-        weights = {name: part[index].mean(0) for name, part in attention.items()}
-        row["links"] = top_links(model, weights, links)
+    sizes = [part.shape[2] for part in attention.values()]
+    weights = shares_of(torch.cat(list(attention.values()), 2).unsqueeze(1))
+    for row, found in zip(rows, weights, strict=True):
+        row["links"] = top_links(model, dict(zip(attention, found.split(sizes), strict=True)), links)
 
 
 def top_links(model: FusionClassifier, weights: dict[str, Tensor], count: int) -> list[dict[str, Any]]:

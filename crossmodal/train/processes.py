@@ -12,6 +12,7 @@ from torch.distributed.checkpoint.state_dict import (
     set_model_state_dict,
     set_optimizer_state_dict,
 )
+from torch.distributed.tensor import distribute_tensor
 
 from crossmodal._extras import require
 from crossmodal.nn._products import has_instructions
@@ -114,6 +115,15 @@ def whole_tensor(value: Tensor) -> Tensor:
     """Gathered from all processes where they share it."""
     gather = getattr(value, "full_tensor", None)
     return value if gather is None else gather()
+
+
+def shared_as(value: Tensor, whole: Tensor) -> Tensor:
+    """The inverse: of a tensor that every process has whole, what this one keeps where they share ``value``."""
+    mesh = getattr(value, "device_mesh", None)
+    if mesh is None:
+        return whole
+    shared: Tensor = distribute_tensor(whole.to(value.device), mesh, value.placements)  # type: ignore[attr-defined]
+    return shared
 
 
 def load_whole_state(

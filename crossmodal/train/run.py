@@ -127,8 +127,8 @@ class _Run:
         self._model = json.loads(json.dumps({k: v for k, v in self.description.items() if k != "data"}))
         if config.parallel == "fsdp" and processes.count > 1 and self.description["kind"] == "captioner":
             raise ValueError("parallel must be ddp for a captioner: it is asked symbol by symbol, past FSDP's hooks")
-        if config.parallel == "fsdp" and processes.count > 1 and config.adversary_steps:
-            raise ValueError("parallel must be ddp for an adversary with steps of its own: it needs its whole weights")
+        if config.parallel == "fsdp" and processes.count > 1 and self.description["kind"] == "two_tower":
+            raise ValueError("parallel must be ddp for two towers: losses use their scale past FSDP's hooks")
         model = build_model(self.description, seed=config.seed)
         self._shapes = shapes_of(model.state_dict())
         if fresh:

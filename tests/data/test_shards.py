@@ -153,6 +153,7 @@ def damaged(tar):
     with tarfile.open(fileobj=io.BytesIO(tar)) as file:
         start = [member.offset for member in file][6]  # of the third sample
         end = file.offset
+    no_header = f"damaged: no header of a member at byte {start}"
     return {
         "empty": (b"", "empty file|no tar file"),
         "no tar": (b"no tar at all" * 100, "no tar file|truncated header"),
@@ -160,8 +161,8 @@ def damaged(tar):
         "cut within a member": (tar[: start + 600], "unexpected end of data|empty header"),
         "cut between samples": (tar[:start], "cut off: the end of the archive is missing"),
         "no end": (tar[:end], "cut off: the end of the archive is missing"),
-        "damaged header": (tar[:start] + b"?" * 512 + tar[start + 512 :], f"damaged: no header of a member at byte {start}"),
-        "block of zeros": (tar[:start] + bytes(512) + tar[start + 512 :], f"damaged: no header of a member at byte {start}"),
+        "damaged header": (tar[:start] + b"?" * 512 + tar[start + 512 :], no_header),
+        "block of zeros": (tar[:start] + bytes(512) + tar[start + 512 :], no_header),
     }
 
 

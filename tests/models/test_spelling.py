@@ -53,6 +53,12 @@ def test_ctc_loss_is_minus_the_log_of_the_sum_over_all_paths():
     assert got.item() == pytest.approx(-torch.tensor(total).log().item() / 2, rel=1e-4)
 
 
+@pytest.mark.parametrize("targets", [[1, 0, 2], [-1, 1, 2], [0, 0, 0]])
+def test_symbols_are_counted_from_one_and_padding_is_behind_them(targets):
+    with pytest.raises(ValueError, match="targets must be symbols from 1, then padding of negative numbers"):
+        ctc_loss(torch.randn(1, 9, 4), torch.tensor([9]), torch.tensor([targets]))
+
+
 def test_target_longer_than_the_speech_adds_nothing_and_no_infinity():
     logits = torch.randn(1, 2, 3, requires_grad=True)
     loss = ctc_loss(logits, torch.tensor([2]), torch.tensor([[1, 2, 1]]))

@@ -198,6 +198,19 @@ def test_broken_file_is_named_and_skipped_or_ends_it(trained, folder, capsys):
     assert "broken.png" in capsys.readouterr().err
 
 
+def test_shares_add_up_to_one_whatever_is_missing(folder, tmp_path, capsys):
+    """Also of a form where the tokens of each modality ask."""
+    settings, out = write_settings(tmp_path, fusion="cross", epochs=1), tmp_path / "run"
+    assert cli.main(["train", "--data", str(folder / "m.jsonl"), "--config", str(settings), "--out", str(out)]) == 0
+    rows = [{"image": "0.png", "text": "it is left"}, {"image": "0.png", "text": ""}]
+    (folder / "asked.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    capsys.readouterr()
+    assert cli.main(["predict", str(out), str(folder / "asked.jsonl"), "--links", "99"]) == 0
+    both, alone = lines(capsys)
+    assert sum(both["mass"].values()) == pytest.approx(1) == sum(link["weight"] for link in both["links"])
+    assert sum(alone["mass"].values()) == 0 and not alone["links"]  # the image has nobody to ask
+
+
 def test_search_ranks_images_by_text(towers, folder, capsys):
     (folder / "left.txt").write_text("it is left 1")
     among = str(folder / "m.jsonl")

@@ -62,9 +62,29 @@ def test_two_processes_and_an_adversary_with_steps_of_its_own(tmp_path, parallel
         if parallel == "ddp":
             assert status == 0, errors
         else:
-            assert status != 0 and "parallel must be ddp for an adversary with steps of its own" in errors
+            assert status != 0 and "parallel must be ddp for two towers" in errors
     if parallel == "ddp":
         run("train", "--resume", tmp_path / "two")  # by any number of processes
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+def test_two_processes_go_on_with_an_average_of_the_weights(tmp_path, parallel):
+    """The same as without a break, as one process shows of itself; a form whose only modality asks nobody."""
+    manifest = make_manifest(tmp_path, rows=40)
+    settings = write_settings(tmp_path, **STILL, parallel=parallel, fusion="cross", modalities=["image"])
+    once, twice = tmp_path / "once", tmp_path / "twice"
+    command = "train", "--data", manifest, "--config", settings, "--batch-size", 4
+    for status, _, errors in map(finish, pair(*command, "--out", once)):
+        assert status == 0, errors
+    for status, _, errors in map(finish, pair(*command, "--epochs", 1, "--out", twice)):
+        assert status == 0, errors
+    config = (twice / "config.yaml").read_text()
+    (twice / "config.yaml").write_text(config.replace("epochs: 1\n", "epochs: 2\n"))
+    for status, printed, errors in map(finish, pair("train", "--resume", twice)):
+        assert status == 0, errors
+        assert "Going on from epoch 2" in printed or not printed
+    assert history(twice)[1][1] == pytest.approx(history(once)[1][1], rel=0.5)
 
 
 @pytest.mark.slow

@@ -76,6 +76,27 @@ def test_run_killed_after_any_step_ends_the_same(manifest, whole, tmp_path, step
     assert_same(results(tmp_path), whole)
 
 
+@pytest.mark.parametrize(("batch_size", "steps"), [(4, 5), (8, 2), (12, 2), (16, 1)])
+def test_run_goes_on_with_the_samples_that_are_left(manifest, tmp_path, batch_size, steps, monkeypatch):
+    """Of 36 after two steps of 8; with another number of processes another number of samples make a step."""
+    step, taken = Trainer._step, []
+
+    def counted(self, batches, number):
+        taken.append(number)
+        if taken == [0, 1, 2]:
+            raise Killed
+        step(self, batches, number)
+
+    monkeypatch.setattr(Trainer, "_step", counted)
+    with pytest.raises(Killed):
+        start_run(config_of(manifest, epochs=1, ema=0.0), tmp_path, io.StringIO())
+    config = config_of(manifest, epochs=1, ema=0.0, batch_size=batch_size)
+    (tmp_path / "config.yaml").write_text(config.as_yaml())
+    taken[:] = [None]
+    resume_run(tmp_path, io.StringIO())
+    assert len(taken) - 1 == steps
+
+
 @pytest.mark.parametrize("adversary", ["discriminator", "critic"])
 def test_adversary_with_steps_of_its_own_goes_on_the_same(manifest, tmp_path, adversary, monkeypatch):
     """Its optimizer remembers too; killed in the middle of the second epoch."""

@@ -29,6 +29,8 @@ class CrossFusion(Fusion):
             )
             for _ in range(form.layers)
         )
+        if form.modalities == 1:
+            self._ask_nobody()
         self.pools = nn.ModuleList(
             CommonPool(form.width, form.num_heads, implementation=form.implementation) for _ in range(form.modalities)
         )
@@ -60,6 +62,13 @@ class CrossFusion(Fusion):
                     weight = weight.new_zeros(*weight.shape[:2], size)
                 rows[column].append(mean_over_real(zero_padding(weight, one.lengths), one.lengths))
         return [torch.stack(row, 1) for row in rows]
+
+    def _ask_nobody(self) -> None:
+        """What keys and values are made of can learn nothing; several processes would wait for its gradients."""
+        for block in self.modules():
+            if isinstance(block, CommonBlock):
+                for part in (block.source_norm, block.attention.to_key, block.attention.to_value):
+                    part.requires_grad_(False)
 
     def _run(
         self, tokens: Sequence[EncoderOutput | None], biases: Biases, *, return_mass: bool
