@@ -117,6 +117,14 @@ def test_padding_beyond_a_length_may_hold_nan():
 GRIDS = [("resnet", 1, 28), ("resnet", 2, 28), ("resnet", 4, 30), ("vit", 7, 28)]
 
 
+@pytest.mark.parametrize("size", [(32, 32), (70, 129)])
+def test_grid_of_vgg16_counts_the_tokens_of_images_of_its_size(size):
+    encoder, _ = build_encoder(Modality("image", size=(1, *size)), 48, "vgg16")
+    out = encoder(torch.rand(1, 1, *size), torch.ones(1, dtype=torch.int64))
+    assert out.features.shape[1] == encoder.grid[0] * encoder.grid[1]
+    assert VGG16Encoder().grid is None
+
+
 @pytest.mark.parametrize(("name", "stem", "size"), GRIDS)
 def test_grid_counts_the_tokens(name, stem, size):
     edge = (size, size + (7 if name == "vit" else 5))
@@ -284,6 +292,111 @@ def test_backbone_of_transformers_is_an_encoder(kind):
         real = int(out.lengths[1])
         again = HuggingFaceEncoder(model, kind)(changed, lengths)
         torch.testing.assert_close(again.features[1, :real], out.features[1, :real])
+
+
+@pytest.fixture
+def alone(monkeypatch):
+    """A group of this process only."""
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
+    distributed = torch.distributed
+    distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
+    yield
+    distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize("kind", BACKBONES)
+def test_backbone_learns_under_distributed_data_parallel(alone, kind):
+    model, values, lengths = BACKBONES[kind]()
+    model.config.layerdrop = 0.0  # which layers learn is drawn anew for each step
+    encoder = torch.nn.parallel.DistributedDataParallel(HuggingFaceEncoder(model, kind))
+    for _ in range(2):
+        encoder(values, lengths).features.square().sum().backward()
+    assert all(weight.grad is not None for weight in encoder.parameters() if weight.requires_grad)
+
+
+UNUSED = {
+    "Bert": ("text", {"vocab_size": 50}, {"pooler"}),
+    "ViT": ("image", {"image_size": 16, "patch_size": 8}, {"pooler"}),
+    "CLIPVision": ("image", {"image_size": 16, "patch_size": 8}, {"post_layernorm"}),
+    "Dinov2": ("image", {"image_size": 16, "patch_size": 8}, {"embeddings"}),  # its token that masks
+    "DistilBert": ("text", {"vocab_size": 50, "dim": 16, "n_heads": 2, "n_layers": 1, "hidden_dim": 16}, set()),
+}
+
+
+@pytest.mark.parametrize("name", UNUSED)
+def test_weights_that_features_do_not_depend_on_do_not_learn(name):
+    kind, options, unused = UNUSED[name]
+    encoder = HuggingFaceEncoder(tiny(name, **options), kind)
+    still = {weight.split(".")[1] for weight, value in encoder.named_parameters() if not value.requires_grad}
+    assert still == unused
+    assert sum(value.requires_grad for value in encoder.parameters()) > 10
+
+
+def test_looking_for_unused_weights_leaves_modes_and_random_state_alone():
+    model = tiny("Wav2Vec2", **WAV2VEC2).train()
+    model.feature_projection.eval()
+    torch.manual_seed(5)
+    wanted = torch.rand(3)
+    torch.manual_seed(5)
+    encoder = HuggingFaceEncoder(model, "audio")
+    assert torch.equal(torch.rand(3), wanted)
+    assert encoder.training and model.encoder.training and not model.feature_projection.training
+
+
+def test_backbone_opens_where_nothing_learns():
+    with torch.inference_mode():
+        encoder = HuggingFaceEncoder(tiny("Bert", vocab_size=50), "text")
+        assert encoder(torch.ones(1, 3, dtype=torch.int64), torch.tensor([3])).features.isfinite().all()
+
+
+def test_head_of_a_timm_model_does_not_learn():
+    class Headed(torch.nn.Module):
+        num_features = 6
+
+        def __init__(self):
+            super().__init__()
+            self.layer, self.head = torch.nn.Conv2d(3, 6, 4, 4), torch.nn.Linear(6, 10)
+
+        def forward_features(self, pixels):
+            return self.layer(pixels)
+
+    encoder = TimmEncoder(Headed(), size=(3, 8, 8))
+    assert [name for name, weight in encoder.named_parameters() if not weight.requires_grad] == [
+        "model.head.weight",
+        "model.head.bias",
+    ]
+
+
+@pytest.mark.parametrize("name", ["Wav2Vec2", "SEW"])
+@pytest.mark.parametrize("training", [False, True], ids=["evaluation", "training"])
+@pytest.mark.parametrize("lengths", [[0, 0], [0, 3], [24, 1, 0], [0, 2, 400]], ids=str)
+def test_sound_too_short_for_a_token_has_one(name, training, lengths):
+    """In training, stretches of 10 tokens are hidden."""
+    options = {**WAV2VEC2, "squeeze_factor": 1} if name == "SEW" else WAV2VEC2
+    encoder = HuggingFaceEncoder(tiny(name, **options), "audio").train(training)
+    out = encoder(torch.randn(len(lengths), max(lengths)), torch.tensor(lengths))
+    assert out.features.isfinite().all()
+    assert out.lengths.tolist() == [38 if length == 400 else int(length > 0) for length in lengths]
+
+
+def test_sewn_tokens_come_together_even_of_a_short_sound():
+    encoder = HuggingFaceEncoder(tiny("SEW", **WAV2VEC2, squeeze_factor=2), "audio")
+    out = encoder(torch.randn(2, 3), torch.tensor([3, 0]))
+    assert out.features.isfinite().all() and out.lengths.tolist() == [2, 0]
+
+
+def test_sound_without_a_token_is_not_changed_by_what_lies_beyond_it():
+    encoder = HuggingFaceEncoder(tiny("Wav2Vec2", **WAV2VEC2), "audio")
+    waves, lengths = torch.randn(1, 400), torch.tensor([3])
+    alone, among = encoder(waves[:, :3], lengths), encoder(waves, lengths)
+    torch.testing.assert_close(among.features[:, :1], alone.features, atol=1e-5, rtol=1e-4)
+
+
+def test_batch_of_no_words_has_no_tokens():
+    out = HuggingFaceEncoder(tiny("Bert", vocab_size=50), "text")(
+        torch.zeros(2, 0, dtype=torch.int64), torch.zeros(2, dtype=torch.int64)
+    )
+    assert out.features.isfinite().all() and out.lengths.tolist() == [0, 0]
 
 
 def test_frozen_backbone_stays_in_evaluation_mode_and_learns_nothing():

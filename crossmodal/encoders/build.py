@@ -31,7 +31,7 @@ def _image(make: Callable[..., nn.Module]) -> Callable[[Modality, int, Options],
 def _vgg16(modality: Modality, channels: int, options: Options) -> nn.Module:
     assert modality.size is not None
     check_image(modality.size)
-    return VGG16Encoder(**options)
+    return VGG16Encoder(modality.size[1:], **options)
 
 
 def _huggingface(modality: Modality, channels: int, options: Options) -> nn.Module:
@@ -39,7 +39,7 @@ def _huggingface(modality: Modality, channels: int, options: Options) -> nn.Modu
 
 
 def _timm(modality: Modality, channels: int, options: Options) -> nn.Module:
-    return TimmEncoder(**options)
+    return TimmEncoder(size=modality.size, **options)
 
 
 def _text(make: Callable[..., nn.Module], **fixed: Any) -> Callable[[Modality, int, Options], nn.Module]:

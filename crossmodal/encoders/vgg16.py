@@ -22,18 +22,21 @@ class VGG16Encoder(nn.Module):
     :meth:`load_torchvision`. Nothing is downloaded.
 
     Args:
+        size: height and width of the images, where all are alike.
         frozen: the weights are kept as they are; gradients pass to the input, none are kept for the weights.
 
     Attributes:
         channels: 512.
+        grid: rows and columns of the tokens; None without a ``size``.
     """
 
     channels = 512
     mean: Tensor
     deviation: Tensor
 
-    def __init__(self, *, frozen: bool = False) -> None:
+    def __init__(self, size: tuple[int, int] | None = None, *, frozen: bool = False) -> None:
         super().__init__()
+        self.grid = None if size is None else (size[0] // _SMALLEST, size[1] // _SMALLEST)
         layers: list[nn.Module] = []
         inner = 3
         for outer, convolutions in _STAGES:

@@ -58,8 +58,8 @@ def gradient_penalty(critic: Callable[[Tensor], Tensor], first: Tensor, second: 
         first, second: ``(N, ...)`` of one shape.
     """
     share = torch.rand(len(first), *(1,) * (first.ndim - 1), dtype=first.dtype, device=first.device)
-    between = torch.lerp(first, second, share).requires_grad_()
-    with torch.enable_grad():  # a slope can be asked for where nothing is learnt
+    with torch.inference_mode(False), torch.enable_grad():  # a slope can be asked for where nothing is learnt
+        between = torch.lerp(first, second, share).requires_grad_()
         (slope,) = torch.autograd.grad(critic(between).sum(), between, create_graph=True)
     # The root of 0 has no gradient; a critic that is flat somewhere is common at first.
     return mean_or_zero(((slope.flatten(1).square().sum(1) + 1e-12).sqrt() - 1).square())

@@ -1,5 +1,7 @@
 """How well two modalities share a space."""
 
+import math
+
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
@@ -11,7 +13,7 @@ def recall_at(cosines: Tensor, same: Tensor, k: int = 1) -> float:
     """Share of the rows of which one of the ``k`` nearest columns belongs to them.
 
     Columns that are equally near, as embeddings made of few codes often are, count in every order alike: a row counts
-    with its chance over all of them.
+    with its chance over all of them. A cosine that is NaN is further than any other, and its column found by nobody.
 
     Args:
         cosines: ``(N, M)``.
@@ -19,8 +21,11 @@ def recall_at(cosines: Tensor, same: Tensor, k: int = 1) -> float:
         k: how many columns are looked at.
     """
     k = min(k, cosines.shape[1])
+    same = same & ~cosines.isnan()
+    cosines = torch.where(cosines.isnan(), -math.inf, cosines)
     last = cosines.topk(k, dim=1).values[:, -1:]
-    nearer, equal = cosines > last + _EQUAL, (cosines - last).abs() <= _EQUAL
+    nearer = cosines > last + _EQUAL
+    equal = (cosines == last) | ((cosines - last).abs() <= _EQUAL)  # infinities have no difference
     left = k - nearer.sum(1)  # places for those that are equally near as the k-th
     among, wrong = equal.sum(1), (equal & ~same).sum(1)
     # All places go to wrong ones: C(wrong, left) of C(among, left) choices.
@@ -49,18 +54,19 @@ def discriminator_accuracy(
     The adversary of training is no judge of it: it may be weak, or behind.
 
     Args:
-        train: embeddings ``(N, width)`` of the first and of the second modality, to learn from.
+        train: embeddings ``(N, width)`` of the first and of the second modality, to learn from; of any floating dtype
+            and device, the perceptron is of float32.
         test: the same, to be judged on; the two sets should be of equal size.
         hidden: units of the two hidden layers.
         steps: of Adam over all of ``train`` at once.
         seed: of the first weights; the global random state is left as it was.
     """
-    values, kinds = _labelled(train)
-    with torch.random.fork_rng(devices=[]), torch.enable_grad():
+    with torch.random.fork_rng(devices=[]), torch.inference_mode(False), torch.enable_grad():
+        values, kinds = _labelled(train)
         torch.manual_seed(seed)
         probe = nn.Sequential(
             nn.Linear(values.shape[1], hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU(), nn.Linear(hidden, 2)
-        )
+        ).to(values.device)
         optimizer = torch.optim.Adam(probe.parameters(), lr=3e-3, weight_decay=1e-4)
         for _ in range(steps):
             optimizer.zero_grad()
@@ -72,6 +78,5 @@ def discriminator_accuracy(
 
 
 def _labelled(pair: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-    first, second = (part.detach() for part in pair)
-    kinds = torch.cat([torch.zeros(len(first), dtype=torch.int64), torch.ones(len(second), dtype=torch.int64)])
-    return torch.cat([first, second]), kinds
+    values = torch.cat([part.detach().float() for part in pair])
+    return values, (torch.arange(len(values), device=values.device) >= len(pair[0])).long()

@@ -49,9 +49,13 @@ def sigmoid_loss(
 def hardest_negatives(cosines: Tensor, same: Tensor, count: int) -> Tensor:
     """``(B, count)`` int64: of each row the columns that are nearest and do not belong to it, nearest first.
 
+    Of no rows there are none, whatever ``count`` is.
+
     Raises:
         ValueError: when a row has fewer than ``count`` negatives.
     """
+    if not len(cosines):
+        return torch.zeros(0, count, dtype=torch.int64, device=cosines.device)
     fewest = int((~same).sum(1).min())
     if count > fewest:
         raise ValueError(f"count must be at most {fewest}, the negatives of a row, got {count}")

@@ -35,6 +35,7 @@ def open_run(out: Path) -> tuple[Model, dict[str, Any], TrainConfig]:
 def evaluate_run(out: Path, *, data: str | None = None, root: str | None = None, split: str = "test") -> dict[str, Any]:
     """What :func:`crossmodal.train.examine.examine` finds, also written to ``eval.json``; draws pictures beside it.
 
+    ``eval.json`` is written last: where it is new, the pictures are of the same evaluation.
     ``skipped`` says what was wrong with each row that was left out.
 
     Args:
@@ -61,10 +62,10 @@ def evaluate_run(out: Path, *, data: str | None = None, root: str | None = None,
         options=config.options,
     )
     found = {"split": split, **examine(model, description, dataset, config), "skipped": skipped}
-    write_text(out / EVALUATION, json.dumps(found, indent=2) + "\n")
     if "confusion" in found:
         draw_confusion(found["confusion"], description["classes"], out / CONFUSION)
     if isinstance(model, FusionClassifier):
         collate = Collate(modalities_of(description))
         draw_attention(model, collate, dataset, description["classes"], out / ATTENTION)
+    write_text(out / EVALUATION, json.dumps(found, indent=2) + "\n")
     return found

@@ -75,18 +75,33 @@ def draw_attention(
 
 def _draw(axes: Any, name: str, encoder: Any, values: torch.Tensor, length: int, weights: torch.Tensor) -> None:
     color = COLORS.get(name, INK)
-    grid = getattr(encoder, "grid", None)
-    if grid is not None and values.ndim == 3:
-        height, width = values.shape[1:]
-        axes.imshow(values.mean(0).numpy(), cmap="gray_r", extent=(0, width, height, 0))
-        axes.imshow(weights.view(grid).numpy(), cmap="inferno", alpha=0.5, extent=(0, width, height, 0))
-        axes.set(xticks=[], yticks=[])
+    if values.ndim == 3:
+        _draw_image(axes, values, getattr(encoder, "grid", None), weights, color)
         return
     if values.is_floating_point():
         seen = values[: max(length, 1)].numpy()
         axes.plot(np.linspace(0, 1, len(seen)), seen, color=INK, linewidth=0.4, alpha=0.6)
         axes.set(yticks=[], xticks=[])
         axes = axes.twinx()
+    _draw_bars(axes, weights, color)
+
+
+def _draw_image(
+    axes: Any, pixels: torch.Tensor, grid: tuple[int, int] | None, weights: torch.Tensor, color: str
+) -> None:
+    height, width = pixels.shape[1:]
+    axes.imshow(pixels.mean(0).numpy(), cmap="gray_r", extent=(0, width, height, 0))
+    axes.set(xticks=[], yticks=[])
+    if grid is not None:
+        axes.imshow(weights.view(grid).numpy(), cmap="inferno", alpha=0.5, extent=(0, width, height, 0))
+        return
+    # Where the tokens lie is not known, nor whether each lies anywhere: they stand in a row at the foot of the image.
+    foot = axes.inset_axes((0, 0, 1, 0.25))
+    _draw_bars(foot, weights, color)
+    foot.set_axis_off()
+
+
+def _draw_bars(axes: Any, weights: torch.Tensor, color: str) -> None:
     axes.bar(
         (np.arange(len(weights)) + 0.5) / len(weights), weights.numpy(), width=1 / len(weights), color=color, alpha=0.5
     )

@@ -1,5 +1,6 @@
 """Adversaries: gradients turned round, penalties differentiated twice, also through fused attention."""
 
+import pytest
 import torch
 from torch import nn
 
@@ -29,6 +30,21 @@ def test_penalty_is_the_squared_distance_of_the_slope_from_one():
         critic.weight.copy_(torch.tensor([[3.0, 0.0, 4.0]]))
     penalty = gradient_penalty(critic, torch.randn(4, 3), torch.randn(4, 3))
     torch.testing.assert_close(penalty, torch.tensor(16.0))  # (5 - 1)^2
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_penalty_is_told_where_nothing_is_learnt(mode):
+    critic = smooth_critic(3, hidden=4)
+
+    def losses():
+        torch.manual_seed(0)
+        first, second = torch.randn(2, 4, 3)
+        return torch.stack([gradient_penalty(critic, first, second), critic_loss(critic, first, second)])
+
+    wanted = losses()
+    with mode():
+        found = losses()
+    assert not found.requires_grad and torch.equal(found, wanted)
 
 
 def test_flat_critic_has_a_finite_gradient():

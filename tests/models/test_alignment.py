@@ -33,6 +33,16 @@ def test_recall_takes_what_float32_cannot_tell_apart_for_equal():
     assert recall_at(one, torch.tensor([[False, True]])) == pytest.approx(0.5)
 
 
+@pytest.mark.parametrize("k", [1, 2, 3])
+def test_cosine_that_is_not_a_number_is_found_by_nobody(k):
+    nan = float("nan")
+    assert recall_at(torch.full((2, 3), nan), torch.ones(2, 3, dtype=torch.bool), k) == 0
+    cosines = torch.tensor([[nan, 0.5, 0.1], [nan, 0.5, 0.1]])
+    first, last = torch.tensor([True, False, False]), torch.tensor([False, False, True])
+    assert recall_at(cosines, torch.stack([first, first]), k) == 0
+    assert recall_at(cosines, torch.stack([first, last]), k) == (0.5 if k > 1 else 0)
+
+
 def test_gap_is_the_distance_of_the_means():
     first = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
     assert modality_gap(first, first) == 0
@@ -55,3 +65,21 @@ def test_discriminator_leaves_the_global_random_state_alone():
     torch.manual_seed(5)
     discriminator_accuracy((values, values), (values, values), steps=2)
     assert torch.equal(torch.rand(3), wanted)
+
+
+def apart(dtype=torch.float32):
+    generator = torch.Generator().manual_seed(0)
+    first, second = (torch.randn(64, 4, generator=generator).to(dtype) for _ in range(2))
+    return first, second + 3
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
+def test_discriminator_judges_embeddings_of_any_dtype(dtype):
+    assert discriminator_accuracy(apart(dtype), apart(dtype), steps=20) > 0.98
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_discriminator_learns_where_nothing_else_does(mode):
+    wanted = discriminator_accuracy(apart(), apart(), steps=3)
+    with mode():
+        assert discriminator_accuracy(apart(), apart(), steps=3) == wanted

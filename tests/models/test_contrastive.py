@@ -50,6 +50,11 @@ def test_hardest_negatives_are_the_nearest_that_do_not_belong():
         assert columns == others[:2]
 
 
+def test_no_rows_have_no_negatives():
+    found = hardest_negatives(torch.zeros(0, 0), torch.zeros(0, 0, dtype=torch.bool), 2)
+    assert found.shape == (0, 2) and found.dtype == torch.int64
+
+
 def test_more_negatives_than_there_are_is_refused():
     with pytest.raises(ValueError, match="count must be at most 3"):
         hardest_negatives(COSINES, SAME, 4)

@@ -17,6 +17,7 @@ from crossmodal.data import av_find, digit_strings
 from crossmodal.data.batch import Batch
 from crossmodal.data.collate import Collate
 from crossmodal.data.manifest import ManifestOptions, manifest_splits
+from crossmodal.train import evaluation
 from crossmodal.train.answers import answers_of
 from crossmodal.train.checkpoint import load_checkpoint
 from crossmodal.train.config import make_config
@@ -59,6 +60,40 @@ def test_other_tasks_than_classification_are_learnt_and_predicted(tmp_path, task
         assert set(row["scores"]) == {"left", "dark", "right"} and set(row["answer"]) <= set(row["scores"])
     else:
         assert set(row["values"]) == {"output 0", "output 1"}
+
+
+def train_on_images(folder, edge, encoder):
+    options = {"image_size": [3, edge, edge]}
+    settings = {**SETTINGS, "epochs": 1, "options": options, "modalities": ["image"], "encoders": {"image": encoder}}
+    start_run(make_config({**settings, "data": str(make_manifest(folder))}), folder / "run", io.StringIO())
+    return folder / "run"
+
+
+def test_attention_on_an_image_is_drawn_for_vgg16(tmp_path):
+    out = train_on_images(tmp_path, 64, {"name": "vgg16", "frozen": True})
+    evaluate_run(out)
+    assert (out / "attention.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_attention_on_an_image_is_drawn_for_a_backbone_whose_tokens_have_no_place(tmp_path):
+    transformers = pytest.importorskip("transformers", reason="needs the extra backbones")
+    size = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    config = transformers.ViTConfig(**size, image_size=8, patch_size=4)
+    transformers.ViTModel(config).save_pretrained(tmp_path / "vit")
+    out = train_on_images(tmp_path, 8, {"name": "huggingface", "model": str(tmp_path / "vit")})
+    evaluate_run(out)
+    assert (out / "attention.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_evaluation_that_fails_leaves_no_result(tmp_path, monkeypatch):
+    def fail(*arguments):
+        raise OSError("no space left")
+
+    out = train_on_images(tmp_path, 8, {"name": "vit", "patch": 4, "layers": 1})
+    monkeypatch.setattr(evaluation, "draw_attention", fail)
+    with pytest.raises(OSError, match="no space left"):
+        evaluate_run(out)
+    assert not (out / "eval.json").exists()
 
 
 @pytest.mark.parametrize("data", ["avmnist-speaker", "avmnist-hard", "avfind", "avfind-text", "digit-strings"])
