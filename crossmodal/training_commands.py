@@ -59,7 +59,7 @@ def _add_train(commands: Any) -> None:
         "--fusion",
         metavar="NAME",
         help="queries, concat, gated, source, cross, bottleneck, low_rank; two_tower for retrieval; transcriber or "
-        "captioner for texts",
+        "captioner for the texts of digit-strings",
     )
     for flag, kind, text in _SETTINGS:
         train.add_argument(flag, type=kind, metavar="N", help=text)
