@@ -83,7 +83,7 @@ def test_interrupted_run_leaves_a_checkpoint_that_loads(tmp_path):
             assert process.poll() is None and time.monotonic() < deadline
             time.sleep(0.1)
         process.send_signal(signal.SIGINT)
-        printed, _ = process.communicate(timeout=60)
+        printed, _ = process.communicate(timeout=180)
     finally:
         process.kill()
     assert process.returncode == 130

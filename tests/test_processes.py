@@ -61,7 +61,7 @@ def test_forked_child_of_a_process_that_has_used_threads_gives_the_same_bits():
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded")
 def test_workers_of_a_data_loader_give_the_same_bits():
     wanted = call()[0]
-    loader = DataLoader(Attended(), batch_size=2, num_workers=2, multiprocessing_context="fork", timeout=60)
+    loader = DataLoader(Attended(), batch_size=2, num_workers=2, multiprocessing_context="fork", timeout=180)
     got = torch.cat(list(loader))
     assert torch.equal(got, torch.cat([wanted, wanted[:2]]))
 

@@ -24,7 +24,7 @@ _WARM_UP = 2
 _WAYS = ("fused", "reference", "operators")
 
 
-def time_steps(case: Case, root: Path, *, rounds: int = 31) -> dict[str, Any]:
+def time_steps(case: Case, root: Path, *, rounds: int = 61) -> dict[str, Any]:
     """Forward, backward and step of a case's model, on one batch and one thread, in turn on both implementations.
 
     The reference is plain torch throughout, its GRU too; what the operators alone bring is measured beside it.

@@ -105,7 +105,7 @@ data = Numbers()
 data.deadly = 11
 list(evaluation_loader(data, Collate(MODALITIES), 4, workers=2))
 """
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=180)
     assert done.returncode == 1 and "exited unexpectedly" in done.stderr
 
 

@@ -117,8 +117,8 @@ def mutants(emulator):
     return build_mutants(ALL)
 
 
-def first_failure(emulator, kernels, number, checks):
-    """In which problem and mode a bug shows, or None. In a process of its own: a bug may crash."""
+def first_failure(emulator, kernels, number, checks, timeout=60):
+    """In which problem and mode a bug shows, or None. In a process of its own: a bug may crash, or wait for ever."""
     context = multiprocessing.get_context("fork")
     receive, send = context.Pipe(duplex=False)
 
@@ -141,7 +141,7 @@ def first_failure(emulator, kernels, number, checks):
     process = context.Process(target=run)
     process.start()
     send.close()
-    process.join(timeout=60)
+    process.join(timeout)
     if process.is_alive():
         process.kill()
     last = missing = object()
@@ -166,4 +166,4 @@ def test_bug_is_noticed(emulator, emulated_once, mutants, group, bug):
 
 @pytest.mark.parametrize("group", GROUPS.values(), ids=GROUPS)
 def test_without_a_bug_nothing_is_noticed(emulator, emulated_once, mutants, group):
-    assert first_failure(emulator, mutants, NO_BUG, group.checks()) is None
+    assert first_failure(emulator, mutants, NO_BUG, group.checks(), timeout=600) is None

@@ -288,7 +288,7 @@ def test_reader_that_has_read_enough_is_no_error(trained, folder, capfd):
     process = start("predict", trained, *files)
     process.stdout.readline()
     process.stdout.close()
-    assert process.wait(timeout=60) == 0 and process.stderr.read() == ""
+    assert process.wait(timeout=180) == 0 and process.stderr.read() == ""
 
 
 def test_unknown_modality_is_refused_with_the_known_ones(folder, tmp_path, capsys):
