@@ -16,6 +16,8 @@ SPEED = {
     "hard, cross": Case("hard", "cross", 0),
     "sentences, CTC": Case("sentences", "CTC, speech and image", 0),
     "sentences, decoder": Case("sentences", "decoder, speech and image", 0),
+    "clean, source": Case("clean", "source", 0),
+    "AV-Find, cross": Case("find", "cross", 0),
 }
 
 
