@@ -206,7 +206,6 @@ class Shards:
 
     def _survey(self, path: Path, strict: bool, verify: bool) -> "_Shard":
         problems: dict[int, str] = {}
-        count = 0
         try:
             in_all = _count(path)
             if not in_all:
@@ -214,7 +213,6 @@ class Shards:
             if not verify:
                 return _Shard(path, in_all)
             for number, raw in enumerate(_samples(path)):
-                count += 1
                 try:
                     self._read(raw)
                 except BrokenFileError as error:
@@ -225,7 +223,7 @@ class Shards:
             if strict:
                 raise
             return _Shard(path, 0, problems=(str(error),))
-        return _Shard(path, count - len(problems), frozenset(problems), tuple(problems.values()))
+        return _Shard(path, in_all - len(problems), frozenset(problems), tuple(problems.values()))
 
 
 class _Shard(NamedTuple):

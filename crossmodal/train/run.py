@@ -28,6 +28,11 @@ CONFIG, MODEL, STATE = "config.yaml", "model.safetensors", "state.safetensors"
 METRICS, LOG = "metrics.json", "log.csv"
 EVALUATION, CONFUSION, ATTENTION = "eval.json", "confusion.png", "attention.png"
 _BOARD = "tensorboard"
+# Models that FSDP does not train, and why.
+_NOT_SHARDED = {
+    "captioner": "a captioner: it is asked symbol by symbol, past FSDP's hooks",
+    "two_tower": "two towers: FSDP has no way to share a single number, such as their scale",
+}
 
 
 class RunError(RuntimeError):
@@ -125,10 +130,8 @@ class _Run:
         self.description = describe_model(config, self.splits)
         # As JSON gives it back, to be compared with what a state was saved from.
         self._model = json.loads(json.dumps({k: v for k, v in self.description.items() if k != "data"}))
-        if config.parallel == "fsdp" and processes.count > 1 and self.description["kind"] == "captioner":
-            raise ValueError("parallel must be ddp for a captioner: it is asked symbol by symbol, past FSDP's hooks")
-        if config.parallel == "fsdp" and processes.count > 1 and self.description["kind"] == "two_tower":
-            raise ValueError("parallel must be ddp for two towers: losses use their scale past FSDP's hooks")
+        if config.parallel == "fsdp" and processes.count > 1 and self.description["kind"] in _NOT_SHARDED:
+            raise ValueError(f"parallel must be ddp for {_NOT_SHARDED[self.description['kind']]}")
         model = build_model(self.description, seed=config.seed)
         self._shapes = shapes_of(model.state_dict())
         if fresh:

@@ -166,10 +166,19 @@ def damaged(tar):
     }
 
 
-FAULTS = ("empty", "no tar", "no member", "cut within a member", "cut between samples", "no end")
+FAULTS = (
+    "empty",
+    "no tar",
+    "no member",
+    "cut within a member",
+    "cut between samples",
+    "no end",
+    "damaged header",
+    "block of zeros",
+)
 
 
-@pytest.mark.parametrize("fault", [*FAULTS, "damaged header", "block of zeros"])
+@pytest.mark.parametrize("fault", FAULTS)
 @pytest.mark.parametrize("verify", [True, False])
 def test_broken_tar_is_named_skipped_and_counted_or_stops(folder, tmp_path, fault, verify):
     pattern = write_some(tmp_path)
