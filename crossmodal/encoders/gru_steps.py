@@ -25,14 +25,13 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.module import _has_any_global_hook
 
 from crossmodal.encoders.padding import mirrored, reverse_real
+from crossmodal.nn._hooks import are_hooked
 from crossmodal.ops._fusion import differentiates_again, gradients_of_reference
 from crossmodal.ops._plain import nothing_transforms
 
 _WAYS = 2  # ahead and back
-_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
 def runs_in_steps(values: Tensor, *layers: nn.Module) -> bool:
@@ -43,8 +42,8 @@ def runs_in_steps(values: Tensor, *layers: nn.Module) -> bool:
         return False
     if not all(type(layer) is nn.GRU and layer.input_size == values.shape[2] for layer in layers):
         return False
-    if _has_any_global_hook() or any(getattr(layer, hooks) for layer in layers for hooks in _HOOKS):
-        return False  # of which one may make the weights
+    if are_hooked(*layers):
+        return False
     tensors = [values, *(weight for layer in layers for weight in _weights(layer))]
     if not all(type(t) in (Tensor, nn.Parameter) and t.is_cpu and t.dtype == values.dtype for t in tensors):
         return False
