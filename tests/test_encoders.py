@@ -24,9 +24,7 @@ from crossmodal.encoders import (
     build_encoder,
 )
 from crossmodal.encoders.bidirectional import Bidirectional
-from crossmodal.encoders.convolution import ConvOverTime
 from crossmodal.encoders.log_mel import hertz_of, mel_of
-from crossmodal.encoders.patches import PatchEmbedding
 from crossmodal.encoders.voice_warp import warp_time
 from crossmodal.nn._products import has_instructions
 
@@ -445,36 +443,6 @@ def test_unknown_encoder_is_refused_with_the_known_ones():
         ValueError, match="encoder of text must be one of lstm, gru, transformer, huggingface, got 'bert'"
     ):
         build_encoder(Modality("text", vocabulary=9), 16, "bert")
-
-
-@pytest.mark.parametrize("stride", [1, 2])
-@pytest.mark.parametrize("length", [1, 4, 37])
-def test_convolution_over_time_is_that_of_torch(stride, length):
-    ours = ConvOverTime(12, 16, 5, stride=stride, padding=2)
-    torchs = torch.nn.Conv1d(12, 16, 5, stride=stride, padding=2).double()
-    torchs.load_state_dict(ours.state_dict())
-    tokens = torch.randn(3, length, 12, requires_grad=True)
-    exact = tokens.detach().double().requires_grad_()
-    found, wanted = ours(tokens), torchs(exact.transpose(1, 2)).transpose(1, 2)
-    torch.testing.assert_close(found.double(), wanted, atol=1e-5, rtol=1e-5)
-    upstream = torch.randn_like(wanted)
-    found.backward(upstream.float())
-    wanted.backward(upstream)
-    torch.testing.assert_close(tokens.grad.double(), exact.grad, atol=1e-4, rtol=1e-4)
-    torch.testing.assert_close(ours.weight.grad.double(), torchs.weight.grad, atol=1e-4, rtol=1e-4)
-    torch.testing.assert_close(ours.bias.grad.double(), torchs.bias.grad, atol=1e-4, rtol=1e-4)
-
-
-@pytest.mark.parametrize("channels", [1, 3])
-def test_patches_are_those_of_a_convolution(channels):
-    ours, torchs = PatchEmbedding(channels, 8, 4).double(), torch.nn.Conv2d(channels, 8, 4, 4).double()
-    torchs.load_state_dict(ours.state_dict())
-    pixels = torch.randn(2, channels, 8, 12, dtype=torch.float64, requires_grad=True)
-    found, wanted = ours(pixels), torchs(pixels).flatten(2).mT
-    torch.testing.assert_close(found, wanted)
-    upstream = torch.randn_like(found)
-    gradients = torch.autograd.grad(found, [pixels, *ours.parameters()], upstream)
-    torch.testing.assert_close(gradients, torch.autograd.grad(wanted, [pixels, *torchs.parameters()], upstream))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

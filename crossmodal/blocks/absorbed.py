@@ -5,11 +5,12 @@ The projections of keys and values are linear, and a softmax does not notice wha
     q . (W_k x_j + b_k) = (W_k^T q) . x_j + what is the same for every j
     sum_j w_ij (W_v x_j + b_v) = W_v (sum_j w_ij x_j) + b_v
 
-so the queries are projected once for the whole batch, all heads attend over the tokens themselves, y_i = sum_j w_ij x_j,
-and only these few are projected. DeepSeek-V2 (arXiv 2405.04434, section 2.1.2) absorbs its projections in the same way.
-Products of heads are then as wide as the tokens: it pays where there are no more queries, counted in all heads, than
-the tokens have channels.
+so the queries are projected once for the whole batch, the heads attend over the tokens themselves,
+y_i = sum_j w_ij x_j, and only these few are projected. DeepSeek-V2 (arXiv 2405.04434, section 2.1.2) absorbs its
+projections in the same way.
 """
+
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -19,37 +20,65 @@ from crossmodal.nn._hooks import are_hooked
 from crossmodal.ops._plain import nothing_transforms
 
 
-def absorbs(tokens: Tensor, queries: Tensor, num_heads: int, implementation: Implementation, *layers: nn.Module) -> bool:
-    """Whether it pays, which is measured on CPU alone, and the layers are nothing but their weights."""
-    if implementation != "fused" or num_heads * len(queries) > queries.shape[1]:
-        return False
-    if not (tokens.is_cpu and tokens.dtype == queries.dtype and nothing_transforms("cpu")) or are_hooked(*layers):
-        return False
-    return all(type(layer) is nn.Linear and type(layer.weight) is nn.Parameter for layer in layers)
+class AbsorbedQueries(NamedTuple):
+    """Learned queries that attend over tokens as they are, all heads side by side as queries of one head.
 
-
-def absorb_queries(queries: Tensor, to_key: nn.Module, num_heads: int, batch: int) -> Tensor:
-    """``(queries, width)`` to ``(batch, 1, num_heads * queries, width)``, to attend over tokens as they are.
-
-    Scores are to be scaled by :func:`scale_of`.
+    Attributes:
+        queries: ``(queries, width)``.
+        to_key, to_value: the projections of tokens, ``width`` to ``width``, with a bias.
+        num_heads: attention heads.
     """
-    assert isinstance(to_key, nn.Linear)
-    by_head = queries.unflatten(1, (num_heads, -1)).transpose(0, 1)
-    absorbed = torch.bmm(by_head, to_key.weight.unflatten(0, (num_heads, -1))).flatten(0, 1)
-    # Its gradient is zero, which is not the same as none: processes that train together wait for it.
-    absorbed = absorbed + 0.0 * to_key.bias.sum()
-    return absorbed.expand(batch, 1, -1, -1)
+
+    queries: Tensor
+    to_key: nn.Module
+    to_value: nn.Module
+    num_heads: int
+
+    def stand_for(self, tokens: Tensor, implementation: Implementation) -> bool:
+        """Whether they pay, which is measured on CPU alone, and the projections are nothing but their weights.
+
+        Products of heads are as wide as the tokens here: with more queries, counted in all heads, than the tokens have
+        channels, these would cost more than the projections.
+        """
+        if implementation != "fused" or self.num_heads * len(self.queries) > self.queries.shape[1]:
+            return False
+        layers = self.to_key, self.to_value
+        if not all(type(layer) is nn.Linear and type(layer.weight) is nn.Parameter for layer in layers):
+            return False
+        if not tokens.is_cpu or tokens.dtype != self.queries.dtype:
+            return False
+        return nothing_transforms("cpu") and not are_hooked(*layers)
+
+    def query(self, batch: int) -> Tensor:
+        """``(batch, 1, num_heads * queries, width)``; scores are to be multiplied by ``scale``."""
+        weight, bias = _of(self.to_key)
+        absorbed = torch.bmm(self._by_head(self.queries), weight.unflatten(0, (self.num_heads, -1))).flatten(0, 1)
+        # The gradient of the bias is zero, which is not none: processes that train together wait for it.
+        return (absorbed + 0.0 * bias.sum()).expand(batch, 1, -1, -1)
+
+    @property
+    def scale(self) -> float:
+        """Of the heads that share the width."""
+        return float((self.queries.shape[1] // self.num_heads) ** -0.5)
+
+    def project(self, pooled: Tensor) -> Tensor:
+        """``(batch, 1, num_heads * queries, width)`` to ``(batch, num_heads, queries, head_dim)``.
+
+        Where nothing was attended to, zeros become the bias.
+        """
+        weight, bias = _of(self.to_value)
+        rows = (
+            pooled.squeeze(1).unflatten(1, (self.num_heads, -1)).transpose(0, 1)
+        )  # (num_heads, batch, queries, width)
+        by_head = weight.unflatten(0, (self.num_heads, -1)).mT
+        projected = torch.baddbmm(bias.view(self.num_heads, 1, -1), rows.flatten(1, 2), by_head)
+        return projected.unflatten(1, rows.shape[1:3]).transpose(0, 1)
+
+    def _by_head(self, rows: Tensor) -> Tensor:
+        """``(queries, width)`` to ``(num_heads, queries, head_dim)``."""
+        return rows.unflatten(1, (self.num_heads, -1)).transpose(0, 1)
 
 
-def scale_of(queries: Tensor, num_heads: int) -> float:
-    """That of heads that share the width, ``1 / sqrt(head_dim)``."""
-    return float((queries.shape[1] // num_heads) ** -0.5)
-
-
-def project_pooled(pooled: Tensor, to_value: nn.Module, num_heads: int) -> Tensor:
-    """``(B, 1, num_heads * queries, width)`` to ``(B, num_heads, queries, head_dim)``."""
-    assert isinstance(to_value, nn.Linear)
-    by_head = pooled.squeeze(1).unflatten(1, (num_heads, -1)).transpose(0, 1)  # (num_heads, B, queries, width)
-    weight = to_value.weight.unflatten(0, (num_heads, -1)).mT
-    projected = torch.baddbmm(to_value.bias.view(num_heads, 1, -1), by_head.flatten(1, 2), weight)
-    return projected.unflatten(1, by_head.shape[1:3]).transpose(0, 1)
+def _of(layer: nn.Module) -> tuple[Tensor, Tensor]:
+    assert isinstance(layer, nn.Linear)
+    return layer.weight, layer.bias

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from crossmodal._validate import check_counts
-from crossmodal.blocks.absorbed import absorb_queries, absorbs, project_pooled, scale_of
+from crossmodal.blocks.absorbed import AbsorbedQueries
 from crossmodal.blocks.operators import Implementation, check_heads, check_implementation, operators_of
 from crossmodal.nn._heads import merge_heads, split_heads
 
@@ -41,16 +41,14 @@ class CommonPool(nn.Module):
 
     def forward(self, tokens: Tensor, lengths: Tensor) -> Tensor:
         """``(B, L, width)`` and ``(B,)`` to ``(B, out_features)``; zero for a sample of length 0."""
-        operators = operators_of(self.implementation)
-        if absorbs(tokens, self.queries, self.num_heads, self.implementation, self.to_key, self.to_value):
-            query = absorb_queries(self.queries, self.to_key, self.num_heads, len(tokens))
+        attention = operators_of(self.implementation).attention
+        absorbed = AbsorbedQueries(self.queries, self.to_key, self.to_value, self.num_heads)
+        if absorbed.stand_for(tokens, self.implementation):
             rows = tokens.unsqueeze(1)
-            scale = scale_of(self.queries, self.num_heads)
-            pooled = operators.attention(query, rows, rows, key_lengths=lengths, scale=scale)
-            out = project_pooled(pooled, self.to_value, self.num_heads)
-            return merge_heads(out).flatten(1) * (lengths > 0).unsqueeze(1)
+            pooled = attention(absorbed.query(len(tokens)), rows, rows, key_lengths=lengths, scale=absorbed.scale)
+            return merge_heads(absorbed.project(pooled)).flatten(1) * (lengths > 0).unsqueeze(1)
         query, key, value = (
             split_heads(part, self.num_heads)
             for part in (self.queries.expand(len(tokens), -1, -1), self.to_key(tokens), self.to_value(tokens))
         )
-        return merge_heads(operators.attention(query, key, value, key_lengths=lengths)).flatten(1)
+        return merge_heads(attention(query, key, value, key_lengths=lengths)).flatten(1)

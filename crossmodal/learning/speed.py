@@ -15,19 +15,23 @@ from crossmodal.data.batch import Batch
 from crossmodal.data.collate import Collate
 from crossmodal.data.open import open_data
 from crossmodal.encoders.bidirectional import Bidirectional
+from crossmodal.encoders.convolution import ConvOverTime
+from crossmodal.encoders.patches import PatchEmbedding
 from crossmodal.learning.cases import Case, config_of
 from crossmodal.train.learners import make_learner
 from crossmodal.train.model import Model, build_model, describe_model, modalities_of
 
 _WARM_UP = 2
-# "operators" differs from "fused" by the operators alone: its GRUs run in the same steps.
+# "operators" differs from "fused" by the operators alone: layers of torch run in the same way.
 _WAYS = ("fused", "reference", "operators")
+_LAYERS = (Bidirectional, ConvOverTime, PatchEmbedding)
 
 
 def time_steps(case: Case, root: Path, *, rounds: int = 61) -> dict[str, Any]:
     """Forward, backward and step of a case's model, on one batch and one thread, in turn on both implementations.
 
-    The reference is plain torch throughout, its GRU too; what the operators alone bring is measured beside it.
+    The reference is plain torch throughout, its GRU and convolutions too; what the operators alone bring is measured
+    beside it.
 
     Times are those of the processor: what else runs on the machine takes no part in them.
 
@@ -88,7 +92,7 @@ def _use(model: Model, way: str) -> None:
     use_implementation(model, "fused" if way == "fused" else "reference")
     if way == "operators":
         for module in model.modules():
-            if isinstance(module, Bidirectional):
+            if isinstance(module, _LAYERS):
                 use_implementation(module, "fused")
 
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from crossmodal.blocks.absorbed import absorb_queries, absorbs, project_pooled, scale_of
+from crossmodal.blocks.absorbed import AbsorbedQueries
 from crossmodal.blocks.operators import check_heads, operators_of
 from crossmodal.encoders.output import EncoderOutput
 from crossmodal.models.fusion.base import Biases, Form, Fused, Fusion, first_batch
@@ -26,20 +26,20 @@ class QueryFusion(Fusion):
         self.to_value = nn.Linear(form.width, form.width)
 
     def forward(self, tokens: Sequence[EncoderOutput | None], biases: Biases, *, return_mass: bool = False) -> Fused:
-        fuse = operators_of(self.implementation).fuse
-        if not self._absorbs(tokens):
-            query = self._query(len(first_batch(tokens)))
-            fused = fuse(query, self._sources(tokens, biases), return_mass=return_mass)
+        fuse, some = operators_of(self.implementation).fuse, first_batch(tokens)
+        if not self._absorbed.stand_for(some, self.implementation):
+            fused = fuse(self._query(len(some)), self._sources(tokens, biases), return_mass=return_mass)
             return Fused(merge_heads(fused.out).flatten(1), fused.mass)
         sources = [one and _as_source(one, bias) for one, bias in zip(tokens, biases, strict=True)]
-        fused = fuse(self._absorbed_query(tokens), sources, scale=self._scale, return_mass=return_mass)
+        query, scale = self._absorbed.query(len(some)), self._absorbed.scale
+        fused = fuse(query, sources, scale=scale, return_mass=return_mass)
         there = torch.stack([one.lengths > 0 for one in tokens if one is not None]).any(0)
-        out = merge_heads(project_pooled(fused.out, self.to_value, self.num_heads)).flatten(1) * there.unsqueeze(1)
-        mass = fused.mass
-        return Fused(out, None if mass is None else mass.squeeze(1).unflatten(1, (self.num_heads, -1)))
+        out = merge_heads(self._absorbed.project(fused.out)).flatten(1) * there.unsqueeze(1)
+        return Fused(out, fused.mass.squeeze(1).unflatten(1, (self.num_heads, -1)) if return_mass else None)
 
     def over_sets(self, tokens: Sequence[EncoderOutput | None], biases: Biases, sets: Tensor) -> Tensor:
-        if self._absorbs(tokens):
+        some = first_batch(tokens)
+        if self._absorbed.stand_for(some, self.implementation):
             return self._combined(tokens, biases, sets)
         # One call for all sets: each has its own copy of the queries, from which a mask hides the other modalities.
         sources = self._sources(tokens, biases)
@@ -48,34 +48,29 @@ class QueryFusion(Fusion):
             source and source._replace(mask=groups[:, column].view(1, 1, -1, 1))
             for column, source in enumerate(sources)
         ]
-        query = self._query(len(first_batch(tokens)), repeats=len(sets))
-        out = operators_of(self.implementation).fuse(query, sources).out
+        out = operators_of(self.implementation).fuse(self._query(len(some), repeats=len(sets)), sources).out
         # (B, heads, sets * queries, head_dim) -> (sets, B, queries * width)
         return out.transpose(1, 2).unflatten(1, (len(sets), -1)).flatten(2).transpose(0, 1)
 
     def _combined(self, tokens: Sequence[EncoderOutput | None], biases: Biases, sets: Tensor) -> Tensor:
-        """Each modality is attended to once, whatever the sets: the softmax over all tokens of a set is that over its
-        modalities' tokens, weighted by a softmax of their logarithms of sums of exponentials."""
-        query = self._absorbed_query(tokens)
-        pooled, sums, kept = [], [], []
-        for column, (one, bias) in enumerate(zip(tokens, biases, strict=True)):
+        """Each modality is attended to once, whatever the sets: a softmax over all tokens of several modalities is one
+        over the tokens of each, weighted by a softmax over their log-sum-exps."""
+        query, scale = self._absorbed.query(len(first_batch(tokens))), self._absorbed.scale
+        attention = operators_of(self.implementation).attention
+        pooled, sums = [], []
+        for one, bias in zip(tokens, biases, strict=True):
             if one is None:
                 continue
             rows = one.features.unsqueeze(1)
-            out, lse = operators_of(self.implementation).attention(
-                query, rows, rows, key_lengths=one.lengths, scale=self._scale, return_lse=True
-            )
-            pooled.append(project_pooled(out, self.to_value, self.num_heads))
-            sums.append(lse.view(pooled[-1].shape[:3]) + (0.0 if bias is None else bias.view(-1, 1, 1)))
-            kept.append(column)
-        hidden = ~sets[:, kept].view(len(sets), 1, 1, 1, -1)
-        scores = torch.stack(sums, 3).masked_fill(hidden, -torch.inf)  # (sets, B, heads, queries, modalities)
-        # Where no modality is there, the largest is -inf, and what is subtracted must be finite.
-        weights = (scores - scores.detach().amax(4, keepdim=True).clamp(min=torch.finfo(scores.dtype).min)).exp()
-        total = weights.sum(4, keepdim=True)
-        weights = weights / total.where(total > 0, 1.0)
-        values = torch.stack(pooled, 3)  # (B, heads, queries, modalities, head_dim)
-        out = (weights.unsqueeze(5) * values).sum(4)  # (sets, B, heads, queries, head_dim)
+            out, lse = attention(query, rows, rows, key_lengths=one.lengths, scale=scale, return_lse=True)
+            pooled.append(self._absorbed.project(out))
+            lse = lse.view(pooled[-1].shape[:3])  # (B, heads, queries)
+            sums.append(lse if bias is None else lse + bias.view(-1, 1, 1))
+        kept = sets[:, [one is not None for one in tokens]]
+        # (sets, B, heads, queries, modalities)
+        scores = torch.stack(sums, 3).where(kept.view(len(sets), 1, 1, 1, -1), -torch.inf)
+        weights = _softmax_or_zero(scores)
+        out = (weights.unsqueeze(5) * torch.stack(pooled, 3)).sum(4)  # (sets, B, heads, queries, head_dim)
         return out.transpose(2, 3).flatten(2)
 
     def attention(self, tokens: Sequence[EncoderOutput | None], biases: Biases) -> list[Tensor]:
@@ -85,17 +80,9 @@ class QueryFusion(Fusion):
         )
         return list(weights.split([0 if source is None else source.key.shape[2] for source in sources], dim=2))
 
-    def _absorbs(self, tokens: Sequence[EncoderOutput | None]) -> bool:
-        return absorbs(
-            first_batch(tokens), self.queries, self.num_heads, self.implementation, self.to_key, self.to_value
-        )
-
-    def _absorbed_query(self, tokens: Sequence[EncoderOutput | None]) -> Tensor:
-        return absorb_queries(self.queries, self.to_key, self.num_heads, len(first_batch(tokens)))
-
     @property
-    def _scale(self) -> float:
-        return scale_of(self.queries, self.num_heads)
+    def _absorbed(self) -> AbsorbedQueries:
+        return AbsorbedQueries(self.queries, self.to_key, self.to_value, self.num_heads)
 
     def _query(self, batch: int, repeats: int = 1) -> Tensor:
         return split_heads(self.queries.repeat(repeats, 1).expand(batch, -1, -1), self.num_heads)
@@ -117,3 +104,9 @@ def _as_source(tokens: EncoderOutput, bias: Tensor | None) -> Source:
     """Tokens as they are for keys and for values."""
     rows = tokens.features.unsqueeze(1)
     return Source(rows, rows, tokens.lengths, bias=None if bias is None else bias.view(-1, 1, 1, 1))
+
+
+def _softmax_or_zero(scores: Tensor) -> Tensor:
+    """Over the last dimension; 0 where all scores are -inf, in gradients too."""
+    finite = scores.clamp(min=torch.finfo(scores.dtype).min)
+    return finite.softmax(-1) * (scores > -torch.inf)
