@@ -460,3 +460,15 @@ def test_recurrent_layers_run_under_autocast_on_any_cpu(kind, dtype):
     assert values.grad is not None and values.grad.isfinite().all()
     if not has_instructions(dtype):
         assert got.dtype == torch.float32 and got.equal(want)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_residual_network_keeps_channels_beside_each_other(channels):
+    """Also those of a grey image, which could lie either way: its first gradient takes torch several times as long."""
+    encoder = ResNetEncoder((12, 8), channels)
+    seen = []
+    for layer in encoder.modules():
+        if isinstance(layer, torch.nn.Conv2d):
+            layer.register_forward_hook(lambda layer, given, found: seen.extend((given[0], found)))
+    encoder(torch.rand(2, channels, 12, 8), torch.tensor([1, 1]))
+    assert len(seen) == 2 * 7 and all(values.stride(1) == 1 for values in seen)

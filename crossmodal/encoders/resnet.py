@@ -109,14 +109,22 @@ class ResNetEncoder(nn.Module):
         """
         there = check_there(pixels, lengths)
         blank = zero_padding(pixels.unsqueeze(1), there).squeeze(1)
-        # Channels beside each other, as the tokens will have them; torch's convolutions are faster so on CPU too.
-        started = self.stem(blank).contiguous(memory_format=torch.channels_last)
-        cells = self.project(self.stages(started)).flatten(2)
+        cells = self.project(self.stages(self.stem(_channels_last(blank)))).flatten(2)
         if isinstance(self.norm, nn.LayerNorm):
             cells = self.norm(cells.transpose(1, 2)) + self.position
         else:
             cells = self.norm(cells).transpose(1, 2) + self.position
         return EncoderOutput(cells, there * cells.shape[1])
+
+
+def _channels_last(pixels: Tensor) -> Tensor:
+    """Channels beside each other, as the tokens will have them; torch's convolutions are faster so on CPU too.
+
+    Of one channel ``contiguous(memory_format=...)`` would leave the strides as they are, and torch the convolutions
+    where channels come first.
+    """
+    rows = pixels.permute(0, 2, 3, 1)
+    return rows.flatten(2).unflatten(2, rows.shape[2:]).permute(0, 3, 1, 2)
 
 
 def _check_widths(widths: Sequence[int]) -> None:
