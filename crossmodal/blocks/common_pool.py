@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from crossmodal._validate import check_counts
-from crossmodal.blocks.absorbed import AbsorbedQueries
+from crossmodal.blocks.absorbed import absorbed_queries
 from crossmodal.blocks.operators import Implementation, check_heads, check_implementation, operators_of
 from crossmodal.nn._heads import merge_heads, split_heads
 
@@ -42,11 +42,11 @@ class CommonPool(nn.Module):
     def forward(self, tokens: Tensor, lengths: Tensor) -> Tensor:
         """``(B, L, width)`` and ``(B,)`` to ``(B, out_features)``; zero for a sample of length 0."""
         attention = operators_of(self.implementation).attention
-        absorbed = AbsorbedQueries(self.queries, self.to_key, self.to_value, self.num_heads)
-        if absorbed.stand_for(tokens, self.implementation):
+        absorbed = absorbed_queries(self)
+        if absorbed is not None and absorbed.pay(tokens):
             rows = tokens.unsqueeze(1)
             pooled = attention(absorbed.query(len(tokens)), rows, rows, key_lengths=lengths, scale=absorbed.scale)
-            return merge_heads(absorbed.project(pooled)).flatten(1) * (lengths > 0).unsqueeze(1)
+            return merge_heads(absorbed.project(pooled, (lengths > 0).view(-1, 1, 1))).flatten(1)
         query, key, value = (
             split_heads(part, self.num_heads)
             for part in (self.queries.expand(len(tokens), -1, -1), self.to_key(tokens), self.to_value(tokens))

@@ -91,10 +91,15 @@ def _cross_modal_attention_plan(arguments: dict[str, Any]) -> Plan:
 @plans(AttentionPool)
 def _attention_pool_plan(arguments: dict[str, Any]) -> Plan:
     module: AttentionPool = arguments["module"]
-    tokens = arguments["tokens"]
+    tokens, mask, lengths = (arguments[name] for name in ("tokens", "mask", "lengths"))
+    absorbed = module._absorbed(tokens, mask)
+    if absorbed is not None:
+        rows = tokens.unsqueeze(1)
+        inner = explain(attention, absorbed.query(len(tokens)), rows, rows, mask, key_lengths=lengths)
+        return _around("nn.AttentionPool", inner, {"projections": "of queries and results, not of tokens"}, [])
     key = _heads(tokens, module, width=module.queries.shape[1])
     query = key.new_empty((tokens.shape[0], module.num_heads, len(module.queries), key.shape[3]))
-    inner = explain(attention, query, key, key, arguments["mask"], key_lengths=arguments["lengths"])
+    inner = explain(attention, query, key, key, mask, key_lengths=lengths)
     return _around("nn.AttentionPool", inner, {}, [(tokens, module.to_key_value.weight)])
 
 

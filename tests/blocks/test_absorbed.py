@@ -7,12 +7,12 @@ import torch
 from torch.nn.utils import parametrizations, prune
 
 from crossmodal.blocks import CommonPool
-from crossmodal.blocks.absorbed import AbsorbedQueries
+from crossmodal.blocks.absorbed import absorbed_queries
 from crossmodal.encoders.output import EncoderOutput
 from crossmodal.models.fusion.base import Form
 from crossmodal.models.fusion.queries import QueryFusion
 
-WIDTH, HEADS = 16, 4
+WIDTH, HEADS = 32, 2
 
 
 @pytest.fixture(autouse=True)
@@ -48,7 +48,7 @@ _linear = torch.nn.Linear.forward
 
 @pytest.mark.parametrize("queries", [1, 3, 4])
 def test_a_pool_is_that_of_projections(queries):
-    pool, (features, lengths) = CommonPool(WIDTH, HEADS, queries).double(), tokens(5, 5, 0, 3)
+    pool, (features, lengths) = CommonPool(WIDTH, HEADS, queries).double(), tokens(9, 9, 0, 3)
     clean = features.detach().nan_to_num().requires_grad_()  # projections read padding
     absorbed = both(pool, lambda: pool(features, lengths), [features, *pool.parameters()])[0]
     wanted = both(pool, lambda: pool(clean, lengths), [clean, *pool.parameters()])[1]
@@ -61,7 +61,7 @@ def test_a_pool_is_that_of_projections(queries):
 @pytest.mark.parametrize("missing", [False, True])
 def test_queries_over_sets_of_modalities_are_those_of_projections(biased, missing):
     fusion = QueryFusion(Form(modalities=3, width=WIDTH, num_heads=HEADS, num_queries=2)).double()
-    given = [tokens(5, 5, 5, 0), None if missing else tokens(7, 7, 7, 7), tokens(2, 2, 0, 0)]
+    given = [tokens(5, 5, 5, 0), None if missing else tokens(7, 7, 7, 7), tokens(4, 2, 0, 0)]
     given = [one and one._replace(features=one.features.detach().nan_to_num().requires_grad_()) for one in given]
     biases = [torch.randn(3, dtype=torch.float64, requires_grad=True) if biased and one else None for one in given]
     sets = torch.tensor([[True] * 3, [True, False, False], [False, True, False], [False, True, True], [False] * 3])
@@ -78,7 +78,7 @@ def test_queries_over_sets_of_modalities_are_those_of_projections(biased, missin
 
 def test_the_mass_is_that_of_projections():
     fusion = QueryFusion(Form(modalities=2, width=WIDTH, num_heads=HEADS, num_queries=3)).double()
-    given = [tokens(5, 5, 0, 0), tokens(7, 7, 7, 0)]
+    given = [tokens(8, 8, 0, 0), tokens(9, 9, 7, 0)]
     given = [one._replace(features=one.features.detach().nan_to_num()) for one in given]
     masses = []
     for implementation in ("fused", "reference"):
@@ -89,9 +89,12 @@ def test_the_mass_is_that_of_projections():
 
 
 def test_second_derivatives_are_those_of_differences():
-    pool, (features, lengths) = CommonPool(WIDTH, HEADS).double(), tokens(3, 3, 0, 2)
-    features = features.detach().nan_to_num().requires_grad_()
-    assert torch.autograd.gradgradcheck(lambda x: pool(x, lengths), (features,))
+    pool, (features, lengths) = (
+        CommonPool(4, 1).double(),
+        (torch.randn(3, 3, 4, dtype=torch.float64), torch.tensor([3, 0, 2])),
+    )
+    assert absorbed_queries(pool).pay(features)
+    assert torch.autograd.gradgradcheck(lambda x: pool(x, lengths), (features.requires_grad_(),))
 
 
 def test_single_precision_is_as_accurate_as_with_projections():
@@ -107,7 +110,7 @@ def test_single_precision_is_as_accurate_as_with_projections():
 
 
 @pytest.mark.parametrize(
-    ("change", "stands"),
+    ("change", "pays"),
     [
         (lambda pool: None, True),
         (lambda pool: setattr(pool, "implementation", "reference"), False),
@@ -120,23 +123,25 @@ def test_single_precision_is_as_accurate_as_with_projections():
     ],
     ids=["plain", "reference", "many queries", "hook", "pruned", "parametrized", "replaced", "dtype"],
 )
-def test_layers_that_are_more_than_their_weights_are_called(change, stands):
-    pool, (features, _) = CommonPool(WIDTH, HEADS, 4), tokens(3, 3, dtype=torch.float32)
+def test_layers_that_are_more_than_their_weights_are_called(change, pays):
+    pool, features = CommonPool(WIDTH, HEADS, 4), torch.randn(1, 9, WIDTH)
     change(pool)
-    absorbed = AbsorbedQueries(pool.queries, pool.to_key, pool.to_value, HEADS)
-    assert absorbed.stand_for(features, pool.implementation) == stands
+    absorbed = absorbed_queries(pool)
+    assert (absorbed is not None and absorbed.pay(features)) == pays
 
 
 def test_every_weight_has_a_gradient():
     """Processes that train together wait for all of them."""
     pool = CommonPool(WIDTH, HEADS)
-    pool(torch.randn(2, 3, WIDTH), torch.tensor([3, 3])).sum().backward()
+    features = torch.randn(2, 9, WIDTH)
+    assert absorbed_queries(pool).pay(features)
+    pool(features, torch.tensor([9, 9])).sum().backward()
     assert all(weight.grad is not None for weight in pool.parameters())
     assert (pool.to_key.bias.grad == 0).all()
 
 
 def test_transforms_and_compilers_see_the_projections():
-    pool, features, lengths = CommonPool(WIDTH, HEADS), torch.randn(2, 3, WIDTH), torch.tensor([3, 2])
+    pool, features, lengths = CommonPool(WIDTH, HEADS), torch.randn(2, 9, WIDTH), torch.tensor([9, 2])
     wanted = pool(features, lengths)
     torch.testing.assert_close(torch.compile(pool, backend="eager", fullgraph=True)(features, lengths), wanted)
     torch.testing.assert_close(torch.export.export(pool, (features, lengths)).module()(features, lengths), wanted)

@@ -5,10 +5,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from crossmodal.blocks.absorbed import AbsorbedQueries
+import crossmodal
+from crossmodal.blocks.absorbed import absorbed_queries
 from crossmodal.blocks.operators import check_heads, operators_of
 from crossmodal.encoders.output import EncoderOutput
 from crossmodal.models.fusion.base import Biases, Form, Fused, Fusion, first_batch
+from crossmodal.nn._absorbed import AbsorbedQueries
 from crossmodal.nn._heads import merge_heads, split_heads
 from crossmodal.types import Source
 
@@ -26,21 +28,20 @@ class QueryFusion(Fusion):
         self.to_value = nn.Linear(form.width, form.width)
 
     def forward(self, tokens: Sequence[EncoderOutput | None], biases: Biases, *, return_mass: bool = False) -> Fused:
-        fuse, some = operators_of(self.implementation).fuse, first_batch(tokens)
-        if not self._absorbed.stand_for(some, self.implementation):
-            fused = fuse(self._query(len(some)), self._sources(tokens, biases), return_mass=return_mass)
+        absorbed, batch = self._absorbed(tokens), len(first_batch(tokens))
+        fuse = operators_of(self.implementation).fuse
+        if absorbed is None:
+            fused = fuse(self._query(batch), self._sources(tokens, biases), return_mass=return_mass)
             return Fused(merge_heads(fused.out).flatten(1), fused.mass)
         sources = [one and _as_source(one, bias) for one, bias in zip(tokens, biases, strict=True)]
-        query, scale = self._absorbed.query(len(some)), self._absorbed.scale
-        fused = fuse(query, sources, scale=scale, return_mass=return_mass)
-        there = torch.stack([one.lengths > 0 for one in tokens if one is not None]).any(0)
-        out = merge_heads(self._absorbed.project(fused.out)).flatten(1) * there.unsqueeze(1)
-        return Fused(out, fused.mass.squeeze(1).unflatten(1, (self.num_heads, -1)) if return_mass else None)
+        fused = fuse(absorbed.query(batch), sources, scale=absorbed.scale, return_lse=True, return_mass=return_mass)
+        out = merge_heads(absorbed.project(fused.out, absorbed.by_head(fused.lse) > -torch.inf)).flatten(1)
+        return Fused(out, absorbed.by_head(fused.mass) if return_mass else None)
 
     def over_sets(self, tokens: Sequence[EncoderOutput | None], biases: Biases, sets: Tensor) -> Tensor:
-        some = first_batch(tokens)
-        if self._absorbed.stand_for(some, self.implementation):
-            return self._combined(tokens, biases, sets)
+        absorbed = self._absorbed(tokens)
+        if absorbed is not None:
+            return _over_sets(absorbed, tokens, biases, sets)
         # One call for all sets: each has its own copy of the queries, from which a mask hides the other modalities.
         sources = self._sources(tokens, biases)
         groups = sets.repeat_interleave(len(self.queries), dim=0)  # (sets * queries, modalities)
@@ -48,30 +49,10 @@ class QueryFusion(Fusion):
             source and source._replace(mask=groups[:, column].view(1, 1, -1, 1))
             for column, source in enumerate(sources)
         ]
-        out = operators_of(self.implementation).fuse(self._query(len(some), repeats=len(sets)), sources).out
+        query = self._query(len(first_batch(tokens)), repeats=len(sets))
+        out = operators_of(self.implementation).fuse(query, sources).out
         # (B, heads, sets * queries, head_dim) -> (sets, B, queries * width)
         return out.transpose(1, 2).unflatten(1, (len(sets), -1)).flatten(2).transpose(0, 1)
-
-    def _combined(self, tokens: Sequence[EncoderOutput | None], biases: Biases, sets: Tensor) -> Tensor:
-        """Each modality is attended to once, whatever the sets: a softmax over all tokens of several modalities is one
-        over the tokens of each, weighted by a softmax over their log-sum-exps."""
-        query, scale = self._absorbed.query(len(first_batch(tokens))), self._absorbed.scale
-        attention = operators_of(self.implementation).attention
-        pooled, sums = [], []
-        for one, bias in zip(tokens, biases, strict=True):
-            if one is None:
-                continue
-            rows = one.features.unsqueeze(1)
-            out, lse = attention(query, rows, rows, key_lengths=one.lengths, scale=scale, return_lse=True)
-            pooled.append(self._absorbed.project(out))
-            lse = lse.view(pooled[-1].shape[:3])  # (B, heads, queries)
-            sums.append(lse if bias is None else lse + bias.view(-1, 1, 1))
-        kept = sets[:, [one is not None for one in tokens]]
-        # (sets, B, heads, queries, modalities)
-        scores = torch.stack(sums, 3).where(kept.view(len(sets), 1, 1, 1, -1), -torch.inf)
-        weights = _softmax_or_zero(scores)
-        out = (weights.unsqueeze(5) * torch.stack(pooled, 3)).sum(4)  # (sets, B, heads, queries, head_dim)
-        return out.transpose(2, 3).flatten(2)
 
     def attention(self, tokens: Sequence[EncoderOutput | None], biases: Biases) -> list[Tensor]:
         sources = self._sources(tokens, biases)
@@ -80,9 +61,12 @@ class QueryFusion(Fusion):
         )
         return list(weights.split([0 if source is None else source.key.shape[2] for source in sources], dim=2))
 
-    @property
-    def _absorbed(self) -> AbsorbedQueries:
-        return AbsorbedQueries(self.queries, self.to_key, self.to_value, self.num_heads)
+    def _absorbed(self, tokens: Sequence[EncoderOutput | None]) -> AbsorbedQueries | None:
+        """Where they pay for all modalities."""
+        absorbed = absorbed_queries(self)
+        if absorbed is None or not all(absorbed.pay(one.features) for one in tokens if one is not None):
+            return None
+        return absorbed
 
     def _query(self, batch: int, repeats: int = 1) -> Tensor:
         return split_heads(self.queries.repeat(repeats, 1).expand(batch, -1, -1), self.num_heads)
@@ -98,6 +82,29 @@ class QueryFusion(Fusion):
             )
             sources.append(Source(key, value, one.lengths, bias=None if bias is None else bias.view(-1, 1, 1, 1)))
         return sources
+
+
+def _over_sets(
+    absorbed: AbsorbedQueries, tokens: Sequence[EncoderOutput | None], biases: Biases, sets: Tensor
+) -> Tensor:
+    """Attends to each modality once, whatever the sets: a softmax over the tokens of several modalities is one over
+    those of each, weighted by a softmax over their log-sum-exps."""
+    query = absorbed.query(len(first_batch(tokens)))
+    outs, sums = [], []
+    for one, bias in zip(tokens, biases, strict=True):
+        if one is None:
+            continue
+        rows = one.features.unsqueeze(1)
+        out, lse = crossmodal.attention(
+            query, rows, rows, key_lengths=one.lengths, scale=absorbed.scale, return_lse=True
+        )
+        outs.append(absorbed.project(out))  # the bias too where nothing is there: its weight is 0
+        lse = absorbed.by_head(lse)
+        sums.append(lse if bias is None else lse + bias.view(-1, 1, 1))
+    kept = sets[:, [one is not None for one in tokens]].view(len(sets), 1, 1, 1, -1)
+    weights = _softmax_or_zero(torch.stack(sums, 3).where(kept, -torch.inf))  # (sets, B, heads, queries, modalities)
+    out = (weights.unsqueeze(5) * torch.stack(outs, 3)).sum(4)  # (sets, B, heads, queries, head_dim)
+    return out.transpose(2, 3).flatten(2)
 
 
 def _as_source(tokens: EncoderOutput, bias: Tensor | None) -> Source:

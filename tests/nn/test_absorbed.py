@@ -1,0 +1,126 @@
+"""A pool that leaves the tokens unprojected gives what one with projections gives, and only where it pays."""
+
+import unittest.mock
+
+import pytest
+import torch
+
+import crossmodal
+from crossmodal.nn import AttentionPool
+
+WIDTH, HEADS, FEATURES, LENGTH = 32, 2, 20, 9
+
+
+@pytest.fixture(autouse=True)
+def _seed():
+    torch.manual_seed(0)
+
+
+def pool_of(queries=2, **options):
+    return AttentionPool(WIDTH, HEADS, queries, features=FEATURES, **options).double()
+
+
+def by_projections(pool, tokens, lengths=None, mask=None):
+    with unittest.mock.patch.object(AttentionPool, "_absorbed", lambda *_: None):
+        return pool(tokens, lengths, mask)
+
+
+def some_tokens():
+    return torch.randn(3, LENGTH, FEATURES, dtype=torch.float64, requires_grad=True)
+
+
+KEYS = torch.rand(3, 1, 1, LENGTH) < 0.5
+KEYS[1] = False  # sees nothing
+OPTIONS = {
+    "nothing": {},
+    "lengths": {"lengths": torch.tensor([LENGTH, 0, 4])},
+    "mask": {"mask": KEYS},
+    "bias of keys": {"mask": torch.randn(3, 1, 1, LENGTH, dtype=torch.float64)},
+    "both": {"lengths": torch.tensor([LENGTH, 5, 4]), "mask": KEYS},
+}
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("queries", [1, 3])
+@pytest.mark.parametrize("options", OPTIONS)
+def test_answers_and_gradients_are_those_of_projections(options, queries, bias):
+    pool, tokens = pool_of(queries, bias=bias), some_tokens()
+    leaves, upstream = [tokens, *pool.parameters()], torch.randn(3, queries, WIDTH, dtype=torch.float64)
+    with unittest.mock.patch.object(torch.nn.Linear, "forward", side_effect=AssertionError("projected")):
+        pool.to_out.forward = lambda rows: rows @ pool.to_out.weight.T
+        out = pool(tokens, **OPTIONS[options])
+    wanted = by_projections(pool, tokens, **OPTIONS[options])
+    torch.testing.assert_close(out, wanted, rtol=1e-10, atol=1e-12)
+    gradients = zip(
+        torch.autograd.grad(out, leaves, upstream), torch.autograd.grad(wanted, leaves, upstream), strict=True
+    )
+    for one, other in gradients:
+        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-12)
+    for sample in range(3):
+        hidden = OPTIONS[options].get("lengths", torch.ones(3))[sample] == 0 or (
+            "mask" in OPTIONS[options] and OPTIONS[options]["mask"].dtype == torch.bool and sample == 1
+        )
+        assert (out[sample] == 0).all() == hidden
+
+
+def test_padding_may_be_anything():
+    pool, lengths = pool_of(), torch.tensor([LENGTH, 4, 0])
+    tokens = some_tokens().detach()
+    wanted = pool(tokens, lengths)
+    tokens[1, 4:] = tokens[2] = torch.nan
+    tokens.requires_grad_()
+    out = pool(tokens, lengths)
+    torch.testing.assert_close(out, wanted)
+    gradient, *others = torch.autograd.grad(out.square().sum(), [tokens, *pool.parameters()])
+    assert (gradient[1, 4:] == 0).all() and (gradient[2] == 0).all()
+    assert all(one.isfinite().all() for one in (gradient, *others))
+
+
+@pytest.mark.parametrize(
+    ("given", "absorbs"),
+    [
+        (lambda: (pool_of(), some_tokens(), None), True),
+        (lambda: (pool_of(9), some_tokens(), None), False),  # would take more than the projections
+        (lambda: (pool_of(), some_tokens()[:, :2], None), False),  # so few tokens
+        (lambda: (pool_of(), some_tokens(), torch.ones(3, 1, 2, LENGTH, dtype=torch.bool)), False),  # query by query
+        (lambda: (pool_of(), some_tokens(), torch.ones(LENGTH, dtype=torch.bool)), False),
+        (lambda: (pool_of(), some_tokens().float(), None), False),
+        (
+            lambda: (torch.nn.utils.prune.l1_unstructured(pool_of().to_key_value, "weight", 3) and None, None, None),
+            None,
+        ),
+    ],
+)
+def test_only_where_it_pays(given, absorbs):
+    if absorbs is None:
+        pool = pool_of()
+        torch.nn.utils.prune.l1_unstructured(pool.to_key_value, "weight", 3)
+        assert pool._absorbed(some_tokens(), None) is None
+        return
+    pool, tokens, mask = given()
+    assert (pool._absorbed(tokens, mask) is not None) == absorbs
+
+
+def test_second_derivatives_are_those_of_differences():
+    pool = AttentionPool(4, 1).double()
+    tokens = torch.randn(2, 3, 4, dtype=torch.float64, requires_grad=True)
+    assert pool._absorbed(tokens, None) is not None
+    assert torch.autograd.gradgradcheck(lambda x: pool(x, torch.tensor([3, 2])), (tokens,))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_it_is_as_accurate_as_projections(dtype):
+    pool, tokens = AttentionPool(64, 4, 2).to(dtype), torch.randn(16, 40, 64).to(dtype)
+    exact = AttentionPool(64, 4, 2).double()
+    exact.load_state_dict(pool.state_dict())
+    wanted = exact(tokens.double())
+    assert pool._absorbed(tokens, None) is not None
+    errors = [(one.double() - wanted).abs().max() for one in (pool(tokens), by_projections(pool, tokens))]
+    assert errors[0] <= 1.5 * errors[1]
+
+
+def test_explain_says_that_tokens_are_not_projected():
+    plan = crossmodal.explain(pool_of(), some_tokens())
+    assert plan.details["projections"] == "of queries and results, not of tokens"
+    assert "queries 4" in plan.details["problem"]
+    assert "projections" not in crossmodal.explain(pool_of(9), some_tokens()).details
