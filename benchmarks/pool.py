@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import scaled_dot_product_attention
+from torch.nn.functional import linear, scaled_dot_product_attention
 
 import crossmodal
 from benchmarks.paired import machine, paired_times, summary
@@ -45,10 +45,10 @@ Way = Callable[[Any, Tensor], Tensor]
 
 
 def projected(pool: crossmodal.nn.AttentionPool, tokens: Tensor) -> Tensor:
-    key, value = pool.to_key_value(tokens).chunk(2, dim=-1)
+    key, value = linear(tokens, pool.to_key_value.weight, pool.to_key_value.bias).chunk(2, dim=-1)
     query = pool.queries.expand(len(tokens), -1, -1)
     heads = (t.unflatten(2, (pool.num_heads, -1)).transpose(1, 2) for t in (query, key, value))
-    return pool.to_out(scaled_dot_product_attention(*heads).transpose(1, 2).flatten(2))
+    return linear(scaled_dot_product_attention(*heads).transpose(1, 2).flatten(2), pool.to_out.weight)
 
 
 def by_hand(pool: crossmodal.nn.AttentionPool, tokens: Tensor) -> Tensor:
@@ -58,15 +58,11 @@ def by_hand(pool: crossmodal.nn.AttentionPool, tokens: Tensor) -> Tensor:
     asked = (queries @ key).flatten(0, 1) * queries.shape[2] ** -0.5  # (heads * queries, width)
     pooled = (asked @ tokens.mT).softmax(-1) @ tokens  # (batch, heads * queries, width)
     found = torch.einsum("bhqf,hdf->bqhd", pooled.unflatten(1, (heads, count)), value)
-    return pool.to_out(found.flatten(2) + pool.to_key_value.bias.chunk(2)[1])
+    return linear(found.flatten(2) + pool.to_key_value.bias.chunk(2)[1], pool.to_out.weight)
 
 
 def ways(shape: Shape) -> dict[str, tuple[nn.Module, Way]]:
     pool = crossmodal.nn.AttentionPool(shape.width, shape.heads, shape.queries)
-    for layer in (pool.to_key_value, pool.to_out):  # torch's, for torch's ways
-        layer.forward = nn.Linear.forward.__get__(layer)
-    ours = crossmodal.nn.AttentionPool(shape.width, shape.heads, shape.queries)
-    ours.load_state_dict(pool.state_dict())
     module = nn.MultiheadAttention(shape.width, shape.heads, batch_first=True)
     with torch.no_grad():
         module.in_proj_weight.copy_(torch.cat([torch.eye(shape.width), pool.to_key_value.weight]))
@@ -79,7 +75,7 @@ def ways(shape: Shape) -> dict[str, tuple[nn.Module, Way]]:
         return found
 
     return {
-        SUBJECT: (ours, lambda pool, tokens: pool(tokens)),
+        SUBJECT: (pool, lambda pool, tokens: pool(tokens)),
         "projections and SDPA": (pool, projected),
         "nn.MultiheadAttention": (module, asked),
         "torch, reordered by hand": (pool, by_hand),

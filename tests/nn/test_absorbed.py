@@ -85,20 +85,22 @@ def test_padding_may_be_anything():
         (lambda: (pool_of(), some_tokens(), torch.ones(3, 1, 2, LENGTH, dtype=torch.bool)), False),  # query by query
         (lambda: (pool_of(), some_tokens(), torch.ones(LENGTH, dtype=torch.bool)), False),
         (lambda: (pool_of(), some_tokens().float(), None), False),
-        (
-            lambda: (torch.nn.utils.prune.l1_unstructured(pool_of().to_key_value, "weight", 3) and None, None, None),
-            None,
-        ),
     ],
 )
 def test_only_where_it_pays(given, absorbs):
-    if absorbs is None:
-        pool = pool_of()
-        torch.nn.utils.prune.l1_unstructured(pool.to_key_value, "weight", 3)
-        assert pool._absorbed(some_tokens(), None) is None
-        return
     pool, tokens, mask = given()
     assert (pool._absorbed(tokens, mask) is not None) == absorbs
+
+
+def test_projections_that_are_more_than_their_weights_are_called():
+    pool = pool_of()
+    torch.nn.utils.prune.l1_unstructured(pool.to_key_value, "weight", 3)
+    assert pool._absorbed(some_tokens(), None) is None
+    seen = []
+    pool = pool_of()
+    pool.to_key_value.register_forward_hook(lambda *_: seen.append(True))
+    pool(some_tokens())
+    assert seen
 
 
 def test_second_derivatives_are_those_of_differences():
