@@ -153,7 +153,7 @@ def test_speed_has_a_row_per_form_where_it_was_measured():
     }
     lines = speed_table([row, {**row, "form": "queries"}]).splitlines()
     assert "X, avx2, 1 thread" in lines[0]
-    assert lines[2] == "| cross | 100 ms | 160 ms, 1.60x as long | 150 ms, 1.49x as long | 1.78x | 10% | 70% | 20% |"
+    assert lines[2] == "| cross | 100 ms | 160 ms, 1.60x as long | 150 ms, 1.49x as long | 10% | 70% | 20% |"
     assert lines[3].startswith("| queries |")
 
 
@@ -174,8 +174,9 @@ def test_steps_are_timed_fused_in_plain_torch_and_with_operators_alone(root, mon
     row = speed.time_steps(Case("hard", "source", 0), root, rounds=1)
     assert found - {frozenset()} == {frozenset(each) for each in (["steps"], ["plain"], ["steps", "plain"])}
     assert set(row["milliseconds"]) == {"fused", "reference", "operators"} and min(row["milliseconds"].values()) > 0
-    assert row["speedup"] == row["milliseconds"]["reference"] / row["milliseconds"]["fused"]
-    assert row["operator_speedup"] == row["milliseconds"]["operators"] / row["milliseconds"]["fused"]
+    milliseconds = row["milliseconds"]
+    assert row["speedup"] == pytest.approx(milliseconds["reference"] / milliseconds["fused"])
+    assert row["operator_speedup"] == pytest.approx(milliseconds["operators"] / milliseconds["fused"])
     assert 0 < row["attention_share"] < 1 and row["data_milliseconds"] > 0
 
 

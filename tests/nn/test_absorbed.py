@@ -4,6 +4,7 @@ import unittest.mock
 
 import pytest
 import torch
+from torch.nn.utils import prune
 
 import crossmodal
 from crossmodal.nn import AttentionPool
@@ -94,7 +95,7 @@ def test_only_where_it_pays(given, absorbs):
 
 def test_projections_that_are_more_than_their_weights_are_called():
     pool = pool_of()
-    torch.nn.utils.prune.l1_unstructured(pool.to_key_value, "weight", 3)
+    prune.l1_unstructured(pool.to_key_value, "weight", 3)
     assert pool._absorbed(some_tokens(), None) is None
     seen = []
     pool = pool_of()
