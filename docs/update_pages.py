@@ -2,6 +2,7 @@
 
 benchmarks/results/*.json   by `crossmodal bench --json FILE`; the newest
 docs/trust/modules.json     by `python -m benchmarks.modules --json FILE`
+docs/trust/pool.json        by `python -m benchmarks.pool --json FILE`
 docs/trust/models.json      by `python -m benchmarks.models --json FILE`
 docs/trust/threads.json     by `python -m benchmarks.threads --json FILE`
 docs/trust/fuzz.json        by `python -m build_tools.fuzz --calls 20000 --json FILE`
@@ -47,6 +48,27 @@ def modules_section(found: dict[str, Any]) -> str:
         rows = {(r["dtype"], r["kind"]): r for r in found["rows"] if r["case"] == case}
         cells = [f"{r['times as long']['torch']:.2f}x ({r['at the limit']:.2f}x)" for r in map(rows.__getitem__, kinds)]
         lines.append(f"| {case} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def pool_section(found: dict[str, Any]) -> str:
+    others = list(found["rows"][0]["times as long"])
+    lines = [
+        "## Pooling by learned queries",
+        "",
+        "`crossmodal.nn.AttentionPool` beside three ways to write it in torch, projections included, float32",
+        f"({machine_line(found['machine'])}; `python -m benchmarks.pool`). Tokens are not projected: their projections are",
+        "absorbed into the queries, and applied to the few rows that the queries found. The last column does the same by",
+        "hand, for tokens without lengths or a mask. Sizes are batch, tokens, width, heads, queries:",
+        "",
+        "| | crossmodal | " + " | ".join(others) + " |",
+        "|---" * (2 + len(others)) + "|",
+    ]
+    for row in found["rows"]:
+        size = ", ".join(str(row[name]) for name in ("batch", "tokens", "width", "heads", "queries"))
+        longer = " | ".join(f"{row['times as long'][other]:.1f}x as long" for other in others)
+        milliseconds = row["milliseconds"]["crossmodal"]
+        lines.append(f"| {row['name']} ({size}), {row['kind']} | {milliseconds:.1f} ms | {longer} |")
     return "\n".join(lines)
 
 
@@ -112,6 +134,7 @@ def page() -> str:
     sections = {
         "threads": threads_section,
         "modules": modules_section,
+        "pool": pool_section,
         "models": models_section,
         "fuzz": fuzz_section,
     }
