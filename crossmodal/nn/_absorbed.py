@@ -21,9 +21,11 @@ from crossmodal.ops._plain import nothing_transforms
 
 
 class Projection(NamedTuple):
-    """Attributes:
-    weight: ``(width, features)``.
-    bias: ``(width,)`` or None.
+    """A linear layer that is nothing but its weights.
+
+    Attributes:
+        weight: ``(width, features)``.
+        bias: ``(width,)`` or None.
     """
 
     weight: Tensor
@@ -52,7 +54,9 @@ class AbsorbedQueries(NamedTuple):
         """
         if type(tokens) not in (Tensor, nn.Parameter) or tokens.is_nested or not nothing_transforms("cpu"):
             return False
-        if not tokens.is_cpu or tokens.dtype != self.queries.dtype:
+        if not tokens.is_cpu or any(
+            tokens.dtype != one.dtype for one in (self.queries, self.key.weight, self.value.weight)
+        ):
             return False
         queries, width = self.queries.shape
         length = tokens.shape[1]

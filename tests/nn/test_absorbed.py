@@ -21,6 +21,14 @@ def pool_of(queries=2, **options):
     return AttentionPool(WIDTH, HEADS, queries, features=FEATURES, **options).double()
 
 
+def partly_in_single_precision():
+    """Projects in another dtype than its queries have, which are cast."""
+    pool = pool_of()
+    pool.to_key_value.float(), pool.to_out.float()
+    assert pool(some_tokens().float()).dtype == torch.float32
+    return pool
+
+
 def by_projections(pool, tokens, lengths=None, mask=None):
     with unittest.mock.patch.object(AttentionPool, "_absorbed", lambda *_: None):
         return pool(tokens, lengths, mask)
@@ -86,6 +94,7 @@ def test_padding_may_be_anything():
         (lambda: (pool_of(), some_tokens(), torch.ones(3, 1, 2, LENGTH, dtype=torch.bool)), False),  # query by query
         (lambda: (pool_of(), some_tokens(), torch.ones(LENGTH, dtype=torch.bool)), False),
         (lambda: (pool_of(), some_tokens().float(), None), False),
+        (lambda: (partly_in_single_precision(), some_tokens().float(), None), False),
     ],
 )
 def test_only_where_it_pays(given, absorbs):
