@@ -29,27 +29,19 @@ from torch import Tensor, nn
 from crossmodal.encoders.padding import mirrored, reverse_real
 from crossmodal.nn._hooks import are_hooked
 from crossmodal.ops._fusion import differentiates_again, gradients_of_reference
-from crossmodal.ops._plain import nothing_transforms
+from crossmodal.ops._plain import are_plain_on_cpu, are_recorded
 
 _WAYS = 2  # ahead and back
 
 
 def runs_in_steps(values: Tensor, *layers: nn.Module) -> bool:
     """Whether :func:`read_both_ways` stands for these layers, which are as :class:`Bidirectional` makes them."""
-    if torch._C._get_tracing_state() is not None or not nothing_transforms("cpu"):
-        return False
-    if values.dtype not in (torch.float32, torch.float64) or not values.numel():
-        return False
     if not all(type(layer) is nn.GRU and layer.input_size == values.shape[2] for layer in layers):
         return False
-    if are_hooked(*layers):
+    if values.dtype not in (torch.float32, torch.float64) or not values.numel() or are_hooked(*layers):
         return False
     tensors = [values, *(weight for layer in layers for weight in _weights(layer))]
-    if not all(type(t) in (Tensor, nn.Parameter) and t.is_cpu and t.dtype == values.dtype for t in tensors):
-        return False
-    if any(t.is_inference() for t in tensors):
-        return False
-    return torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
+    return are_plain_on_cpu(*tensors) and are_recorded(*tensors)
 
 
 def read_both_ways(values: Tensor, lengths: Tensor, ahead: nn.Module, back: nn.Module) -> Tensor:

@@ -22,7 +22,12 @@ class PatchEmbedding(nn.Conv2d):
         self.implementation: Implementation = "fused"
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """``(B, in_channels, height, width)`` to ``(B, patches, out_channels)``, row by row."""
+        """``(B, in_channels, height, width)`` to ``(B, patches, out_channels)``, row by row.
+
+        Raises ValueError for images that patches do not fill.
+        """
+        if any(edge % size for edge, size in zip(pixels.shape[2:], self.kernel_size, strict=True)):
+            raise ValueError(f"pixels must be multiples of {self.kernel_size[0]}, got {tuple(pixels.shape[2:])}")
         if self.implementation == "reference":
             return super().forward(pixels).flatten(2).transpose(1, 2)
         patch, _ = self.kernel_size

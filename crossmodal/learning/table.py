@@ -94,7 +94,7 @@ def speed_table(rows: Sequence[dict[str, Any]]) -> str:
     machine = found[-1]["machine"]
     lines = [
         f"| training step, {machine['cpu']}, {machine['isa']}, {machine['threads']} thread | fused | plain torch "
-        "| but for the operators as fused | attention | encoders | making the batch |",
+        "| fused, operators of torch | attention | encoders | making the batch |",
         "|---|---|---|---|---|---|---|",
     ]
     for row in found:

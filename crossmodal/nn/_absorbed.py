@@ -17,7 +17,9 @@ from torch import Tensor, nn
 
 from crossmodal.nn._hooks import are_hooked
 from crossmodal.nn.linear import Linear
-from crossmodal.ops._plain import nothing_transforms
+from crossmodal.ops._plain import are_plain_on_cpu
+
+_WORTHWHILE = 1_000_000  # multiply-adds of projections below which they take less than what comes in their place
 
 
 class Projection(NamedTuple):
@@ -52,15 +54,12 @@ class AbsorbedQueries(NamedTuple):
         Products of heads are as wide as the tokens here, so that many queries would take more. Only on CPU, where that
         is measured, and for tensors that nothing compiles, transforms or casts.
         """
-        if type(tokens) not in (Tensor, nn.Parameter) or tokens.is_nested or not nothing_transforms("cpu"):
+        (queries, width), (batch, length, features) = self.queries.shape, tokens.shape
+        if 2 * length * self.num_heads * queries + queries * width > length * width:
             return False
-        if not tokens.is_cpu or any(
-            tokens.dtype != one.dtype for one in (self.queries, self.key.weight, self.value.weight)
-        ):
+        if 2 * batch * length * features * width < _WORTHWHILE or features != self.key.weight.shape[1]:
             return False
-        queries, width = self.queries.shape
-        length = tokens.shape[1]
-        return 2 * length * self.num_heads * queries + queries * width <= length * width
+        return are_plain_on_cpu(tokens, self.queries, self.key.weight, self.value.weight)
 
     def query(self, batch: int) -> Tensor:
         """``(batch, 1, queries * num_heads, features)``, of scores that are to be multiplied by ``scale``."""
@@ -69,7 +68,7 @@ class AbsorbedQueries(NamedTuple):
         absorbed = absorbed.transpose(0, 1).flatten(0, 1)
         if self.key.bias is not None:
             # Its gradient is zero, which is not none: processes that train together wait for it.
-            absorbed = absorbed + 0.0 * self.key.bias.sum()
+            absorbed = absorbed + (0.0 * self.key.bias).sum()
         return absorbed.expand(batch, 1, -1, -1)
 
     @property
@@ -97,8 +96,10 @@ class AbsorbedQueries(NamedTuple):
             out = torch.bmm(rows, weight)
         else:
             out = torch.baddbmm(bias.view(self.num_heads, 1, -1), rows, weight)
-        out = out.unflatten(1, (len(pooled), -1)).transpose(0, 1)
-        return out if bias is None or seen is None else out + seen.unsqueeze(3) * bias.view(self.num_heads, 1, -1)
+        out = out.unflatten(1, (len(pooled), len(self.queries))).transpose(0, 1)
+        if bias is None or seen is None:
+            return out
+        return out + bias.view(self.num_heads, 1, -1).where(seen.unsqueeze(3), 0.0)
 
 
 def are_mere_weights(*layers: nn.Module) -> bool:

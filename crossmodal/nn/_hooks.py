@@ -7,5 +7,8 @@ _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_
 
 
 def are_hooked(*layers: nn.Module) -> bool:
-    """Whether any of them has to be called, since a hook would miss it: hooks of pruning, for one, make the weights."""
-    return _has_any_global_hook() or any(getattr(layer, hooks) for layer in layers for hooks in _HOOKS)
+    """Whether any of them has to be called: hooks of pruning, for one, make the weights, and some libraries give a
+    layer a forward of its own."""
+    if _has_any_global_hook() or any("forward" in vars(layer) for layer in layers):
+        return True
+    return any(getattr(layer, hooks) for layer in layers for hooks in _HOOKS)

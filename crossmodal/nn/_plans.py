@@ -95,7 +95,9 @@ def _attention_pool_plan(arguments: dict[str, Any]) -> Plan:
     absorbed = module._absorbed(tokens, mask)
     if absorbed is not None:
         rows = tokens.unsqueeze(1)
-        inner = explain(attention, absorbed.query(len(tokens)), rows, rows, mask, key_lengths=lengths)
+        inner = explain(
+            attention, absorbed.query(len(tokens)), rows, rows, mask, key_lengths=lengths, scale=absorbed.scale
+        )
         return _around("nn.AttentionPool", inner, {"projections": "of queries and results, not of tokens"}, [])
     key = _heads(tokens, module, width=module.queries.shape[1])
     query = key.new_empty((tokens.shape[0], module.num_heads, len(module.queries), key.shape[3]))

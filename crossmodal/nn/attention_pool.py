@@ -16,7 +16,7 @@ class AttentionPool(nn.Module):
     """Learned queries attend over the tokens of a sequence (Lee et al., 2019, section 3.2, without its feed-forward).
 
     A sequence without any token gives 0, since the output projection has no bias. On CPU few queries attend over the
-    tokens themselves, and only what they found is projected: the same numbers for a fraction of the work.
+    tokens themselves, and only what they found is projected: the same but for rounding, for a fraction of the work.
 
     Args:
         embed_dim: features of the output; a multiple of ``num_heads``.
@@ -86,7 +86,7 @@ class AttentionPool(nn.Module):
 
     def _absorbed(self, tokens: Tensor, mask: Tensor | None) -> AbsorbedQueries | None:
         """What attends over these tokens unprojected; None where they are projected."""
-        if not are_mere_weights(self.to_key_value) or not (mask is None or _is_of_keys(mask)):
+        if not are_mere_weights(self.to_key_value) or not (mask is None or _is_of_keys(mask, tokens)):
             return None
         key, value = self.to_key_value.weight.chunk(2)
         bias = self.to_key_value.bias
@@ -106,6 +106,7 @@ def _attend(absorbed: AbsorbedQueries, tokens: Tensor, lengths: Tensor | None, m
     return absorbed.project(pooled, absorbed.by_head(lse) > -torch.inf)
 
 
-def _is_of_keys(mask: Tensor) -> bool:
-    """Whether it is the same for all heads and queries."""
-    return isinstance(mask, Tensor) and mask.dim() == 4 and mask.shape[1] == mask.shape[2] == 1
+def _is_of_keys(mask: Tensor, tokens: Tensor) -> bool:
+    """Whether it is the same for all heads and queries, and fits."""
+    batch, length, _ = tokens.shape
+    return isinstance(mask, Tensor) and mask.shape in ((batch, 1, 1, length), (1, 1, 1, length))

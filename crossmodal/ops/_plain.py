@@ -142,6 +142,19 @@ def nothing_transforms(device: str) -> bool:
     return torch.autograd.forward_ad._current_level < 0 and torch._C._functorch.maybe_current_level() is None
 
 
+def are_plain_on_cpu(*tensors: Tensor) -> bool:
+    """Dense tensors of one dtype on the CPU, which nothing compiles, traces, transforms or casts."""
+    if torch._C._get_tracing_state() is not None or not nothing_transforms("cpu"):
+        return False
+    dtype = tensors[0].dtype
+    return all(type(t) in _TENSORS and t.is_cpu and t.dtype is dtype and not t.is_nested for t in tensors)
+
+
+def are_recorded(*tensors: Tensor) -> bool:
+    """Whether autograd follows what is computed of them, and may keep them all."""
+    return needs_gradient(tensors) and not any(t.is_inference() for t in tensors)
+
+
 def _is_plain_mask(mask: Tensor, full: tuple[int, ...], device: torch.device) -> bool:
     return (
         type(mask) is Tensor

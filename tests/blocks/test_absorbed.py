@@ -11,13 +11,15 @@ from crossmodal.blocks.absorbed import absorbed_queries
 from crossmodal.encoders.output import EncoderOutput
 from crossmodal.models.fusion.base import Form
 from crossmodal.models.fusion.queries import QueryFusion
+from crossmodal.nn import _absorbed
 
 WIDTH, HEADS = 32, 2
 
 
 @pytest.fixture(autouse=True)
-def _seed():
+def _however_small(monkeypatch):
     torch.manual_seed(0)
+    monkeypatch.setattr(_absorbed, "_WORTHWHILE", 0)
 
 
 def tokens(length, *lengths, dtype=torch.float64):
@@ -147,3 +149,35 @@ def test_transforms_and_compilers_see_the_projections():
     torch.testing.assert_close(torch.export.export(pool, (features, lengths)).module()(features, lengths), wanted)
     with torch.autocast("cpu", torch.bfloat16):
         torch.testing.assert_close(pool(features, lengths).float(), wanted, atol=0.05, rtol=0.05)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
+def test_sets_and_empty_batches_keep_dtype_and_shape(dtype):
+    fusion = QueryFusion(Form(modalities=2, width=WIDTH, num_heads=HEADS, num_queries=2)).to(dtype)
+    sets = torch.tensor([[True, True], [True, False], [False, True]])
+    for batch in (0, 3):
+        given = [EncoderOutput(torch.randn(batch, 9, WIDTH).to(dtype), torch.full((batch,), 9)) for _ in range(2)]
+        assert fusion._absorbed(given) is not None
+        for found, shape in (
+            (fusion.over_sets(given, [None, None], sets), (3, batch, 2 * WIDTH)),
+            (fusion(given, [None, None]).features, (batch, 2 * WIDTH)),
+        ):
+            assert found.dtype == dtype and found.shape == shape
+
+
+def test_a_modality_that_a_set_leaves_out_may_be_anything():
+    fusion = QueryFusion(Form(modalities=2, width=WIDTH, num_heads=HEADS, num_queries=2))
+    good, bad = torch.randn(3, 9, WIDTH, requires_grad=True), torch.full((3, 9, WIDTH), torch.nan, requires_grad=True)
+    given = [EncoderOutput(one, torch.full((3,), 9)) for one in (good, bad)]
+    out = fusion.over_sets(given, [None, None], torch.tensor([[True, False], [False, False]]))
+    assert out.isfinite().all() and (out[1] == 0).all()
+    assert torch.autograd.grad(out.square().sum(), good)[0].isfinite().all()
+
+
+def test_a_large_bias_in_half_precision_changes_nothing():
+    pool = CommonPool(WIDTH, HEADS).half()
+    features, lengths = torch.randn(2, 9, WIDTH).half(), torch.tensor([9, 9])
+    wanted = pool(features, lengths)
+    with torch.no_grad():
+        pool.to_key.bias.fill_(4000.0)
+    torch.testing.assert_close(pool(features, lengths), wanted)

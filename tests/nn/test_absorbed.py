@@ -7,14 +7,15 @@ import torch
 from torch.nn.utils import prune
 
 import crossmodal
-from crossmodal.nn import AttentionPool
+from crossmodal.nn import AttentionPool, _absorbed
 
 WIDTH, HEADS, FEATURES, LENGTH = 32, 2, 20, 9
 
 
 @pytest.fixture(autouse=True)
-def _seed():
+def _however_small(monkeypatch):
     torch.manual_seed(0)
+    monkeypatch.setattr(_absorbed, "_WORTHWHILE", 0)
 
 
 def pool_of(queries=2, **options):
@@ -111,6 +112,53 @@ def test_projections_that_are_more_than_their_weights_are_called():
     pool.to_key_value.register_forward_hook(lambda *_: seen.append(True))
     pool(some_tokens())
     assert seen
+
+
+def test_a_forward_of_its_own_is_called():
+    pool, tokens = pool_of(), some_tokens()
+    project = pool.to_key_value.forward
+    pool.to_key_value.forward = lambda rows: 0 * project(rows)
+    assert (pool(tokens) == 0).all()
+
+
+def test_small_problems_are_projected(monkeypatch):
+    monkeypatch.undo()
+    pool = AttentionPool(48, 4)
+    assert pool._absorbed(torch.randn(8, 8, 48), None) is None
+    assert pool._absorbed(torch.randn(128, 25, 48), None) is not None
+
+
+def test_an_empty_batch_gives_an_empty_answer():
+    pool = pool_of()
+    assert pool(torch.randn(0, LENGTH, FEATURES, dtype=torch.float64)).shape == (0, 2, WIDTH)
+
+
+def test_nothing_comes_of_nothing_whatever_the_bias():
+    pool = pool_of()
+    with torch.no_grad():
+        pool.to_key_value.bias[WIDTH:] = torch.nan
+    assert (pool(some_tokens(), torch.tensor([LENGTH, 0, 4]))[1] == 0).all()
+
+
+def test_tracing_does_not_fix_the_batch():
+    pool = pool_of().eval()
+    with torch.no_grad():
+        traced = torch.jit.trace(pool, (torch.randn(3, LENGTH, FEATURES, dtype=torch.float64),), check_trace=False)
+        other = torch.randn(5, LENGTH, FEATURES, dtype=torch.float64)
+        torch.testing.assert_close(traced(other), pool(other))
+
+
+@pytest.mark.parametrize(
+    ("tokens", "mask", "message"),
+    [
+        ((3, LENGTH, FEATURES + 1), None, "tokens must have shape"),
+        ((3, LENGTH, FEATURES), (3, 1, 1, LENGTH + 1), rf"attn_mask .* \(3, {HEADS}, 2, {LENGTH}\)"),
+    ],
+)
+def test_errors_are_those_of_projections(tokens, mask, message):
+    mask = None if mask is None else torch.ones(mask, dtype=torch.bool)
+    with pytest.raises(ValueError, match=message):
+        pool_of()(torch.randn(tokens, dtype=torch.float64), mask=mask)
 
 
 def test_second_derivatives_are_those_of_differences():

@@ -103,7 +103,9 @@ def _over_sets(
         sums.append(lse if bias is None else lse + bias.view(-1, 1, 1))
     kept = sets[:, [one is not None for one in tokens]].view(len(sets), 1, 1, 1, -1)
     weights = _softmax_or_zero(torch.stack(sums, 3).where(kept, -torch.inf))  # (sets, B, heads, queries, modalities)
-    out = (weights.unsqueeze(5) * torch.stack(outs, 3)).sum(4)  # (sets, B, heads, queries, head_dim)
+    values = torch.stack(outs, 3)  # (B, heads, queries, modalities, head_dim)
+    # Of a modality that is hidden nothing is read, be it NaN.
+    out = (weights.to(values.dtype).unsqueeze(5) * values.where(kept.unsqueeze(5), 0.0)).sum(4)
     return out.transpose(2, 3).flatten(2)
 
 
