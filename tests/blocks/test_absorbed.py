@@ -8,6 +8,7 @@ from torch.nn.utils import parametrizations, prune
 
 from crossmodal.blocks import CommonPool
 from crossmodal.blocks.absorbed import absorbed_queries
+from crossmodal.blocks.operators import use_implementation
 from crossmodal.encoders.output import EncoderOutput
 from crossmodal.models.fusion.base import Form
 from crossmodal.models.fusion.queries import QueryFusion
@@ -34,9 +35,7 @@ def both(module, run, leaves):
     """What run() gives, and its gradients, absorbed and by projections that torch computes."""
     results = []
     for implementation in ("fused", "reference"):
-        for part in module.modules():
-            if hasattr(part, "implementation"):
-                part.implementation = implementation
+        use_implementation(module, implementation)
         with unittest.mock.patch.object(torch.nn.Linear, "forward", autospec=True, side_effect=_linear) as projections:
             out = run()
         assert (projections.call_count > 0) == (implementation == "reference")
