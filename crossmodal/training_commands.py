@@ -72,7 +72,8 @@ def _add_train(commands: Any) -> None:
         action="append",
         default=[],
         metavar="NAME=VALUE",
-        help="any other setting, its value in YAML: --set experts=product --set 'options={task: multilabel}'",
+        help="any other setting, its value in YAML: --set experts=product --set 'options={task: multilabel}'; entries "
+        "of encoders, options, positions and start add to those of the preset and the file, null takes one away",
     )
     train.add_argument("--out", type=Path, metavar="RUN", help="folder of the run")
     train.add_argument("--resume", type=Path, metavar="RUN", help="go on with a run; nothing else may be given")
@@ -89,7 +90,11 @@ def _add_eval(commands: Any) -> None:
     evaluate.add_argument("run_folder", type=Path, metavar="RUN")
     evaluate.add_argument("--data", metavar="NAME", help="other data than the run's own")
     evaluate.add_argument("--root", metavar="DIR", help="where they are now")
-    evaluate.add_argument("--split", choices=("train", "validation", "test"), default="test", help="(default: test)")
+    evaluate.add_argument(
+        "--split",
+        choices=("train", "validation", "test", "all"),
+        help="(default: test; all of a manifest given by --data whose rows have no split)",
+    )
     evaluate.add_argument("--json", action="store_true", help="print one JSON object instead of lines to read")
     evaluate.set_defaults(run=_guarded("eval", _eval))
 
@@ -168,6 +173,7 @@ def _guarded(name: str, run: Callable[[argparse.Namespace], int]) -> Callable[[a
     """Mistakes and broken data end with one line and status 1, not with a traceback."""
 
     def guarded(options: argparse.Namespace) -> int:
+        from crossmodal.data.espeak import EspeakError
         from crossmodal.train.run import RunError
 
         try:
@@ -175,7 +181,7 @@ def _guarded(name: str, run: Callable[[argparse.Namespace], int]) -> Callable[[a
         except BrokenPipeError:  # whoever reads has read enough
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 0
-        except (RunError, ValueError, OSError, FloatingPointError) as error:
+        except (RunError, EspeakError, ValueError, OSError, FloatingPointError) as error:
             print(f"crossmodal {name}: {error}", file=sys.stderr)
             return 1
 
@@ -193,12 +199,12 @@ def _train(options: argparse.Namespace) -> int:
         return 0
     if options.out is None:
         options.fail("the argument --out is required")
-    from crossmodal.train.config import make_config, read_config
+    from crossmodal.train.config import make_config, merge, read_config
     from crossmodal.train.presets import PRESETS
 
     written = read_config(options.config) if options.config else {}
     data = given.get("data") or written.get("data")
-    start_run(make_config({**PRESETS.get(str(data), {}), **written, **given}), options.out)
+    start_run(make_config(merge(merge(PRESETS.get(str(data), {}), written), given)), options.out)
     return 0
 
 
@@ -213,6 +219,7 @@ def _given(options: argparse.Namespace) -> dict[str, Any]:
         given["strict"] = True
     if options.set:
         from crossmodal._extras import require
+        from crossmodal.train.config import merge
 
         yaml = require("yaml", distribution="pyyaml", extra="train")
         for setting in options.set:
@@ -220,7 +227,7 @@ def _given(options: argparse.Namespace) -> dict[str, Any]:
             if not found:
                 options.fail(f"argument --set: NAME=VALUE is wanted, got {setting!r}")
             try:
-                given[name.replace("-", "_")] = yaml.safe_load(value)
+                given = merge(given, {name.replace("-", "_"): yaml.safe_load(value)}, keep_none=True)
             except yaml.YAMLError as error:
                 raise ValueError(f"--set {setting} is no YAML: {error}") from error
     return given

@@ -2,7 +2,7 @@
 
 from crossmodal.data.batch import Batch, pad
 from crossmodal.data.digit_trio import MODALITIES, NUM_CLASSES, Difficulty, DigitTrio
-from crossmodal.data.manifest import ManifestOptions, manifest_splits, read_manifest
+from crossmodal.data.manifest import ManifestOptions, manifest_splits, read_manifest, training_rows
 from crossmodal.data.open import open_data
 from crossmodal.data.sample import Dataset, Modality, Sample, Splits
 from crossmodal.data.shards import Shards, write_shards
@@ -28,5 +28,6 @@ __all__ = [
     "pad",
     "read_manifest",
     "train_tokenizer",
+    "training_rows",
     "write_shards",
 ]

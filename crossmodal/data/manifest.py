@@ -145,7 +145,8 @@ def manifest_splits(
         root: what its paths are relative to; None: its own folder.
         options: how it is read.
         seed: of the augmentation.
-        only: modalities that will be used: a row that has none of them is skipped. None for all.
+        only: modalities that will be used: the cells of others are not looked at, and a row that has none of them is
+            skipped. None for all.
 
     Raises:
         MissingExtraError: when a package that the columns need is not installed.
@@ -153,7 +154,7 @@ def manifest_splits(
         ManifestError: see :func:`read_manifest`; also for labels that do not fit the task, and empty splits.
         BrokenFileError: with ``strict``, for the first file that cannot be used.
     """
-    rows = read_manifest(path)
+    rows = _rows_of(path, only)
     root = root or path.parent
     classes = classes_of([row.label for row in rows if not row.problem], options.task)
     labels, problems = _labels(path, rows, options, classes, only)
@@ -192,6 +193,16 @@ def manifest_splits(
     return Splits(train, dataset("validation"), dataset("test"), {"reader": reader.as_dict(), "skipped": skipped})
 
 
+def training_rows(path: Path) -> list[dict[str, str]]:
+    """Those rows of a manifest that training learns from, by column, for :func:`crossmodal.data.write_shards`.
+
+    Raises:
+        FileNotFoundError, ManifestError: see :func:`read_manifest`.
+    """
+    rows = _divided(read_manifest(path))["train"]
+    return [{**row.cells, LABEL: row.label} for row in rows if not row.problem]
+
+
 def manifest_part(
     path: Path,
     root: Path | None,
@@ -199,7 +210,7 @@ def manifest_part(
     split: str,
     *,
     reader: Reader,
-    classes: Sequence[str],
+    classes: Sequence[str] | None,
     only: Collection[str],
 ) -> tuple[ManifestDataset, list[str]]:
     """One split as a trained model reads it: with the tokenizer and the classes that it has learnt with.
@@ -207,9 +218,10 @@ def manifest_part(
     Args:
         path, root: see :func:`manifest_splits`.
         options: ``task``, ``strict`` and ``verify`` count.
-        split: ``train``, ``validation`` or ``test``.
+        split: ``train``, ``validation``, ``test``, or ``all`` rows whatever their split.
         reader: of the model.
-        classes: of the model; a manifest need not have all of them.
+        classes: of the model; a manifest need not have all of them. None: those of the manifest, for a model that knows
+            none.
         only: the model's modalities; a row that has none of them is skipped.
 
     Returns:
@@ -219,10 +231,12 @@ def manifest_part(
         FileNotFoundError, ManifestError, BrokenFileError: see :func:`manifest_splits`; also for labels that the model
             does not know.
     """
-    rows = [row._replace(cells={n: c for n, c in row.cells.items() if n in only}) for row in read_manifest(path)]
+    rows = _rows_of(path, only)
     root = root or path.parent
+    if classes is None:
+        classes = classes_of([row.label for row in rows if not row.problem], options.task)
     labels, problems = _labels(path, rows, options, classes, only)
-    chosen = _divided(rows)[split]
+    chosen = rows if split == "all" else _divided(rows)[split]
     if options.verify:
         problems |= _broken([row for row in chosen if row.number in labels], root, reader, options.strict)
     skipped = [problems[row.number] for row in chosen if row.number in problems]
@@ -230,6 +244,23 @@ def manifest_part(
     if not part:
         raise ManifestError(f"{path}: no rows for {split} ({_why(skipped)})")
     return _dataset(path, root, part, labels, reader, options.task, tuple(classes), None), skipped
+
+
+def names_a_split(path: Path) -> bool:
+    """Whether any row of a manifest says which split it is of.
+
+    Raises:
+        FileNotFoundError, ManifestError: see :func:`read_manifest`.
+    """
+    return any(row.split for row in read_manifest(path))
+
+
+def _rows_of(path: Path, only: Collection[str] | None) -> list[Row]:
+    """The rows, with the cells of these modalities alone."""
+    rows = read_manifest(path)
+    if only is None:
+        return rows
+    return [row._replace(cells={name: cell for name, cell in row.cells.items() if name in only}) for row in rows]
 
 
 def _dataset(

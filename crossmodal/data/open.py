@@ -8,7 +8,7 @@ from crossmodal.data.av_find import av_find
 from crossmodal.data.av_mnist import av_mnist
 from crossmodal.data.digit_strings import digit_strings
 from crossmodal.data.digits import digits
-from crossmodal.data.manifest import make_options, manifest_part, manifest_splits
+from crossmodal.data.manifest import make_options, manifest_part, manifest_splits, names_a_split
 from crossmodal.data.reader import reader_from
 from crossmodal.data.sample import Dataset, Splits
 
@@ -59,7 +59,7 @@ def open_part(
     split: str,
     *,
     reader: Mapping[str, Any],
-    classes: Sequence[str],
+    classes: Sequence[str] | None,
     only: Collection[str],
     seed: int = 0,
     strict: bool = False,
@@ -69,9 +69,9 @@ def open_part(
 
     Args:
         name, root, seed, strict, options: see :func:`open_data`.
-        split: ``train``, ``validation`` or ``test``.
+        split: ``train``, ``validation`` or ``test``; of a manifest also ``all``.
         reader: how the model's inputs are read; see :func:`crossmodal.data.reader.reader_from`.
-        classes, only: of the model: its classes and modalities.
+        classes, only: of the model: its classes, None where it has none, and its modalities.
 
     Raises:
         MissingExtraError, FileNotFoundError, ValueError: see :func:`open_data`; also for data of other classes.
@@ -79,7 +79,18 @@ def open_part(
     if name not in NAMES:
         made = make_options(options or {}, strict=strict)
         return manifest_part(Path(name), root, made, split, reader=reader_from(reader), classes=classes, only=only)
+    if split == "all":
+        raise ValueError(f"split must be train, validation or test for {name}, got 'all'")
     dataset: Dataset = getattr(open_data(name, root, seed=seed, only=only), split)
-    if tuple(classes) != tuple(dataset.classes):
+    if classes is not None and tuple(classes) != tuple(dataset.classes):
         raise ValueError(f"data must have the classes of the run, {list(classes)}, got {list(dataset.classes)}")
     return dataset, []
+
+
+def usual_split(name: str) -> str:
+    """What a trained model is examined on: the test split, or all of a manifest that has no splits.
+
+    Raises:
+        FileNotFoundError, ValueError: for a manifest that is not there, or is none.
+    """
+    return "test" if name in NAMES or names_a_split(Path(name)) else "all"

@@ -35,9 +35,10 @@ def write_shards(rows: Iterable[dict[str, str]], root: Path, pattern: str, *, sa
     """Rows of a manifest to tar files, as webdataset writes them: the files of a sample share the name before the dot.
 
     Args:
-        rows: with the columns of a manifest; empty cells are left out.
+        rows: with the columns of a manifest; empty cells are left out. They are what will be learnt from: of a manifest
+            :func:`crossmodal.data.training_rows`, not those that it is tested on.
         root: what paths are relative to.
-        pattern: of the names of the files, such as ``"train-%05d.tar"``.
+        pattern: of the names of the files, such as ``"train-%05d.tar"``, relative to the working folder.
         samples: in a file.
 
     Returns:

@@ -11,6 +11,7 @@ from crossmodal._extras import require
 
 PADDING, UNKNOWN = "[PAD]", "[UNK]"
 MODELS = ("word", "bpe")
+_SIGNS = '[.,;:!?()"]'  # that end words or stand around them; an apostrophe may be a part of one
 
 
 class Tokenizer:
@@ -47,12 +48,17 @@ class Tokenizer:
 
     def encode(self, text: str) -> Tensor:
         """``(tokens,)`` int64; none for an empty text, or one of nothing but stop words."""
-        return torch.tensor(self._encoding(text).ids, dtype=torch.int64)
+        return torch.tensor([number for number, _ in self._numbered(text)], dtype=torch.int64)
 
     def tokens(self, text: str) -> list[str]:
         """The same, to read."""
-        tokens: list[str] = self._encoding(text).tokens
-        return tokens
+        return [token for _, token in self._numbered(text)]
+
+    def _numbered(self, text: str) -> list[tuple[int, str]]:
+        """Without padding, which a closed list has for what it does not know."""
+        encoding = self._encoding(text)
+        pairs = zip(encoding.ids, encoding.tokens, strict=True)
+        return [(number, token) for number, token in pairs if token != PADDING]
 
     def _encoding(self, text: str) -> Any:
         if self.stop_words:
@@ -118,6 +124,8 @@ def read_tokenizer(path: Path, stop_words: Iterable[str] = ()) -> Tokenizer:
 def tokenizer_of(words: Iterable[str], *, letters: bool = False, unknown: bool = True) -> Tokenizer:
     """A tokenizer of a closed list: 0 is padding, 1 "unknown" where there is one, and then the words in their order.
 
+    Punctuation is split off words.
+
     Args:
         words: all that are known.
         letters: they are single letters; texts are spelt.
@@ -131,7 +139,10 @@ def tokenizer_of(words: Iterable[str], *, letters: bool = False, unknown: bool =
     numbers = {word: number for number, word in enumerate([*special, *words])}
     tokenizer = library.Tokenizer(library.models.WordLevel(numbers, unk_token=UNKNOWN if unknown else PADDING))
     tokenizer.normalizer = library.normalizers.Lowercase()
-    splits = library.pre_tokenizers
-    pattern = library.Regex("." if letters else r"\s+")
-    tokenizer.pre_tokenizer = splits.Split(pattern, "isolated" if letters else "removed")
+    splits, pattern = library.pre_tokenizers, library.Regex
+    tokenizer.pre_tokenizer = (
+        splits.Split(pattern(r"(?s)."), "isolated")
+        if letters
+        else splits.Sequence([splits.Split(pattern(r"\s+"), "removed"), splits.Split(pattern(_SIGNS), "isolated")])
+    )
     return Tokenizer(tokenizer.to_str())

@@ -12,13 +12,18 @@ from crossmodal._extras import require
 from crossmodal.encoders.lengths import check_sequences, check_there
 from crossmodal.encoders.output import EncoderOutput
 from crossmodal.encoders.padding import is_real, zero_padding
+from crossmodal.encoders.preparation import preparation_of, preparation_of_timm
 
 Kind = Literal["image", "text", "audio"]
 
 
+# What libraries call learned positions.
+_POSITIONS = ("position_embeddings", "position_embedding", "embed_positions", "wpe")
+
+
 class HuggingFaceEncoder(nn.Module):
-    """A model of ``transformers`` whose answer has ``last_hidden_state``: BERT, ViT, CLIP's towers, Wav2Vec2 and the
-    like.
+    """A model of ``transformers`` whose answer has ``last_hidden_state``: BERT, ViT, Wav2Vec2 and the like, and of one
+    with several towers, such as CLIP, that of the kind.
 
     Weights that the features do not depend on, such as those of a pooler or of the token that masks, are kept as they
     are: DistributedDataParallel waits for the gradient of every weight that learns.
@@ -26,32 +31,49 @@ class HuggingFaceEncoder(nn.Module):
     Args:
         model: the model, or a name or folder that ``transformers.AutoModel`` knows.
         kind: what it reads. Images go in as ``pixel_values``, text as ``input_ids`` with a mask, audio as
-            ``input_values`` with a mask. What a feature extractor does before (normalising, resizing) is the
-            caller's part.
+            ``input_values`` with a mask. Text beyond the positions that the model has is cut off. What a feature
+            extractor does before (normalising, resizing) is the caller's part, but for ``normalize``.
         frozen: the weights are kept as they are, in evaluation mode.
+        normalize: images in [0, 1], and sounds, as the settings say that are saved with the model, which has to be a
+            name or a folder; nothing is done where they say nothing.
+        size: of the images, channels first; None: what the model's configuration says.
 
     Attributes:
         channels: of its features.
 
     Raises:
         MissingExtraError: when transformers is needed and not installed.
-        ValueError: for another ``kind``.
+        ValueError: for another ``kind``, a model of several towers of which none is of the kind, and for ``normalize``
+            with a model that is no name.
     """
 
-    def __init__(self, model: nn.Module | str, kind: Kind, *, frozen: bool = False) -> None:
+    def __init__(
+        self,
+        model: nn.Module | str,
+        kind: Kind,
+        *,
+        frozen: bool = False,
+        normalize: bool = False,
+        size: Sequence[int] | None = None,
+    ) -> None:
         super().__init__()
         if kind not in get_args(Kind):
             raise ValueError(f"kind must be one of {', '.join(get_args(Kind))}, got {kind!r}")
+        if normalize and not isinstance(model, str):
+            raise ValueError("normalize must be False for a model that is no name or folder: nothing says how")
+        self.prepare = preparation_of(model, kind) if normalize and isinstance(model, str) else None
         if isinstance(model, str):
             library = require("transformers", distribution="transformers", extra="backbones")
             model = library.AutoModel.from_pretrained(model)
-        network: Any = model
+        network = _tower(model, kind)
         self.model, self.kind, self.frozen = network, kind, frozen
-        self.channels = int(network.config.hidden_size)
+        self._positions = _positions_of(network) if kind == "text" else None
         network.requires_grad_(not frozen)
-        example = self._example()
-        if example is not None:
-            _freeze_unused(self, example)
+        example = self._example(size)
+        if example is None:
+            self.channels = int(network.config.hidden_size)
+        else:
+            self.channels = _try_out(self, example)
 
     def train(self, mode: bool = True) -> "HuggingFaceEncoder":
         """A frozen model stays in evaluation mode: dropout would only blur it."""
@@ -67,10 +89,14 @@ class HuggingFaceEncoder(nn.Module):
         """
         if self.kind == "image":
             there = check_there(values, lengths)
-            pixels = zero_padding(values.unsqueeze(1), there).squeeze(1)
-            features = self.model(pixel_values=pixels).last_hidden_state
+            pixels = _blanked(self.prepare, values, there)
+            features = _as_tokens(self.model(pixel_values=pixels).last_hidden_state)
             return EncoderOutput(features, there * features.shape[1])
         check_sequences("values", values, lengths)
+        if self._positions is not None:
+            values, lengths = values[:, : self._positions], lengths.clamp(max=self._positions)
+        if self.prepare is not None:
+            values = self.prepare(values, lengths)
         short = max(0, self._values_for(self._fewest_tokens()) - values.shape[1])
         values = pad(zero_padding(values, lengths), (0, short))
         # A row without any token would be NaN under a mask that hides all; it gets one, which is hidden after.
@@ -85,17 +111,18 @@ class HuggingFaceEncoder(nn.Module):
         tokens = -(-read * features.shape[1] // values.shape[1]) if shorter is None else shorter(read).to(lengths.dtype)
         return EncoderOutput(features, tokens.clamp(max=features.shape[1]) * (lengths > 0))
 
-    def _example(self) -> Tensor | None:
-        """One input as small as can be; None where the configuration does not tell how small that is."""
+    def _example(self, size: Sequence[int] | None) -> Tensor | None:
+        """One input, as small as can be where no size is given; None where nothing tells how small that is."""
         if self.kind == "text":
             return torch.zeros(1, 1, dtype=torch.int64)
         if self.kind == "audio":
             return torch.zeros(1, self._values_for(1)) if hasattr(self.model.config, "conv_kernel") else None
-        size = getattr(self.model.config, "image_size", None)
         if size is None:
-            return None
-        height, width = (size, size) if isinstance(size, int) else size
-        return torch.zeros(1, getattr(self.model.config, "num_channels", 3), height, width)
+            side = getattr(self.model.config, "image_size", None)
+            if side is None:
+                return None
+            size = (getattr(self.model.config, "num_channels", 3), *((side, side) if isinstance(side, int) else side))
+        return torch.zeros(1, *size)
 
     def _values_for(self, tokens: int) -> int:
         """How many values the network has to read to give so many tokens."""
@@ -124,6 +151,7 @@ class TimmEncoder(nn.Module):
             learns.
         pretrained: download its weights, for a name.
         frozen: the weights are kept as they are, in evaluation mode.
+        normalize: images in [0, 1] as the model's ``pretrained_cfg`` says; nothing is done where it says nothing.
 
     Attributes:
         channels: of its features.
@@ -139,6 +167,7 @@ class TimmEncoder(nn.Module):
         size: Sequence[int] | None = None,
         pretrained: bool = True,
         frozen: bool = False,
+        normalize: bool = False,
     ) -> None:
         super().__init__()
         if isinstance(model, str):
@@ -146,10 +175,11 @@ class TimmEncoder(nn.Module):
             model = library.create_model(model, pretrained=pretrained)
         network: Any = model
         self.model, self.frozen = network, frozen
+        self.prepare = preparation_of_timm(getattr(network, "pretrained_cfg", {})) if normalize else None
         self.channels = int(network.num_features)
         network.requires_grad_(not frozen)
         if size is not None:
-            _freeze_unused(self, torch.zeros(1, *size))
+            _try_out(self, torch.zeros(1, *size))
 
     def train(self, mode: bool = True) -> "TimmEncoder":
         """A frozen model stays in evaluation mode."""
@@ -161,28 +191,66 @@ class TimmEncoder(nn.Module):
     def forward(self, pixels: Tensor, lengths: Tensor) -> EncoderOutput:
         """``(B, channels, height, width)`` and ``(B,)``, 1 = there; a feature map becomes tokens row by row."""
         there = check_there(pixels, lengths)
-        blank = zero_padding(pixels.unsqueeze(1), there).squeeze(1)
-        features = self.model.forward_features(blank)
-        if features.ndim == 4:
-            features = features.flatten(2).transpose(1, 2)
+        features = self.model.forward_features(_blanked(self.prepare, pixels, there))
+        features = _as_tokens(features, last=getattr(self.model, "output_fmt", "NCHW") == "NHWC")
         return EncoderOutput(features, there * features.shape[1])
 
 
-def _freeze_unused(encoder: HuggingFaceEncoder | TimmEncoder, values: Tensor) -> None:
-    """Freeze the weights that the features of ``values``, one sample, do not depend on."""
-    weights = [weight for weight in encoder.parameters() if weight.requires_grad]
-    if not weights or torch.is_inference_mode_enabled():  # nothing learns
-        return
+def _tower(model: Any, kind: Kind) -> Any:
+    """The model, or that of its parts that reads this kind.
+
+    Raises:
+        ValueError: when it has several, and none for it.
+    """
+    if hasattr(model.config, "hidden_size") or hasattr(model.config, "hidden_sizes"):
+        return model
+    name = {"image": "vision_model", "text": "text_model", "audio": "audio_model"}[kind]
+    found = getattr(model, name, None)
+    if not isinstance(found, nn.Module):
+        raise ValueError(f"model must have a hidden_size, or a {name}, to read {kind}, got {type(model).__name__}")
+    return found
+
+
+def _positions_of(network: nn.Module) -> int | None:
+    """How many tokens it can tell apart by learned positions; None for any number."""
+    for name, part in network.named_modules():
+        if isinstance(part, nn.Embedding) and name.rpartition(".")[2] in _POSITIONS:
+            # RoBERTa's begin after the one of padding, OPT has two more than it says.
+            usable = part.num_embeddings - (0 if part.padding_idx is None else part.padding_idx + 1)
+            config: Any = network.config
+            return min(usable, getattr(config, "max_position_embeddings", usable))
+    return None
+
+
+def _blanked(prepare: nn.Module | None, pixels: Tensor, there: Tensor) -> Tensor:
+    """Prepared images, zero where there is none."""
+    prepared: Tensor = pixels if prepare is None else prepare(pixels, there)
+    return zero_padding(prepared.unsqueeze(1), there).squeeze(1)
+
+
+def _as_tokens(features: Tensor, *, last: bool = False) -> Tensor:
+    """A feature map, its channels first or last, to tokens row by row; tokens as they are."""
+    if features.ndim != 4:
+        return features
+    return features.flatten(1, 2) if last else features.flatten(2).transpose(1, 2)
+
+
+def _try_out(encoder: HuggingFaceEncoder | TimmEncoder, values: Tensor) -> int:
+    """Freeze the weights that the features of ``values``, one sample, do not depend on; returns how many channels the
+    features have."""
+    every = list(encoder.parameters())
+    weights = [] if torch.is_inference_mode_enabled() else [weight for weight in every if weight.requires_grad]
     if values.is_floating_point():
-        values = values.to(weights[0].dtype)
-    values = values.to(weights[0].device)
+        values = values.to(every[0].dtype)
+    values = values.to(every[0].device)
     length = values.shape[1] if values.ndim == 2 else 1
     # Some networks draw random numbers in evaluation, too; who builds one must not find others after it.
     with _evaluating(encoder), torch.enable_grad(), torch.random.fork_rng(devices=[]):
-        features = encoder(values, torch.tensor([length], device=values.device)).features
-        slopes = torch.autograd.grad(features.sum(), weights, allow_unused=True)
+        features: Tensor = encoder(values, torch.tensor([length], device=values.device)).features
+        slopes = torch.autograd.grad(features.sum(), weights, allow_unused=True) if weights else ()
     for weight, slope in zip(weights, slopes, strict=True):
         weight.requires_grad_(slope is not None)
+    return features.shape[2]
 
 
 @contextmanager

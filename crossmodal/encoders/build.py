@@ -18,6 +18,8 @@ from crossmodal.encoders.vit import ViTEncoder
 from crossmodal.encoders.voice_warp import VoiceWarp
 
 Options = Mapping[str, Any]
+# What a library raises for arguments that it does not have, and a network for an input that it was not made for.
+_MISTAKES = (TypeError, AttributeError, AssertionError, RuntimeError)
 
 
 def _image(make: Callable[..., nn.Module]) -> Callable[[Modality, int, Options], nn.Module]:
@@ -35,11 +37,11 @@ def _vgg16(modality: Modality, channels: int, options: Options) -> nn.Module:
 
 
 def _huggingface(modality: Modality, channels: int, options: Options) -> nn.Module:
-    return HuggingFaceEncoder(kind=modality.kind, **options)
+    return HuggingFaceEncoder(kind=modality.kind, **{"normalize": True, "size": modality.size, **options})
 
 
 def _timm(modality: Modality, channels: int, options: Options) -> nn.Module:
-    return TimmEncoder(size=modality.size, **options)
+    return TimmEncoder(**{"normalize": True, "size": modality.size, **options})
 
 
 def _text(make: Callable[..., nn.Module], **fixed: Any) -> Callable[[Modality, int, Options], nn.Module]:
@@ -94,7 +96,8 @@ def build_encoder(
         name: of :data:`ENCODERS`; None takes the first of its kind.
         options: further arguments of the encoder's class; for audio, ``log_mel``, ``augment`` and ``voices`` are those
             of :class:`LogMel`, :class:`SpecAugment` and :class:`VoiceWarp`; for backbones, ``model`` is a name or a
-            folder, whose files have to be there whenever a run is opened.
+            folder, whose files have to be there whenever a run is opened, and inputs are normalised as these say but
+            with ``normalize`` false.
 
     Raises:
         MissingExtraError: when the library of a backbone is not installed.
@@ -109,6 +112,9 @@ def build_encoder(
         raise ValueError(f"options of the encoder {name} of {modality.kind} must be names and values, got {options!r}")
     try:
         encoder = known[name](modality, channels, options or {})
-    except TypeError as error:
-        raise ValueError(f"the encoder {name} of {modality.kind} cannot be made with {options}: {error}") from error
+    except _MISTAKES as error:
+        size = f" for images of {list(modality.size)}" if modality.size else ""
+        raise ValueError(
+            f"the encoder {name} of {modality.kind} cannot be made with {options}{size}: {error}"
+        ) from error
     return encoder, int(getattr(encoder, "channels", channels))

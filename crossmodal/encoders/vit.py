@@ -10,6 +10,9 @@ from crossmodal.encoders.output import EncoderOutput
 from crossmodal.encoders.padding import zero_padding
 from crossmodal.encoders.patches import PatchEmbedding
 
+_PATCHES = (16, 14, 8, 7, 4, 2)
+_FEWEST = 4  # patches along an edge
+
 
 class ViTEncoder(nn.Module):
     """Image to one token per patch, row by row; pre-norm transformer layers on :func:`crossmodal.fuse`.
@@ -17,7 +20,8 @@ class ViTEncoder(nn.Module):
     Args:
         size: height and width of the image, in pixels; multiples of ``patch``.
         in_channels: 1 for grey, 3 for colour.
-        patch: edge of a patch, in pixels.
+        patch: edge of a patch, in pixels; None: the largest of 16, 14, 8, 7, 4 and 2 that fills the image with four by
+            four patches or more.
         channels: of the features; a multiple of ``num_heads``.
         layers, num_heads, dropout: of the transformer.
 
@@ -25,8 +29,8 @@ class ViTEncoder(nn.Module):
         grid: rows and columns of the tokens.
 
     Raises:
-        ValueError: when patches do not fill the image, ``channels`` is not a multiple of ``num_heads``, or a number is
-            too small.
+        ValueError: when patches do not fill the image, or no usual one does; when ``channels`` is not a multiple of
+            ``num_heads``, or a number is too small.
     """
 
     def __init__(
@@ -34,7 +38,7 @@ class ViTEncoder(nn.Module):
         size: tuple[int, int],
         in_channels: int = 1,
         *,
-        patch: int = 7,
+        patch: int | None = None,
         channels: int = 48,
         layers: int = 2,
         num_heads: int = 4,
@@ -43,6 +47,7 @@ class ViTEncoder(nn.Module):
         super().__init__()
         for edge in size:
             check_count("size", edge)
+        patch = _usual_patch(size) if patch is None else patch
         check_counts(in_channels=in_channels, patch=patch, channels=channels)
         check_count("layers", layers, 0)
         if size[0] % patch or size[1] % patch:
@@ -69,3 +74,10 @@ class ViTEncoder(nn.Module):
         for layer in self.layers:
             tokens, _ = layer(tokens, [(tokens, lengths)])
         return EncoderOutput(self.norm(tokens), lengths)
+
+
+def _usual_patch(size: tuple[int, int]) -> int:
+    for patch in _PATCHES:
+        if all(edge % patch == 0 and edge >= _FEWEST * patch for edge in size):
+            return patch
+    raise ValueError(f"patch must be given for images of {size}: none of {', '.join(map(str, _PATCHES))} fills them")

@@ -1,8 +1,9 @@
 """The command that trains what the results file lacks."""
 
+import json
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -11,7 +12,7 @@ from crossmodal.data.sample import Splits
 from crossmodal.learning.cases import SUM, Case, config_of, singles_of
 from crossmodal.learning.measures import extras, log_probability_sum
 from crossmodal.learning.results import add_row, is_there, read_results
-from crossmodal.train.run import CONFIG, MODEL, STATE, resume_run, start_run
+from crossmodal.train.run import CONFIG, METRICS, STATE, resume_run, start_run
 
 
 def make_results(
@@ -25,6 +26,7 @@ def make_results(
 ) -> None:
     """Train, measure and write down every case that the file lacks.
 
+    Single models that such a case begins with are trained where their runs are not there, whatever the file holds.
     Ended by anything, at any moment, and started again, it goes on where it stopped, inside a case too.
 
     Args:
@@ -40,13 +42,8 @@ def make_results(
     """
     stream = stream or sys.stdout
     opened: tuple[tuple[Any, ...], Splits] | None = None  # cases in a row often have the same data
-    for case in cases:
-        if is_there(read_results(file), case):
-            continue
+    for case in _with_singles(cases, file, runs):
         print(f"\n{case.task}, {case.form}, seed {case.seed}", file=stream, flush=True)
-        for single in singles_of(case).values():
-            if not (runs / single.name / MODEL).exists():
-                raise ValueError(f"{case.form} needs the run {runs / single.name}: make {single.form} first")
         start = time.perf_counter()
         config = config_of(case, str(root), runs)
         if opened is None or opened[0] != (config.data, config.seed, config.modalities):
@@ -55,9 +52,18 @@ def make_results(
         splits = opened[1]
         values = _sum(case, runs, splits) if case.form == SUM else _trained(case, root, runs, splits, changes, stream)
         values.setdefault("seconds", time.perf_counter() - start)
-        add_row(file, case, values, threads=config.threads)
+        if not is_there(read_results(file), case):
+            add_row(file, case, values, threads=config.threads)
         # The model stays, for the sums; what a finished run could go on from is as large again, three times.
         (runs / case.name / STATE).unlink(missing_ok=True)
+
+
+def _with_singles(cases: Iterable[Case], file: Path, runs: Path) -> Iterator[Case]:
+    """Those that the file lacks, each after the single models that it begins with and that are not trained yet."""
+    for case in cases:
+        if not is_there(read_results(file), case):
+            yield from (one for one in singles_of(case).values() if not (runs / one.name / METRICS).exists())
+            yield case
 
 
 def _sum(case: Case, runs: Path, splits: Splits) -> dict[str, Any]:
@@ -69,7 +75,9 @@ def _trained(
     case: Case, root: Path, runs: Path, splits: Splits, changes: dict[str, Any] | None, stream: TextIO
 ) -> dict[str, Any]:
     out = runs / case.name
-    if (out / CONFIG).exists():
+    if (out / METRICS).exists():  # over, but written down in another file or not at all
+        metrics = json.loads((out / METRICS).read_text(encoding="utf-8"))
+    elif (out / CONFIG).exists():
         metrics = resume_run(out, stream, splits=splits)
     else:
         config = config_of(case, str(root), runs)

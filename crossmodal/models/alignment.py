@@ -12,8 +12,8 @@ _EQUAL = 1e-6  # what float32 makes of the cosines of the same two vectors, at d
 def recall_at(cosines: Tensor, same: Tensor, k: int = 1) -> float:
     """Share of the rows of which one of the ``k`` nearest columns belongs to them.
 
-    Columns that are equally near, as embeddings made of few codes often are, count in every order alike: a row counts
-    with its chance over all of them. A cosine that is NaN is further than any other, and its column found by nobody.
+    Columns that are equally near, as embeddings made of few codes often are, may be drawn in any order: a row counts
+    with its chance. A cosine that is NaN is further than any other, and its column found by nobody.
 
     Args:
         cosines: ``(N, M)``.

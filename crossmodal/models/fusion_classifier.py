@@ -57,7 +57,7 @@ class FusionClassifier(Switchable):
         num_queries: learned queries, or bottleneck tokens.
         fusion: name of the form.
         layers: of the forms that attend more than once.
-        likeness: of the forms whose tokens ask; see :class:`crossmodal.blocks.CommonAttention`.
+        likeness: of the form ``cross``, whose tokens ask; see :class:`crossmodal.blocks.CommonAttention`.
         quality: learn from each modality's tokens a bias on the scores of all of them: a modality that is noise gets
             less mass. Only for forms that weigh modalities.
         experts: ``"auxiliary"`` gives every modality a head of its own, to be trained beside the fusion; ``"product"``

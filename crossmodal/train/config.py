@@ -10,10 +10,19 @@ from crossmodal._extras import require
 
 _MOST_THREADS = 1024  # of what no machine has OpenMP cannot make, and ends the process
 _NAMES = ("modalities", "auxiliary")  # settings that are lists of modalities
+_MAPPINGS = ("encoders", "options", "positions", "start")
 _COUNTS = ["epochs", "batch_size", "accumulate", "width", "num_heads", "num_queries", "layers", "checkpoint_every"]
 _COUNTS += ["threads", "code_groups"]
 _NOT_NEGATIVE = ["seed", "weight_decay", "patience", "workers", "likeness", "expert_weight", "auxiliary_weight"]
 _NOT_NEGATIVE += ["hardness", "adversary_strength", "adversary_steps", "codes"]
+_CHOICES = {
+    "precision": ("no", "bf16", "fp16"),
+    "parallel": ("ddp", "fsdp"),
+    "device": ("auto", "cpu"),
+    "experts": ("none", "auxiliary", "product"),
+    "contrastive": ("info_nce", "sigmoid"),
+    "adversary": ("none", "discriminator", "critic"),
+}
 
 
 @dataclass(frozen=True)
@@ -44,7 +53,7 @@ class TrainConfig:
         modality_dropout: share of each modality's inputs hidden at random in training; one always stays.
         spoiled: share of each modality's inputs replaced by noise in training, one modality of a sample at most.
         width, num_heads, num_queries, layers, likeness, quality, experts, dropout: see
-            :class:`crossmodal.models.FusionClassifier`.
+            :class:`crossmodal.models.FusionClassifier`; other models have those of them that stand in their arguments.
         positions: of models that spell: by modality, a factor; see :class:`crossmodal.models.Positions`.
         auxiliary: modalities whose auxiliary questions are asked in training, where the data have some
             (:class:`crossmodal.data.sample.Question`); None asks all.
@@ -139,9 +148,8 @@ class TrainConfig:
             _check(name, 0 < getattr(self, name) < math.inf, getattr(self, name), "a number above 0")
         _check("threads", self.threads <= _MOST_THREADS, self.threads, f"{_MOST_THREADS} or less")
         _check("seed", self.seed < 2**63, self.seed, "below 2**63")
-        _check("precision", self.precision in ("no", "bf16", "fp16"), self.precision, "no, bf16 or fp16")
-        _check("parallel", self.parallel in ("ddp", "fsdp"), self.parallel, "ddp or fsdp")
-        _check("device", self.device in ("auto", "cpu"), self.device, "auto or cpu")
+        for name, known in _CHOICES.items():
+            _check(name, getattr(self, name) in known, getattr(self, name), f"one of {', '.join(known)}")
 
     def as_dict(self) -> dict[str, Any]:
         """Ready for JSON and YAML."""
@@ -169,6 +177,26 @@ def make_config(values: dict[str, Any]) -> TrainConfig:
     if not values.get("data"):
         raise ValueError("data must name a data set or a manifest")
     return TrainConfig(**{name: _converted(name, fields[name], value) for name, value in values.items()})
+
+
+def merge(values: dict[str, Any], more: dict[str, Any], *, keep_none: bool = False) -> dict[str, Any]:
+    """Settings with others over them; of a setting that is a mapping, each entry for itself.
+
+    An entry that is None takes away the one below it.
+
+    Args:
+        values, more: settings, and those that go over them.
+        keep_none: such entries stay, to go over others later.
+    """
+    merged = dict(values)
+    for name, value in more.items():
+        if name in _MAPPINGS and isinstance(value, dict):
+            before = merged.get(name)
+            entries = {**(before if isinstance(before, dict) else {}), **value}
+            merged[name] = {key: entry for key, entry in entries.items() if keep_none or entry is not None}
+        else:
+            merged[name] = value
+    return merged
 
 
 def read_config(path: Path) -> dict[str, Any]:

@@ -7,11 +7,11 @@ from typing import Any
 import torch
 
 from crossmodal.data.collate import Collate
-from crossmodal.data.open import open_part
+from crossmodal.data.open import NAMES, open_part, usual_split
 from crossmodal.models.fusion_classifier import FusionClassifier
 from crossmodal.train.config import TrainConfig, make_config, read_config
 from crossmodal.train.examine import examine
-from crossmodal.train.model import Model, load_model, modalities_of
+from crossmodal.train.model import TWO_TOWER, Model, load_model, modalities_of
 from crossmodal.train.pictures import draw_attention, draw_confusion
 from crossmodal.train.run import ATTENTION, CONFIG, CONFUSION, EVALUATION, MODEL, RunError
 from crossmodal.train.state import write_text
@@ -32,7 +32,9 @@ def open_run(out: Path) -> tuple[Model, dict[str, Any], TrainConfig]:
     return *load_model(out / MODEL), config
 
 
-def evaluate_run(out: Path, *, data: str | None = None, root: str | None = None, split: str = "test") -> dict[str, Any]:
+def evaluate_run(
+    out: Path, *, data: str | None = None, root: str | None = None, split: str | None = None
+) -> dict[str, Any]:
     """What :func:`crossmodal.train.examine.examine` finds, also written to ``eval.json``; draws pictures beside it.
 
     ``eval.json`` is written last: where it is new, the pictures are of the same evaluation.
@@ -41,21 +43,27 @@ def evaluate_run(out: Path, *, data: str | None = None, root: str | None = None,
     Args:
         out: the folder of the run.
         data, root: other data, or the same in another place; None: those of the run. They are read as the run's own,
-            with its tokenizer and its classes, and need no other split than the one that is asked for.
-        split: ``train``, ``validation`` or ``test``.
+            with its tokenizer and its classes, and need no other split than the one that is asked for. Paths of another
+            manifest are relative to its own folder where ``root`` is None.
+        split: ``train``, ``validation`` or ``test``; of a manifest also ``all``. None: ``test``, or all of another
+            manifest in which no row names a split.
 
     Raises:
         RunError: when ``out`` holds no model.
         ValueError, FileNotFoundError: for data that do not fit.
     """
     model, description, config = open_run(out)
-    place = root if root is not None else config.root
+    if root is None and (data is None or data in NAMES):
+        root = config.root
+    if split is None:
+        split = "test" if data is None else usual_split(data)
     dataset, skipped = open_part(
         data or config.data,
-        None if place is None else Path(place),
+        None if root is None else Path(root),
         split,
         reader=description["data"]["reader"],
-        classes=description["classes"],
+        # What two towers have learnt is which samples belong together, whatever their labels are.
+        classes=None if description["kind"] == TWO_TOWER else description["classes"],
         only=tuple(description["modalities"]),
         seed=config.seed,
         strict=config.strict,

@@ -75,6 +75,9 @@ class ClassifierLearner(Learner):
         spoiled: share of each modality's inputs replaced by noise.
         expert_weight, auxiliary_weight: of these losses.
         smoothing: of labels.
+
+    Raises:
+        ValueError: when so many inputs cannot be spoiled, one modality of a sample at most.
     """
 
     def __init__(
@@ -89,6 +92,10 @@ class ClassifierLearner(Learner):
         auxiliary_weight: float = 1.0,
         smoothing: float = 0.0,
     ) -> None:
+        if spoiled * len(modalities) > 1:
+            raise ValueError(
+                f"spoiled must be at most 1/{len(modalities)}, one modality of a sample at most, got {spoiled}"
+            )
         self.task, self.modalities = task, modalities
         self.modality_dropout, self.spoiled = modality_dropout, spoiled
         self.expert_weight, self.auxiliary_weight = expert_weight, auxiliary_weight
@@ -143,15 +150,16 @@ class ClassifierLearner(Learner):
 
 
 def hide(batch: Batch, share: float) -> Batch:
-    """Hide each modality of each sample with probability ``share``; a sample that would lose all keeps one at
-    random."""
+    """Hide each modality of each sample with probability ``share``; a sample that would lose all that it has keeps one
+    of it at random."""
     if not share:
         return batch
     names = list(batch.lengths)
     device = batch.labels.device
     drawn = torch.rand(len(names), len(batch.labels), device=device)
     kept = drawn >= share
-    kept |= drawn == drawn.amax(0)
+    there = torch.stack([batch.lengths[name] > 0 for name in names])
+    kept |= drawn == drawn.where(there, -1.0).amax(0)
     return batch._replace(lengths={name: batch.lengths[name] * kept[row] for row, name in enumerate(names)})
 
 

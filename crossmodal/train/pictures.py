@@ -56,6 +56,7 @@ def draw_attention(
         return False
     with torch.no_grad():
         answers = model(batch.inputs, batch.lengths).logits.argmax(1).tolist()
+        tokens = dict(zip(model.modalities, model.encode(batch.inputs, batch.lengths), strict=True))
     names = model.modalities
     rows = len(answers)
     picture = Picture(3.2 * len(names) + 1.5, 2.2 * rows + 1, "Attention", "mean over queries and heads")
@@ -65,6 +66,9 @@ def draw_attention(
     for row in range(rows):
         for column, name in enumerate(names):
             weights = attention[name][row].mean(0)
+            one = tokens[name]
+            if one is not None and batch.inputs[name].ndim == 2:  # a sequence, beyond whose tokens there is padding
+                weights = weights[: max(1, int(one.lengths[row]))]
             truth = classes[int(batch.labels[row])] if batch.labels.ndim == 1 else ""
             title = f"{truth}, answered {classes[answers[row]]}; " if column == 0 and truth else ""
             axes = picture.axes(grid[row, column], f"{title}{name} {weights.sum().item():.0%}")

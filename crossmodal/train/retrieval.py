@@ -13,6 +13,8 @@ from crossmodal.models.two_tower import TwoTower
 from crossmodal.train.learner import Answers, Learner, Step
 from crossmodal.train.opponent import Opponent, adversarial_loss
 
+_CELLS = 2**25  # of a matrix of cosines: 128 MiB in float32
+
 
 class RetrievalLearner(Learner):
     """For :class:`crossmodal.models.TwoTower` of two modalities; samples of the same class belong together.
@@ -103,14 +105,13 @@ class RetrievalLearner(Learner):
         and of the other direction's, ``gap`` the modality gap.
         """
         first, second = answers.outputs.chunk(2, dim=1)
-        same = answers.labels.unsqueeze(1) == answers.labels
-        cosines = first @ second.T
-        there, back = recall_at(cosines, same), recall_at(cosines.T, same)
+        there, at_5 = _recalls(first, second, answers.labels, (1, 5))
+        (back,) = _recalls(second, first, answers.labels, (1,))
         return {
             "loss": 1 - 0.5 * (there + back),
             "accuracy": there,
             "accuracy_back": back,
-            "recall_at_5": recall_at(cosines, same, 5),
+            "recall_at_5": at_5,
             "gap": modality_gap(first, second),
         }
 
@@ -124,3 +125,14 @@ class RetrievalLearner(Learner):
         with torch.autocast(first.device.type, enabled=False):
             self._opponent.learn(first, second)
             return adversarial_loss(towers.adversary, first, second, self.strength, penalty=0.0)
+
+
+def _recalls(queries: Tensor, columns: Tensor, labels: Tensor, counts: tuple[int, ...]) -> list[float]:
+    """:func:`recall_at` each count, of rows and columns with the same labels: some rows at a time, as the cosines of
+    all would fill the memory."""
+    rows = max(1, _CELLS // len(columns))
+    found = [0.0 for _ in counts]
+    for some, wanted in zip(queries.split(rows), labels.split(rows), strict=True):
+        cosines, same = some @ columns.T, wanted.unsqueeze(1) == labels
+        found = [sum_ + len(some) * recall_at(cosines, same, k) for sum_, k in zip(found, counts, strict=True)]
+    return [sum_ / len(queries) for sum_ in found]

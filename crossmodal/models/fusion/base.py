@@ -23,7 +23,7 @@ class Form(NamedTuple):
         num_queries: learned queries, or bottleneck tokens, where the form has some.
         layers: how many times tokens attend, where that can be more than once.
         rank: of the tensor of a low-rank fusion.
-        likeness: of attention where tokens ask; see :class:`crossmodal.blocks.CommonAttention`.
+        likeness: of the form whose tokens ask, ``cross``; see :class:`crossmodal.blocks.CommonAttention`.
         implementation: of the operators.
     """
 
