@@ -14,6 +14,6 @@ class SphinxMarkup(Extension):
 
 
 def to_markdown(text: str) -> str:
-    text = re.sub(r":(?:func|class|meth|mod):`~?([^`]+)`", r"`\1`", text)
+    text = re.sub(r":(?:func|class|meth|mod|data|attr):`~?([^`]+)`", r"`\1`", text)
     text = text.replace("``", "`")
     return re.sub(r"\.\. math:: ((?:.+\n?)+?)(?=\n|$)", lambda m: f"\n$$\n{m[1].strip()}\n$$\n", text)

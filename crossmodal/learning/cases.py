@@ -42,7 +42,7 @@ _CODES: dict[str, Any] = {**_TOWERS, "codes": 4}
 _AHEAD: dict[str, Any] = {"adversary_steps": 5, "adversary_strength": 1.0}
 
 # Tasks whose other models begin with single models, and what differs from the preset then; where they begin as the sum
-# of the log-probabilities of these, it is from what was tried in docs/training.md.
+# of the log-probabilities of these, it is from what was tried in docs/experiments.md.
 _CONTINUED: dict[str, dict[str, Any]] = {
     "clean": {"epochs": 1, "samples": 12_800},
     "speaker": {

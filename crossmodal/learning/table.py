@@ -48,9 +48,9 @@ _NOTES = {
         "told. The strongest link is that of the right answers alone."
     ),
     "hard": (
-        "Fused models begin as the sum of the log-probabilities of the single models of the same seed, those without "
-        "experts (the one with quality is one) with their encoders alone, and learn for one epoch more; the sum has "
-        "nothing to learn."
+        "Fused models begin as the sum of the log-probabilities of the single models of the same seed, and learn for "
+        "one epoch more. Two of them, queries without experts and queries with quality, have no answer of each "
+        "modality to add up, and begin with the encoders of the single models alone. The sum has nothing to learn."
     ),
     "clean": "All but the single models begin with the encoders of these.",
     "speaker": "Fused models begin as the sum of the log-probabilities of the single models.",
