@@ -1,6 +1,8 @@
 """Encoders: padding changes nothing, nothing in gives nothing out, log-mel is its formula."""
 
+import json
 import math
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -436,6 +438,104 @@ def test_backbone_is_built_by_name_and_opened_again(tmp_path):
     again.load_state_dict(encoder.state_dict())
     pixels, there = torch.rand(2, 3, 16, 16), torch.tensor([1, 0])
     torch.testing.assert_close(again.eval()(pixels, there), encoder.eval()(pixels, there))
+
+
+TOWER = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+
+
+@pytest.mark.parametrize(
+    ("kind", "values", "lengths"),
+    [
+        ("image", torch.rand(2, 3, 16, 16), torch.tensor([1, 0])),
+        ("text", torch.randint(2, 50, (2, 9)), torch.tensor([9, 4])),
+    ],
+    ids=["image", "text"],
+)
+def test_of_a_model_of_two_towers_the_one_that_reads_the_kind_is_taken(tmp_path, kind, values, lengths):
+    transformers = pytest.importorskip("transformers", reason="needs the extra backbones")
+    text = {**TOWER, "vocab_size": 50, "bos_token_id": 1, "eos_token_id": 2}
+    config = transformers.CLIPConfig(text_config=text, vision_config={**TOWER, "image_size": 16, "patch_size": 8})
+    transformers.CLIPModel(config).save_pretrained(tmp_path)
+    encoder = HuggingFaceEncoder(str(tmp_path), kind)
+    out = encoder(values, lengths)
+    assert out.features.shape[::2] == (2, 16) and encoder.channels == 16
+    with pytest.raises(
+        ValueError, match=r"must have a hidden_size, or a part audio_model, to read audio, got CLIPModel"
+    ):
+        HuggingFaceEncoder(str(tmp_path), "audio")
+
+
+def test_pretrained_network_of_images_gets_them_as_its_settings_say(tmp_path):
+    tiny("ViT", image_size=16, patch_size=8).save_pretrained(tmp_path)
+    mean, deviation = [0.5, 0.25, 0.125], [0.5, 0.25, 0.5]
+    settings = {"do_normalize": True, "image_mean": mean, "image_std": deviation}
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(settings))
+    modality, options = Modality("image", size=(3, 16, 16)), {"model": str(tmp_path)}
+    prepared, _ = build_encoder(modality, 48, "huggingface", options)
+    bare, _ = build_encoder(modality, 48, "huggingface", {**options, "normalize": False})
+    pixels, there = torch.rand(2, 3, 16, 16), torch.tensor([1, 0])
+    by_hand = (pixels - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(deviation).view(3, 1, 1)
+    torch.testing.assert_close(prepared.eval()(pixels, there), bare.eval()(by_hand, there))
+    assert not torch.allclose(prepared(pixels, there).features[0], bare(pixels, there).features[0])
+    assert prepared.state_dict().keys() == bare.state_dict().keys()  # the settings are not learnt
+    with pytest.raises(ValueError, match="normalize must be False for a model that is no name or folder"):
+        HuggingFaceEncoder(tiny("ViT", image_size=16, patch_size=8), "image", normalize=True)
+
+
+def test_pretrained_network_of_sound_gets_it_with_unit_variance(tmp_path):
+    tiny("Wav2Vec2", **WAV2VEC2).save_pretrained(tmp_path)
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps({"do_normalize": True}))
+    options = {"model": str(tmp_path)}
+    prepared, _ = build_encoder(Modality("audio", sample_rate=8000), 48, "huggingface", options)
+    sound, lengths = 0.01 * torch.randn(3, 400) + 0.1, torch.tensor([400, 300, 0])
+    sound[1, 300:] = math.nan
+    values = prepared.prepare(sound, lengths)
+    for row, length in enumerate(lengths[:2]):
+        real = values[row, :length]
+        torch.testing.assert_close(real.mean(), torch.tensor(0.0), atol=1e-5, rtol=0)
+        torch.testing.assert_close(real.var(unbiased=False), torch.tensor(1.0), atol=2e-3, rtol=0)
+    assert (values[1, 300:] == 0).all() and (values[2] == 0).all()
+    assert prepared.eval()(sound, lengths).features.isfinite().all()
+
+
+@pytest.mark.parametrize(("name", "longest"), [("Bert", 12), ("Roberta", 10)])
+def test_text_beyond_the_positions_of_a_model_is_cut_off(name, longest):
+    encoder = HuggingFaceEncoder(tiny(name, vocab_size=50, max_position_embeddings=12), "text")
+    values = torch.randint(2, 50, (2, 30))
+    out = encoder(values, torch.tensor([30, 5]))
+    assert out.lengths.tolist() == [longest, 5] and out.features.shape == (2, longest, 16)
+    torch.testing.assert_close(out.features, encoder(values[:, :longest], torch.tensor([longest, 5])).features)
+
+
+def test_image_of_another_size_than_a_backbone_is_for_is_a_mistake_in_the_settings(tmp_path):
+    tiny("ViT", image_size=16, patch_size=8).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"16"):
+        build_encoder(Modality("image", size=(3, 64, 64)), 48, "huggingface", {"model": str(tmp_path), "frozen": True})
+
+
+def test_feature_map_with_channels_last_becomes_tokens_too():
+    class Features(torch.nn.Module):
+        num_features, output_fmt = 6, "NHWC"
+        pretrained_cfg: ClassVar = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
+
+        def forward_features(self, pixels):
+            return torch.cat([pixels, -pixels], 1).permute(0, 2, 3, 1)
+
+    pixels, there = torch.rand(2, 3, 4, 5), torch.tensor([1, 0])
+    out = TimmEncoder(Features(), normalize=True)(pixels, there)
+    want = torch.cat([2 * pixels - 1, 1 - 2 * pixels], 1).flatten(2).transpose(1, 2)
+    torch.testing.assert_close(out.features[0], want[0])
+    assert out.lengths.tolist() == [20, 0]
+
+
+@pytest.mark.parametrize(
+    ("size", "grid"),
+    [((28, 28), (4, 4)), ((64, 64), (4, 4)), ((224, 224), (14, 14)), ((8, 12), (4, 6)), ((14, 21), (2, 3))],
+)
+def test_patches_fill_images_of_usual_sizes(size, grid):
+    assert ViTEncoder(size, layers=0).grid == grid
+    with pytest.raises(ValueError, match=r"patch must be given for images of \(31, 28\)"):
+        ViTEncoder((31, 28))
 
 
 def test_unknown_encoder_is_refused_with_the_known_ones():

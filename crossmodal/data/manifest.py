@@ -151,10 +151,15 @@ def manifest_splits(
     Raises:
         MissingExtraError: when a package that the columns need is not installed.
         FileNotFoundError: when there is no such manifest, or, with ``strict``, no such file.
-        ManifestError: see :func:`read_manifest`; also for labels that do not fit the task, and empty splits.
+        ManifestError: see :func:`read_manifest`; also for labels that do not fit the task, empty splits, and modalities
+            that no row has.
         BrokenFileError: with ``strict``, for the first file that cannot be used.
     """
-    rows = _rows_of(path, only)
+    rows = read_manifest(path)
+    held = [name for name in COLUMNS if any(name in row.cells for row in rows)]
+    if unknown := [name for name in only or () if name not in held]:
+        raise ManifestError(f"modalities must be among {', '.join(held)}, got {', '.join(unknown)}")
+    rows = _with_cells_of(only, rows)
     root = root or path.parent
     classes = classes_of([row.label for row in rows if not row.problem], options.task)
     labels, problems = _labels(path, rows, options, classes, only)
@@ -231,7 +236,7 @@ def manifest_part(
         FileNotFoundError, ManifestError, BrokenFileError: see :func:`manifest_splits`; also for labels that the model
             does not know.
     """
-    rows = _rows_of(path, only)
+    rows = _with_cells_of(only, read_manifest(path))
     root = root or path.parent
     if classes is None:
         classes = classes_of([row.label for row in rows if not row.problem], options.task)
@@ -255,9 +260,8 @@ def names_a_split(path: Path) -> bool:
     return any(row.split for row in read_manifest(path))
 
 
-def _rows_of(path: Path, only: Collection[str] | None) -> list[Row]:
-    """The rows, with the cells of these modalities alone."""
-    rows = read_manifest(path)
+def _with_cells_of(only: Collection[str] | None, rows: list[Row]) -> list[Row]:
+    """The rows with the cells of these modalities alone; None: with all."""
     if only is None:
         return rows
     return [row._replace(cells={name: cell for name, cell in row.cells.items() if name in only}) for row in rows]

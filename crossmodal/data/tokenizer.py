@@ -141,7 +141,7 @@ def tokenizer_of(words: Iterable[str], *, letters: bool = False, unknown: bool =
     tokenizer.normalizer = library.normalizers.Lowercase()
     splits, pattern = library.pre_tokenizers, library.Regex
     tokenizer.pre_tokenizer = (
-        splits.Split(pattern(r"(?s)."), "isolated")
+        splits.Split(pattern(r"[\s\S]"), "isolated")
         if letters
         else splits.Sequence([splits.Split(pattern(r"\s+"), "removed"), splits.Split(pattern(_SIGNS), "isolated")])
     )

@@ -207,7 +207,7 @@ def _tower(model: Any, kind: Kind) -> Any:
     name = {"image": "vision_model", "text": "text_model", "audio": "audio_model"}[kind]
     found = getattr(model, name, None)
     if not isinstance(found, nn.Module):
-        raise ValueError(f"model must have a hidden_size, or a {name}, to read {kind}, got {type(model).__name__}")
+        raise ValueError(f"model must have a hidden_size, or a part {name}, to read {kind}, got {type(model).__name__}")
     return found
 
 

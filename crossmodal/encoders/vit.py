@@ -20,8 +20,8 @@ class ViTEncoder(nn.Module):
     Args:
         size: height and width of the image, in pixels; multiples of ``patch``.
         in_channels: 1 for grey, 3 for colour.
-        patch: edge of a patch, in pixels; None: the largest of 16, 14, 8, 7, 4 and 2 that fills the image with four by
-            four patches or more.
+        patch: edge of a patch, in pixels; None: of 16, 14, 8, 7, 4 and 2 the largest that fills the image with four by
+            four patches or more, else the smallest that fills it.
         channels: of the features; a multiple of ``num_heads``.
         layers, num_heads, dropout: of the transformer.
 
@@ -77,7 +77,9 @@ class ViTEncoder(nn.Module):
 
 
 def _usual_patch(size: tuple[int, int]) -> int:
-    for patch in _PATCHES:
-        if all(edge % patch == 0 and edge >= _FEWEST * patch for edge in size):
-            return patch
-    raise ValueError(f"patch must be given for images of {size}: none of {', '.join(map(str, _PATCHES))} fills them")
+    fitting = [patch for patch in _PATCHES if all(edge % patch == 0 for edge in size)]
+    if not fitting:
+        raise ValueError(
+            f"patch must be given for images of {size}: none of {', '.join(map(str, _PATCHES))} fills them"
+        )
+    return next((patch for patch in fitting if min(size) >= _FEWEST * patch), fitting[-1])

@@ -13,7 +13,7 @@ pytest.importorskip("tokenizers", reason="needs the extra train")
 from crossmodal.data.audio_file import BrokenFileError
 from crossmodal.data.collate import Collate
 from crossmodal.data.loader import evaluation_loader
-from crossmodal.data.manifest import ManifestOptions, manifest_splits
+from crossmodal.data.manifest import ManifestOptions, manifest_splits, training_rows
 from crossmodal.data.shards import write_shards
 from crossmodal.train.config import make_config
 from crossmodal.train.run import start_run
@@ -26,9 +26,7 @@ SIZE = (1, 8, 8)
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("shards")
     make_manifest(folder)
-    rows = [json.loads(line) for line in (folder / "m.jsonl").read_text().splitlines()]
-    training = [row for row in rows if row["split"] == "train"]
-    assert write_shards(training, folder, str(folder / "train-%03d.tar"), samples=10) == 36
+    assert write_shards(training_rows(folder / "m.jsonl"), folder, str(folder / "train-%03d.tar"), samples=10) == 36
     return folder
 
 
@@ -47,6 +45,15 @@ def contents(batches):
             words = batch.inputs["text"][row, : batch.lengths["text"][row]].tolist()
             rows.append((batch.inputs["image"][row].numpy().tobytes(), tuple(words), int(batch.labels[row])))
     return rows
+
+
+def test_training_rows_are_those_that_training_learns_from(tmp_path):
+    """Also where no column says which they are."""
+    rows = [{"text": f"word {number}", "label": "ab"[number % 2]} for number in range(50)]
+    (tmp_path / "m.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    train = manifest_splits(tmp_path / "m.jsonl", None, ManifestOptions()).train
+    numbers = [int(train[index].name.rpartition(" ")[2]) - 1 for index in range(len(train))]
+    assert training_rows(tmp_path / "m.jsonl") == [rows[number] for number in numbers] and len(numbers) == 40
 
 
 def test_an_epoch_holds_the_training_rows_once(folder):

@@ -85,6 +85,17 @@ def test_stop_words_are_left_out_of_it_too(tmp_path, bare):
     assert len(tokenizer.encode("dog")) == 0
 
 
+def test_closed_list_leaves_out_what_it_does_not_know_where_nothing_stands_for_it():
+    """A file ends in a new line; padding in its place would be read as a letter."""
+    letters = tokenizer_of(list("abc"), letters=True, unknown=False)
+    assert letters.encode("ab?\n\tc\n").tolist() == [1, 2, 3] and letters.tokens("a!") == ["a"]
+
+
+def test_closed_list_knows_words_before_punctuation():
+    tokenizer = tokenizer_of(["three", ",", "c'"])
+    assert tokenizer.encode('three, (three) "c\' three".').tolist() == [2, 3, 1, 2, 1, 1, 4, 2, 1, 1]
+
+
 @pytest.mark.parametrize(("content", "error"), [(None, FileNotFoundError), ("{}", ValueError)])
 def test_file_that_holds_no_tokenizer_is_named(tmp_path, content, error):
     path = tmp_path / "tokenizer.json"

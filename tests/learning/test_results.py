@@ -84,10 +84,18 @@ def test_unknown_form_is_refused_with_the_known_ones():
         list(all_cases(1, ["speaker"], ["image", "sum"]))
 
 
-def test_case_without_its_single_models_is_refused(root, tmp_path):
-    case = Case("hard", "queries", 0)
-    with pytest.raises(ValueError, match=r"needs the run .*hard-image-0: make image first"):
-        run.make_results([case], root, tmp_path / "r.json", tmp_path / "runs", stream=io.StringIO())
+def test_single_models_that_are_missing_are_trained_whatever_the_file_holds(root, tmp_path):
+    """The file may come from elsewhere, without its runs."""
+    case, changes = Case("hard", "queries", 0), {"epochs": 1, "samples": 64, "batch_size": 64}
+    add_row(tmp_path / "r.json", case._replace(form="image"), {"test": {"accuracy": 0.25}}, threads=1)
+    arguments = {"changes": changes, "stream": io.StringIO()}
+    run.make_results([case], root, tmp_path / "r.json", tmp_path / "runs", **arguments)
+    rows = read_results(tmp_path / "r.json")["rows"]
+    assert [row["form"] for row in rows] == ["image", "audio", "queries"] and rows[0]["test"] == {"accuracy": 0.25}
+    # And a run that is over is measured for another file, not trained once more.
+    run.make_results([case], root, tmp_path / "other.json", tmp_path / "runs", **arguments)
+    (row,) = read_results(tmp_path / "other.json")["rows"]
+    assert (row["test"], row["seconds"]) == (rows[2]["test"], rows[2]["seconds"])
 
 
 def test_what_the_file_has_is_not_made_again(root, tmp_path, monkeypatch):

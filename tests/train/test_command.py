@@ -13,6 +13,8 @@ yaml = pytest.importorskip("yaml", reason="needs the extra train")
 from safetensors.torch import load_file  # noqa: E402
 
 from crossmodal import cli  # noqa: E402
+from crossmodal.data.espeak import EspeakError  # noqa: E402
+from crossmodal.train.presets import PRESETS  # noqa: E402
 from tests.train.runs import make_manifest, start, write_settings  # noqa: E402
 
 
@@ -121,6 +123,78 @@ def test_eval_of_labels_that_the_run_does_not_know_is_an_error(trained, folder, 
     rows[3]["label"] = "up"
     assert cli.main(["eval", str(trained), "--data", write(folder, "up.jsonl", rows)]) == 1
     assert "row 4 has the label 'up', which is none of left, right" in capsys.readouterr().err
+
+
+def test_eval_of_a_manifest_without_splits_is_of_all_rows_beside_it(trained, folder, tmp_path, capsys):
+    """Of other data nothing was learnt from: there is nothing to keep back."""
+    rows = [{name: cell for name, cell in row.items() if name != "split"} for row in rows_of(folder)[:10]]
+    for row in rows:
+        (tmp_path / row["image"]).write_bytes((folder / row["image"]).read_bytes())
+    found, _ = evaluated(trained, write(tmp_path, "new.jsonl", rows), capsys)
+    assert (found["split"], found["samples"]) == ("all", 10)
+    found, _ = evaluated(trained, write(tmp_path, "one.jsonl", [{**rows[0], "split": "test"}, *rows[1:]]), capsys)
+    assert found["split"] == "test" and found["samples"] < 10
+    assert cli.main(["eval", str(trained), "--split", "all", "--json"]) == 0
+    assert lines(capsys)[0]["samples"] == len(rows_of(folder))
+
+
+def test_eval_of_other_data_looks_for_files_beside_them(folder, tmp_path, capsys):
+    """Not where those of the run were; --root says otherwise."""
+    data = ["--data", str(folder / "m.jsonl"), "--root", str(folder)]
+    settings = write_settings(tmp_path, epochs=1)
+    assert cli.main(["train", *data, "--config", str(settings), "--out", str(tmp_path / "run")]) == 0
+    other = write(tmp_path, "other.jsonl", [{"image": "mine.png", "label": "left"}])
+    (tmp_path / "mine.png").write_bytes((folder / "0.png").read_bytes())
+    capsys.readouterr()
+    assert evaluated(tmp_path / "run", other, capsys)[0]["samples"] == 1
+    assert cli.main(["eval", str(tmp_path / "run"), "--data", other, "--root", str(folder)]) == 1
+    assert "mine.png: no such file" in capsys.readouterr().err
+
+
+def test_two_towers_are_examined_on_labels_that_they_do_not_know(towers, folder, capsys):
+    rows = [{**row, "label": f"new {row['label']}"} for row in rows_of(folder) if row["text"]]
+    found, _ = evaluated(towers, write(folder, "new.jsonl", [{**row, "split": "test"} for row in rows]), capsys)
+    assert found["samples"] == len(rows) and found["accuracy"] > 0.9
+
+
+def test_files_of_modalities_that_are_not_asked_for_are_not_read(folder, tmp_path, capsys):
+    rows = [{**row, "audio": "there is none.wav"} for row in rows_of(folder)]
+    manifest = write(folder, "silent.jsonl", rows)
+    settings = write_settings(tmp_path, epochs=1)
+    arguments = ["train", "--data", manifest, "--config", str(settings), "--out", str(tmp_path / "run")]
+    assert cli.main([*arguments, "--modalities", "image,text"]) == 0
+    assert json.loads((tmp_path / "run/metrics.json").read_text())["skipped"] == 0
+    assert cli.main(arguments) == 1
+    assert "there is none.wav" in capsys.readouterr().err
+
+
+def test_entries_of_settings_add_up(monkeypatch, tmp_path):
+    """From the preset, the file and each flag; null takes one away."""
+    made = []
+    monkeypatch.setattr("crossmodal.train.run.start_run", lambda config, out: made.append(config))
+    (tmp_path / "s.yaml").write_text("encoders: {text: gru}\noptions: {flip: true}\nstart: {image: a, audio: b}\n")
+    arguments = ["train", "--data", "avmnist", "--config", str(tmp_path / "s.yaml"), "--out", str(tmp_path)]
+    flags = [
+        "encoders={image: vit}",
+        "options={task: regression}",
+        "options={sample_rate: 8000}",
+        "start={audio: null}",
+    ]
+    assert cli.main([*arguments, *(part for flag in flags for part in ("--set", flag))]) == 0
+    (config,) = made
+    assert config.encoders == {**PRESETS["avmnist"]["encoders"], "image": {"name": "vit"}, "text": {"name": "gru"}}
+    assert config.options == {"flip": True, "task": "regression", "sample_rate": 8000}
+    assert config.start == {"image": "a"}
+    assert PRESETS["avmnist"]["encoders"].keys() == {"image", "audio"}  # it is not what was added to
+
+
+def test_speech_that_cannot_be_made_is_one_line(monkeypatch, tmp_path, capsys):
+    def fail(*arguments, **options):
+        raise EspeakError("eSpeak does not start")
+
+    monkeypatch.setattr("crossmodal.train.run.open_data", fail)
+    assert cli.main(["train", "--data", "digits", "--out", str(tmp_path)]) == 1
+    assert capsys.readouterr().err == "crossmodal train: eSpeak does not start\n"
 
 
 def test_rows_without_what_is_learnt_from_are_skipped(folder, tmp_path, capsys):

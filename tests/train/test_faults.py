@@ -120,6 +120,10 @@ def test_training_stops_early_when_nothing_gets_better(manifest, tmp_path):
             "experts must be none or auxiliary",
         ),
         ({"options": {"image_size": [1, 8, 8], "task": "multilabel"}, "fusion": "two_tower"}, "must not be two_tower"),
+        ({"spoiled": 0.6}, "spoiled must be at most 1/2, one modality of a sample at most, got 0.6"),
+        ({"contrastive": "foo"}, "contrastive must be one of info_nce, sigmoid, got 'foo'"),
+        ({"adversary": "foo"}, "adversary must be one of none, discriminator, critic, got 'foo'"),
+        ({"experts": "foo"}, "experts must be one of none, auxiliary, product, got 'foo'"),
         ({"encoders": {"image": 3}}, "encoders must hold a name or .* for image, got 3"),
         ({"start": {"image": 3}}, "start must be dict.*, got {'image': 3}"),
         ({"threads": 100_000}, "threads must be 1024 or less, got 100000"),
@@ -192,6 +196,14 @@ def test_hidden_modalities_never_leave_a_sample_empty():
     lengths = hide(make_batch(), 0.7).lengths
     assert ((lengths["a"] + lengths["b"]) > 0).all()
     assert 0.35 < (lengths["a"] == 0).float().mean() < 0.55  # 0.7, less the half of 0.49 that lose neither
+
+
+def test_hiding_keeps_something_that_is_there():
+    batch = make_batch()
+    there = torch.arange(len(batch.labels)) % 3
+    some = batch._replace(lengths={"a": (there != 0).long(), "b": (there != 1).long()})
+    lengths = hide(some, 0.9).lengths
+    assert ((lengths["a"] + lengths["b"]) > 0).all()
 
 
 def test_at_most_one_modality_is_spoilt_and_only_where_it_is_said():

@@ -8,7 +8,12 @@ import pytest
 pytest.importorskip("accelerate", reason="needs the extra train")
 pytest.importorskip("tokenizers", reason="needs the extra train")
 
+import torch
+
+from crossmodal.models.alignment import recall_at
+from crossmodal.train import retrieval
 from crossmodal.train.config import make_config
+from crossmodal.train.learner import Answers
 from crossmodal.train.run import start_run
 from tests.train.runs import SETTINGS, make_manifest
 
@@ -45,3 +50,16 @@ def test_data_without_a_single_pair_are_an_error(tmp_path):
     manifest = with_one_modality_a_row(tmp_path, complete=0)
     with pytest.raises(ValueError, match="no sample of the data has both image and text"):
         train(manifest, tmp_path / "run")
+
+
+def test_recall_some_rows_at_a_time_is_that_of_all(monkeypatch):
+    """Of a validation set the cosines of all pairs would not fit into memory."""
+    torch.manual_seed(0)
+    first, second = torch.randn(2, 101, 8).unbind()
+    labels = torch.randint(20, (101,))
+    same = labels.unsqueeze(1) == labels
+    monkeypatch.setattr(retrieval, "_CELLS", 7 * 101 + 3)
+    found = retrieval.RetrievalLearner(("image", "text")).measure(Answers(torch.cat([first, second], 1), labels))
+    assert found["accuracy"] == pytest.approx(recall_at(first @ second.T, same))
+    assert found["accuracy_back"] == pytest.approx(recall_at(second @ first.T, same))
+    assert found["recall_at_5"] == pytest.approx(recall_at(first @ second.T, same, 5))

@@ -17,7 +17,10 @@ from crossmodal.data import av_find, digit_strings
 from crossmodal.data.batch import Batch
 from crossmodal.data.collate import Collate
 from crossmodal.data.manifest import ManifestOptions, manifest_splits
-from crossmodal.train import evaluation
+from crossmodal.data.sample import Modality, Sample
+from crossmodal.encoders import TextEncoder
+from crossmodal.models import FusionClassifier
+from crossmodal.train import evaluation, pictures
 from crossmodal.train.answers import answers_of
 from crossmodal.train.checkpoint import load_checkpoint
 from crossmodal.train.config import make_config
@@ -83,6 +86,18 @@ def test_attention_on_an_image_is_drawn_for_a_backbone_whose_tokens_have_no_plac
     out = train_on_images(tmp_path, 8, {"name": "huggingface", "model": str(tmp_path / "vit")})
     evaluate_run(out)
     assert (out / "attention.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_attention_on_a_sequence_is_drawn_without_its_padding(tmp_path, monkeypatch):
+    """Beneath it lies the sample's own sound, from end to end."""
+    drawn = []
+    monkeypatch.setattr(pictures, "_draw_bars", lambda axes, weights, color: drawn.append(len(weights)))
+    lengths = (9, 3, 0)
+    samples = [Sample({"text": torch.ones(n, dtype=torch.int64)} if n else {}, torch.tensor(0), "") for n in lengths]
+    model = FusionClassifier({"text": TextEncoder(5, 8)}, channels=8, num_classes=2, width=8).eval()
+    collate = Collate({"text": Modality("text", vocabulary=5)})
+    assert pictures.draw_attention(model, collate, samples, ("a", "b"), tmp_path / "attention.png")
+    assert drawn == [9, 3, 1]
 
 
 def test_evaluation_that_fails_leaves_no_result(tmp_path, monkeypatch):
