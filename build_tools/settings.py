@@ -23,6 +23,7 @@ ROOT = Path(__file__).resolve().parent.parent
 CUDA_MODES = ("auto", "0", "1")
 SANITIZERS = ("address", "undefined", "thread")
 DEFAULT_CUDA_ARCHS = "80;90a"
+_OLDEST_ARCH = 80  # whose instructions all kernels are made of
 
 
 def build_dir(sanitizer: str | None) -> Path:
@@ -78,8 +79,8 @@ def find_cuda() -> CudaToolkit | None:
             )
         return None
     archs = os.environ.get("CROSSMODAL_CUDA_ARCHS", DEFAULT_CUDA_ARCHS).split(";")
-    if not all(archs):
-        wanted = f"CROSSMODAL_CUDA_ARCHS must look like {DEFAULT_CUDA_ARCHS!r}"
+    if not all(re.fullmatch(r"\d+[af]?", arch) and int(arch.rstrip("af")) >= _OLDEST_ARCH for arch in archs):
+        wanted = f"CROSSMODAL_CUDA_ARCHS must look like {DEFAULT_CUDA_ARCHS!r}, {_OLDEST_ARCH} or newer"
         raise BuildError(f"{wanted}, got {';'.join(archs)!r}")
     return CudaToolkit(
         nvcc=nvcc,

@@ -101,7 +101,7 @@ def check_max_seqlen(name: str, value: int) -> None:
 
 def values_are_readable(tensor: Tensor) -> bool:
     """Whether a Python branch on the values is free: an eager CPU tensor, no tracing, no vmap."""
-    if torch.compiler.is_compiling() or tensor.device.type != "cpu":
+    if torch.compiler.is_compiling() or tensor.device.type != "cpu" or torch._C._get_tracing_state() is not None:
         return False
     return type(tensor) is Tensor and not torch._C._functorch.is_functorch_wrapped_tensor(tensor)
 

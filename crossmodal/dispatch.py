@@ -3,6 +3,8 @@
 import functools
 import logging
 import os
+import re
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -21,7 +23,10 @@ MOST_CUDA_HEAD_DIM = 256
 _OLDEST_GPU = (8, 0)  # whose instructions all kernels are made of
 
 # A module-level flag, not a ContextVar: Dynamo can guard on it.
-_strict = os.environ.get("CROSSMODAL_STRICT", "").lower() not in ("", "0", "false", "no", "off")
+_always_strict = os.environ.get("CROSSMODAL_STRICT", "").lower() not in ("", "0", "false", "no", "off")
+_strict = _always_strict
+_lock = threading.Lock()
+_users = 0
 _told: set[str] = set()
 
 
@@ -29,26 +34,34 @@ _told: set[str] = set()
 def strict() -> Iterator[None]:
     """Within it, a call that no kernel can take raises RuntimeError instead of falling back to plain torch.
 
-    The environment variable ``CROSSMODAL_STRICT=1`` does the same for a whole process.
+    Holds for all threads, until the last that entered it leaves. The environment variable ``CROSSMODAL_STRICT=1`` does
+    the same for a whole process.
     """
-    global _strict
-    before = _strict
-    _strict = True
+    _count_strict(1)
     try:
         yield
     finally:
-        _strict = before
+        _count_strict(-1)
+
+
+def _count_strict(change: int) -> None:
+    global _users, _strict
+    with _lock:
+        _users += change
+        _strict = _always_strict or _users > 0
 
 
 def fall_back(op: str, reasons: Sequence[str]) -> None:
-    """Notes that ``op`` goes to the reference: an error in strict mode, else logged once per reason."""
+    """Notes that ``op`` goes to the reference: an error in strict mode, else logged once per reason, whatever numbers
+    stand in it."""
     if _strict:
         raise RuntimeError(f"crossmodal.{op}: no kernel takes this call in strict mode: {'; '.join(reasons)}")
     if torch.compiler.is_compiling():
         return  # a log call would break the graph
     for reason in reasons:
-        if reason not in _told:
-            _told.add(reason)
+        kind = re.sub(r"\d+(, )?", "", reason)  # sizes, of which there may be any number
+        if kind not in _told:
+            _told.add(kind)
             logger.warning("%s runs in plain torch: %s", op, reason)
 
 
@@ -100,6 +113,8 @@ def width_refusals(operand: Tensor, head_dim: int, head_dim_v: int) -> list[str]
 def tensor_refusals(tensors: Sequence[Tensor]) -> list[str]:
     """Reasons that lie in the tensors themselves: device, forward mode. The first is the main operand."""
     reasons = []
+    if is_traced():
+        reasons.append("torch.jit.trace records plain torch, which can be saved")
     device = tensors[0].device.type
     if device == "cuda" and not HAS_CUDA_KERNELS:
         reasons.append("this build has no CUDA kernels")
@@ -111,6 +126,11 @@ def tensor_refusals(tensors: Sequence[Tensor]) -> list[str]:
         # A custom operator has no forward-mode rule: its tangents would be silent zeros.
         reasons.append("forward-mode differentiation runs through plain torch")
     return reasons
+
+
+def is_traced() -> bool:
+    """Whether torch.jit.trace is at work."""
+    return not torch.compiler.is_compiling() and torch._C._get_tracing_state() is not None
 
 
 @functools.cache

@@ -65,7 +65,7 @@ def plans(function: Callable[..., Any], *, instead_of: Any = None) -> Callable[[
 def explain(fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Plan:
     """What ``fn(*args, **kwargs)`` would run: its kernel, tiles and instruction set, and why nothing better.
 
-    Checks the arguments as the call would, and runs no kernel.
+    Checks the arguments of a function as the call would, of a module the shapes of its tokens, and runs no kernel.
 
     Args:
         fn: :func:`attention` (with dense or nested tensors), :func:`fuse`, :func:`attention_varlen`,

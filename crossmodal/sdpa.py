@@ -69,6 +69,9 @@ def sdpa() -> Iterator[None]:
     log ``crossmodal`` says once why, and in :func:`strict` mode it is an error. A query that may attend to nothing
     gives 0.
 
+    Under activation checkpointing backward has to run within it, too, as it computes forward once more; for training
+    there is :func:`enable_sdpa`.
+
     Example:
         >>> model = torch.nn.MultiheadAttention(16, 2)
         >>> x = torch.randn(5, 3, 16)
@@ -155,19 +158,32 @@ class _Mode(TorchFunctionMode):
             func = scaled_dot_product_attention
         elif func is _torch_mha:
             func = _mha  # no mode sees what torch's function calls within
+        elif func in _WITHOUT_ASKING and set(types) <= {Tensor, torch.nn.Parameter}:
+            # What a checkpoint computes again in backward, it has to compute as it did in forward.
+            with self:
+                return _WITHOUT_ASKING[func](*args, **(kwargs or {}))
         return func(*args, **(kwargs or {}))
 
 
-def _with_our_attention(function: Any) -> FunctionType:
-    """A function of torch.nn.functional that finds ours under the name of SDPA."""
-    names = {**function.__globals__, "scaled_dot_product_attention": scaled_dot_product_attention}
+def _nobody_overrides(*_: Any) -> bool:
+    return False
+
+
+def _copy_of(function: Any, **instead: Any) -> FunctionType:
+    """A function of torch that finds these under their names."""
+    names = {**function.__globals__, **instead}
     copy = FunctionType(function.__code__, names, function.__name__, function.__defaults__, function.__closure__)
     copy.__kwdefaults__ = function.__kwdefaults__
     names[function.__name__] = copy
     return copy
 
 
-_mha = _with_our_attention(_torch_mha)
+_mha = _copy_of(_torch_mha, scaled_dot_product_attention=scaled_dot_product_attention)
+# These begin by asking every mode, ours too, which is to be at work in them and would be asked for ever.
+_WITHOUT_ASKING = {
+    function: _copy_of(function, has_torch_function=_nobody_overrides, has_torch_function_unary=_nobody_overrides)
+    for function in (Tensor.backward, torch.autograd.backward, torch.autograd.grad)
+}
 
 
 def _refusal(query: Any, key: Any, value: Any, attn_mask: Any) -> str | None:

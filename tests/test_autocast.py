@@ -108,3 +108,15 @@ def test_autocast_of_cuda_casts_cuda_tensors_alone(autocast_of_cuda, monkeypatch
         assert fused.out.dtype == torch.bfloat16 and fused.mass.dtype == torch.float32
         assert crossmodal.attention(q.double(), k.double(), k.double()).dtype == torch.float64
     assert crossmodal.attention(*[torch.randn(2, 4, 5, 8)] * 3).dtype == torch.float32
+
+
+def test_reference_does_not_overflow_where_kernels_do_not():
+    """Autocast would make float16 of products that are computed in float32 to be safe from it."""
+    q = torch.full((1, 1, 3, 64), 60.0)
+    with torch.autocast("cpu", torch.float16):
+        got, wanted = (f(q, q, q, return_lse=True) for f in (crossmodal.reference.attention, crossmodal.attention))
+        weights = crossmodal.reference.associate(q, q)
+    for a, b in zip(got, wanted, strict=True):
+        assert a.isfinite().all() and a.dtype == b.dtype
+        torch.testing.assert_close(a, b, rtol=2e-3, atol=2e-3)
+    assert weights.isfinite().all()

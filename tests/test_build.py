@@ -53,6 +53,17 @@ def test_cuda_that_is_not_wanted_is_left_out(monkeypatch):
     assert settings.find_cuda() is None
 
 
+@pytest.mark.parametrize("archs", ["8.0;9.0", "80 90", "sm_80", "70"])
+def test_other_spellings_and_older_cuda_archs_are_one_line(archs, monkeypatch, tmp_path):
+    (tmp_path / "nvcc").touch(mode=0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CUDA_HOME", raising=False)
+    monkeypatch.setenv("CROSSMODAL_CUDA", "1")
+    monkeypatch.setenv("CROSSMODAL_CUDA_ARCHS", archs)
+    with pytest.raises(BuildError, match=r"CROSSMODAL_CUDA_ARCHS must look like '80;90a', 80 or newer, got"):
+        settings.find_cuda()
+
+
 def test_empty_list_of_cuda_archs_is_an_error(monkeypatch, tmp_path):
     nvcc = tmp_path / "bin" / "nvcc"
     nvcc.parent.mkdir()

@@ -110,6 +110,24 @@ def test_each_reason_is_logged_once(caplog, monkeypatch):
     assert [r.getMessage() for r in caplog.records] == [message]
 
 
+def test_reasons_that_differ_in_sizes_alone_are_one(caplog, monkeypatch):
+    monkeypatch.setattr(dispatch, "_told", set())
+    with caplog.at_level(logging.WARNING, "crossmodal"):
+        for size in range(50):
+            dispatch.fall_back("attention", [f"no kernel for ({size}, {size + 1})"])
+    assert len(caplog.records) == len(dispatch._told) == 1
+
+
+def test_strict_mode_ends_with_the_last_of_several_in_whatever_order():
+    first, second = crossmodal.strict(), crossmodal.strict()
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    assert dispatch._strict
+    second.__exit__(None, None, None)
+    assert dispatch._strict == dispatch._always_strict
+
+
 def test_nothing_is_logged_while_compiling(caplog):
     torch._dynamo.reset()
     with caplog.at_level(logging.DEBUG, "crossmodal"):

@@ -1,5 +1,7 @@
-"""Programs that outlive the process that wrote them: torch.export saved and loaded, AOTInductor's packages."""
+"""Programs that outlive the process that wrote them: torch.export saved and loaded, AOTInductor's packages,
+torch.jit.trace."""
 
+import io
 import pickle
 import subprocess
 import sys
@@ -172,3 +174,41 @@ def test_source_has_its_fields_in_this_order_and_may_be_key_and_value_alone():
 def test_fusion_result_is_a_named_tuple_of_out_lse_and_mass():
     assert FusionResult._fields == ("out", "lse", "mass")
     assert FusionResult(Q)[1:] == (None, None)
+
+
+TRACED = {
+    "attention": lambda q, k: crossmodal.attention(q, k, k),
+    "lengths": lambda q, k: crossmodal.attention(q, k, k, key_lengths=KEY_LENGTHS),
+    "fuse": lambda q, k: crossmodal.fuse(q, [Source(k, k, KEY_LENGTHS), Source(q, q)], return_mass=True).mass,
+    "associate": lambda q, k: crossmodal.associate(q, k),
+}
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning")
+@pytest.mark.parametrize("name", TRACED)
+def test_traced_calls_are_saved_and_give_the_same(name):
+    """Of plain torch alone, also where gradients are wanted."""
+    q, k = Q.clone().requires_grad_(), K.clone().requires_grad_()
+    traced = torch.jit.trace(TRACED[name], (q, k))
+    file = io.BytesIO()
+    torch.jit.save(traced, file)
+    file.seek(0)
+    torch.testing.assert_close(torch.jit.load(file)(2 * q, k), TRACED[name](2 * q, k))
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning")
+def test_traced_module_hides_the_padding_that_it_is_given(monkeypatch):
+    monkeypatch.setattr("crossmodal.nn._products.WORTHWHILE", 0)
+
+    class Call(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.attend = crossmodal.nn.MultiheadAttention(8, 2, batch_first=True)
+
+        def forward(self, x, padding):
+            return self.attend(x, x, x, key_padding_mask=padding, need_weights=False)[0]
+
+    call = Call()
+    x, padding = torch.randn(3, 5, 8), torch.arange(5) >= torch.tensor([[5], [2], [1]])
+    traced = torch.jit.trace(call, (x, padding))
+    torch.testing.assert_close(traced(x, padding.flip(0)), call(x, padding.flip(0)))

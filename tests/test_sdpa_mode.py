@@ -8,6 +8,7 @@ import threading
 import pytest
 import torch
 import torch.nn.functional as F
+import torch.utils.checkpoint
 from torch import nn
 from torch._subclasses import FakeTensorMode
 from torch.nn.attention.bias import causal_lower_right, causal_upper_left
@@ -60,6 +61,32 @@ def test_gives_what_torch_gives(name, way):
     wanted = TORCHS(Q, K, K, **OPTIONS[name])
     with way(), crossmodal.strict():
         torch.testing.assert_close(F.scaled_dot_product_attention(Q, K, K, **OPTIONS[name]), wanted)
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+@pytest.mark.parametrize("gradient", ["backward", "grad"])
+def test_checkpointed_layers_compute_again_what_they_computed(gradient, reentrant, way, calls):
+    """Dropout draws the same numbers once more only where the same function draws them."""
+    value = torch.randn(2, 4, 7, 8, requires_grad=True)
+
+    def layer(value):
+        return F.scaled_dot_product_attention(Q, K, value, dropout_p=0.5)
+
+    def slope(function):
+        torch.manual_seed(0)
+        out = function(value).square().sum()
+        if gradient == "grad" and not reentrant:  # which torch's other checkpoint does not know
+            return torch.autograd.grad(out, value)[0]
+        value.grad = None
+        out.backward()
+        return value.grad
+
+    with way():
+        wanted = slope(layer)
+        reached = len(calls)
+        got = slope(lambda v: torch.utils.checkpoint.checkpoint(layer, v, use_reentrant=reentrant))
+    assert len(calls) == 3 * reached == 3
+    torch.testing.assert_close(got, wanted)
 
 
 def test_grouped_queries(way, calls):

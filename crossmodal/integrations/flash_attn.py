@@ -44,7 +44,7 @@ def flash_attn_func(
         window_size: (left, right) keys seen beside the own position, aligned in the same way; -1 = open.
         softcap: c > 0 turns a scaled score s into c * tanh(s / c).
         alibi_slopes: ``(num_heads,)`` or ``(batch, num_heads)`` float32; adds
-            ``-slope * |i + seqlen_k - seqlen_q - j|``.
+            ``-slope * |i + seqlen_k - seqlen_q - j|``, in a bias that takes seqlen_q x seqlen_k memory for each head.
         deterministic: always so on the CPU.
         return_attn_probs: also return lse ``(batch, num_heads, seqlen_q)`` float32, and None, which stands where
             flash-attn returns probabilities for its own tests.

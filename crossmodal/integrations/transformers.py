@@ -12,6 +12,7 @@ padding is silently attended to. What an attention function is given is not alwa
 import inspect
 import re
 import sys
+import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -132,7 +133,8 @@ def attention_mask(*args: Any, allow_is_causal_skip: bool = True, **kwargs: Any)
     return mask
 
 
-_always = False
+_lock = threading.Lock()
+_wanting_weights = 0
 
 
 @contextmanager
@@ -141,12 +143,14 @@ def weights() -> Iterator[None]:
 
     For models (BridgeTower) that do not tell their layers of ``output_attentions=True``, and would return None.
     """
-    global _always
-    before, _always = _always, True
+    global _wanting_weights
+    with _lock:
+        _wanting_weights += 1
     try:
         yield
     finally:
-        _always = before
+        with _lock:
+            _wanting_weights -= 1
 
 
 def adapt(model: nn.Module) -> Conversion:
@@ -204,7 +208,7 @@ def _mask(mask: Tensor, query: Tensor, key: Tensor) -> Tensor:
 
 def weights_are_collected(kwargs: dict[str, Any]) -> bool:
     """Whether a call of an attention layer, with these keywords, has to return its weights."""
-    if _always or kwargs.get("output_attentions"):
+    if _wanting_weights or kwargs.get("output_attentions"):
         return True
     try:
         from transformers.utils.output_capturing import _active_collector

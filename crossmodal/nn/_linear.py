@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from crossmodal.dispatch import is_traced
 from crossmodal.nn import _products
 from crossmodal.nn.packed_weights import as_packed
 from crossmodal.ops._fusion import differentiates_again
@@ -42,6 +43,8 @@ def refusal(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> str | 
     """Why a product goes where torch sends it; None if it goes to oneDNN."""
     if torch.compiler.is_compiling():
         return "the compiler chooses"
+    if is_traced() or torch._C._len_torch_dispatch_stack():
+        return "what traces, counts or fakes torch's operators knows torch's own"
     if not (type(input) is Tensor and _is_plain(weight) and (bias is None or _is_plain(bias))):
         return "a tensor of another class"
     if input.dtype not in (torch.float32, torch.bfloat16):
@@ -77,7 +80,9 @@ class _Linear(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        ctx.save_for_backward(input, weight)
+        # What no gradient is made of is not kept, and may be changed in place.
+        wants_input, wants_weight, _ = ctx.needs_input_grad
+        ctx.save_for_backward(input if wants_weight else None, weight if wants_input else None)
         return _products.onednn_linear(input, weight, bias)
 
     @staticmethod

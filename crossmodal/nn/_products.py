@@ -69,12 +69,14 @@ def lead() -> float:
 def _lead(product: str, threads: int) -> float:
     if not _is_there(torch.float32):
         return 0.0
-    generator = torch.Generator().manual_seed(0)  # torch's own must not notice
+    generator = torch.Generator("cpu").manual_seed(0)  # torch's own must not notice
     with torch.no_grad(), torch.autocast("cpu", enabled=False):
-        rows, weight = torch.randn(512, 512, generator=generator), torch.randn(1024, 512, generator=generator)
+        rows, weight, dout = (
+            torch.randn(*shape, generator=generator, device="cpu", dtype=torch.float32)
+            for shape in ((512, 512), (1024, 512), (512, 1024))
+        )
         if product == "linear":
             return _ratio(lambda: rows @ weight.t(), lambda: onednn_linear(rows, weight, None))
-        dout = torch.randn(512, 1024, generator=generator)
         return _ratio(lambda: dout.t() @ rows, lambda: onednn_linear(rows.t(), dout.t(), None).t())
 
 

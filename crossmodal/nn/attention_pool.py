@@ -53,9 +53,14 @@ class AttentionPool(nn.Module):
         self.num_heads = num_heads
         self.features = embed_dim if features is None else features
         # In the length that a projected token has: scores then start with a standard deviation of about 1.
-        self.queries = nn.Parameter(torch.randn(num_queries, embed_dim, **factory))
+        self.queries = nn.Parameter(torch.empty(num_queries, embed_dim, **factory))
+        self.reset_parameters()
         self.to_key_value = Linear(self.features, 2 * embed_dim, bias=bias, **factory)
         self.to_out = Linear(embed_dim, embed_dim, bias=False, **factory)
+
+    def reset_parameters(self) -> None:
+        """Draws the queries anew; projections have methods of their own."""
+        nn.init.normal_(self.queries)
 
     def forward(self, tokens: Tensor, lengths: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
         """Pools each sequence.

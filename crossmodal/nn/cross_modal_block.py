@@ -63,8 +63,15 @@ class CrossModalBlock(nn.Module):
             Linear(hidden_dim, embed_dim, **factory),
         )
         # Of one dimension: FSDP shards no scalars.
-        self.attention_gate = nn.Parameter(torch.full((1,), gate, **factory))
-        self.feed_forward_gate = nn.Parameter(torch.full((1,), gate, **factory))
+        self.gate = gate
+        self.attention_gate = nn.Parameter(torch.empty(1, **factory))
+        self.feed_forward_gate = nn.Parameter(torch.empty(1, **factory))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Sets the gates to what they start at; the parts have methods of their own."""
+        for gate in (self.attention_gate, self.feed_forward_gate):
+            nn.init.constant_(gate, self.gate)
 
     def forward(
         self,

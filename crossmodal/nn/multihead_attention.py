@@ -30,7 +30,8 @@ class MultiheadAttention(nn.MultiheadAttention):
       NaN; masked keys may hold NaN.
     - Nested tensors of either layout are taken in training too, and for key and value of other lengths than query.
     - The weights that ``need_weights`` asks for are those before dropout.
-    - ``is_causal`` is taken at its word also beside ``key_padding_mask``: ``attn_mask`` is then not read.
+    - ``is_causal`` is taken at its word also beside ``key_padding_mask``: ``attn_mask`` is then not read, where no
+      weights are asked for and no tokens are added.
 
     Args:
         embed_dim: features of query and output.
@@ -75,7 +76,8 @@ class MultiheadAttention(nn.MultiheadAttention):
             attn_mask: ``(seqlen_q, seqlen_k)`` or ``(batch * num_heads, seqlen_q, seqlen_k)``; bool, True = ignore, or
                 float, added to the scores.
             average_attn_weights: return the mean over heads of the weights.
-            is_causal: a hint that ``attn_mask`` is the causal mask, which then is not read.
+            is_causal: a hint that ``attn_mask`` is the causal mask, which then is not read, where no weights are asked
+                for and no tokens are added.
 
         Returns:
             The output, in query's form, and the weights or None: ``(batch, seqlen_q, seqlen_k)``, for each head

@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 class _Packed(NamedTuple):
-    weight: Tensor  # kept alive, so that no other can come to lie where it lies
+    weight: Tensor  # its memory, kept alive, so that no other can come to lie where it lies
     version: int
     packed: Tensor
 
@@ -26,7 +26,8 @@ def packed_weights() -> Iterator[None]:
 
     Holds for all threads, until the last that entered it leaves; it costs a second copy of these weights. What writes
     to a weight in place is noticed, except through ``weight.data``: enter it when weights are final. Where gradients
-    are wanted, and in compiled code, weights are read where they stand.
+    are wanted, in compiled code, and where a weight is no parameter but computed, as by ``weight_norm``, it is read
+    where it stands.
 
     Example:
         >>> model = crossmodal.nn.MultiheadAttention(512, 8, batch_first=True).eval()
@@ -55,11 +56,14 @@ def as_packed(weight: Tensor, rows: int) -> Tensor:
     """For :func:`crossmodal.nn._products.onednn_linear`: the weight packed, or as it is where nobody asked for more."""
     if not are_packed() or weight.is_inference():  # without a version nobody knows whether it has changed
         return weight
+    if not isinstance(weight, torch.nn.Parameter) and not isinstance(weight._base, torch.nn.Parameter):
+        return weight  # another one in every call
     place = (weight.data_ptr(), weight.shape, weight.stride(), weight.dtype)
     found = _packed.get(place)
     if found is None or found.version != weight._version:
         packed = torch.ops.mkldnn._reorder_linear_weight.default(weight.detach(), rows)
-        found = _Packed(weight, weight._version, packed)
+        # Not the parameter itself, which gets other memory from `module.to(...)`.
+        found = _Packed(weight.detach(), weight._version, packed)
         with _lock:
             if _users > 0:
                 _packed[place] = found

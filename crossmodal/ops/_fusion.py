@@ -10,6 +10,7 @@ from crossmodal import _library  # noqa: F401  registers torch.ops.crossmodal
 from crossmodal._problem import FusionProblem, KeySource
 from crossmodal.dispatch import fall_back, fusion_refusals, needs_gradient, second_derivative_refusals
 from crossmodal.ops._apply import apply
+from crossmodal.ops._directions import in_each_direction
 from crossmodal.ops._fakes import order_of
 from crossmodal.ops._precision import allows_tf32
 from crossmodal.reference.fuse import draw_seed, nothing_to_attend, run_reference
@@ -212,26 +213,27 @@ def call_backward(
     dlse: Tensor | None,
     dmass: Tensor | None,
     *results: Tensor,
-) -> list[Tensor]:
+) -> Sequence[Tensor]:
     """One gradient for each of `Operands.differentiable`, empty if not needed. Results: out, statistics, mass."""
-    gradients: list[Tensor] = torch.ops.crossmodal.attention_bwd.default(
-        dout,
-        dlse,
-        dmass,
-        x.query,
-        x.keys,
-        x.values,
-        x.key_lengths,
-        x.terms,
-        layout.term_sources,
-        x.query_lengths,
-        x.sink,
-        x.seed,
-        *results,
-        *layout.options,
-        [int(needed) for needed in needs],
-    )
-    return gradients
+
+    def gradients(*cotangents: Tensor | None) -> list[Tensor]:
+        return torch.ops.crossmodal.attention_bwd.default(
+            *cotangents,
+            x.query,
+            x.keys,
+            x.values,
+            x.key_lengths,
+            x.terms,
+            layout.term_sources,
+            x.query_lengths,
+            x.sink,
+            x.seed,
+            *results,
+            *layout.options,
+            [int(needed) for needed in needs],
+        )
+
+    return in_each_direction(gradients, dout, dlse, dmass)
 
 
 class FusionGradient(torch.autograd.Function):
@@ -304,7 +306,7 @@ def call_double_backward(
     given: Sequence[Tensor | None],
     statistics: Tensor,
     wanted: Sequence[bool],
-) -> list[Tensor]:
+) -> Sequence[Tensor]:
     """The gradients of what backward was ``given``, (dout, dlse, dmass), and of `Operands.differentiable`.
 
     ``flowing`` has one entry for each gradient that backward returned, those that ``needs`` names.
@@ -313,27 +315,31 @@ def call_double_backward(
     back = [next(incoming) if needed else None for needed in needs]
     sources, terms = len(x.keys), len(x.terms)
     first_term = 1 + 2 * sources
-    gradients: list[Tensor] = torch.ops.crossmodal.attention_double_bwd.default(
-        back[0],
-        back[1 : 1 + sources],
-        back[1 + sources : first_term],
-        back[first_term : first_term + terms],
-        None if x.sink is None else back[-1],
-        *given,
-        x.query,
-        x.keys,
-        x.values,
-        x.key_lengths,
-        x.terms,
-        layout.term_sources,
-        x.query_lengths,
-        x.sink,
-        x.seed,
-        statistics,
-        *layout.options,
-        [int(w) for w in wanted],
-    )
-    return gradients
+
+    def gradients(*cotangents: Tensor | None) -> list[Tensor]:
+        back, given = cotangents[: len(needs)], cotangents[len(needs) :]
+        return torch.ops.crossmodal.attention_double_bwd.default(
+            back[0],
+            back[1 : 1 + sources],
+            back[1 + sources : first_term],
+            back[first_term : first_term + terms],
+            None if x.sink is None else back[-1],
+            *given,
+            x.query,
+            x.keys,
+            x.values,
+            x.key_lengths,
+            x.terms,
+            layout.term_sources,
+            x.query_lengths,
+            x.sink,
+            x.seed,
+            statistics,
+            *layout.options,
+            [int(w) for w in wanted],
+        )
+
+    return in_each_direction(gradients, *back, *given)
 
 
 def gradients_by_formula(

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from crossmodal import _library  # noqa: F401  registers torch.ops.crossmodal
 from crossmodal._validate import FLOAT_DTYPES, MOST_KEYS, lengths_lie_within
-from crossmodal.dispatch import HAS_CUDA_KERNELS, MOST_CUDA_HEAD_DIM, is_too_old, needs_gradient
+from crossmodal.dispatch import HAS_CUDA_KERNELS, MOST_CUDA_HEAD_DIM, is_too_old, is_traced, needs_gradient
 from crossmodal.ops._apply import apply
 from crossmodal.ops._fakes import order_of
 from crossmodal.ops._fusion import (
@@ -136,15 +136,16 @@ def are_plain(main: Tensor, *others: Tensor) -> bool:
 
 
 def nothing_transforms(device: str) -> bool:
-    """Whether what runs is neither compiled, nor cast on this type of device, nor transformed by `torch.func`."""
-    if torch.compiler.is_compiling() or torch.is_autocast_enabled(device):
+    """Whether what runs is neither compiled or traced, nor cast on this type of device, nor transformed by
+    `torch.func`."""
+    if torch.compiler.is_compiling() or is_traced() or torch.is_autocast_enabled(device):
         return False
     return torch.autograd.forward_ad._current_level < 0 and torch._C._functorch.maybe_current_level() is None
 
 
 def are_plain_on_cpu(*tensors: Tensor) -> bool:
     """Dense tensors of one dtype on the CPU, which nothing compiles, traces, transforms or casts."""
-    if torch._C._get_tracing_state() is not None or not nothing_transforms("cpu"):
+    if not nothing_transforms("cpu"):
         return False
     dtype = tensors[0].dtype
     return all(type(t) in _TENSORS and t.is_cpu and t.dtype is dtype and not t.is_nested for t in tensors)

@@ -12,6 +12,7 @@ from crossmodal._problem import FusionProblem
 from crossmodal.dispatch import fall_back, fusion_refusals, needs_gradient
 from crossmodal.explain import Plan, plans
 from crossmodal.ops._apply import apply
+from crossmodal.ops._directions import in_each_direction
 from crossmodal.ops._fakes import order_of
 from crossmodal.ops._fusion import (
     Layout,
@@ -176,23 +177,26 @@ class AssociateFunction(torch.autograd.Function):
                 return (_summary(with_differentiable(problem, (query, *keys, *leaves)), request, indices),)
 
             return (None, None, *gradients_of_reference(weights, x.differentiable, needs, [dweights]), *rest)
-        gradients = torch.ops.crossmodal.associate_bwd.default(
-            dweights,
-            x.query,
-            x.keys,
-            x.key_lengths,
-            x.terms,
-            layout.term_sources,
-            x.query_lengths,
-            x.sink,
-            indices,
-            statistics,
-            layout.options.scale,
-            layout.options.softcap,
-            request.output,
-            [int(needed) for needed in needs],
-        )
-        return (None, None, *only_needed(gradients, needs), *rest)
+
+        def gradients(dweights: Tensor) -> list[Tensor]:
+            return torch.ops.crossmodal.associate_bwd.default(
+                dweights,
+                x.query,
+                x.keys,
+                x.key_lengths,
+                x.terms,
+                layout.term_sources,
+                x.query_lengths,
+                x.sink,
+                indices,
+                statistics,
+                layout.options.scale,
+                layout.options.softcap,
+                request.output,
+                [int(needed) for needed in needs],
+            )
+
+        return (None, None, *only_needed(in_each_direction(gradients, dweights), needs), *rest)
 
 
 def _operands_of(layout: Layout, tensors: Sequence[Tensor]) -> Operands:

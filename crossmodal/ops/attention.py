@@ -70,7 +70,8 @@ def attention(
 
     Returns:
         ``(batch, num_heads, seqlen_q, head_dim_v)`` in query's dtype and memory order; with ``return_lse`` also lse
-        ``(batch, num_heads, seqlen_q)``, float32 (float64 for float64), natural logarithm, -inf where nothing is seen.
+        ``(batch, num_heads, seqlen_q)``, float32 (float64 for float64), natural logarithm, -inf where nothing
+        is seen, or the sink.
 
     Raises:
         TypeError: for an argument of the wrong type or dtype.

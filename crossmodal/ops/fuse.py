@@ -38,7 +38,8 @@ def fuse(
         dropout_p, scale, query_lengths, softcap, sink, dropout_seed: as for :func:`attention`.
         return_lse: also return lse ``(batch, num_heads, seqlen_q)``.
         return_mass: also return the attention that each source received, ``(batch, num_heads, seqlen_q, num_sources)``,
-            float32 (float64 for float64). It is differentiable and sums to 1 where anything was visible.
+            float32 (float64 for float64). It is differentiable and sums to 1 where anything was visible, less what
+            a sink received.
 
     Returns:
         :class:`FusionResult`; fields that were not asked for are None. With no source present, ``out`` is 0 with last

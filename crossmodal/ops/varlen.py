@@ -12,6 +12,7 @@ from crossmodal._problem import VarlenProblem
 from crossmodal.dispatch import fall_back, needs_gradient, second_derivative_refusals, varlen_refusals
 from crossmodal.explain import Plan, plans
 from crossmodal.ops._apply import apply
+from crossmodal.ops._directions import in_each_direction
 from crossmodal.ops._fusion import (
     ScoreOptions,
     accumulator,
@@ -238,12 +239,15 @@ def call_backward(
     dlse: Tensor | None,
     out: Tensor,
     statistics: Tensor,
-) -> list[Tensor]:
+) -> Sequence[Tensor]:
     """One gradient for each of `VarlenOperands.differentiable`, empty where none is needed."""
-    gradients: list[Tensor] = torch.ops.crossmodal.attention_varlen_bwd.default(
-        dout, dlse, *_arguments(layout, x), out, statistics, *layout.options, [int(needed) for needed in needs]
-    )
-    return gradients
+
+    def gradients(*cotangents: Tensor | None) -> Sequence[Tensor]:
+        return torch.ops.crossmodal.attention_varlen_bwd.default(
+            *cotangents, *_arguments(layout, x), out, statistics, *layout.options, [int(needed) for needed in needs]
+        )
+
+    return in_each_direction(gradients, dout, dlse)
 
 
 class VarlenGradient(torch.autograd.Function):
@@ -286,16 +290,14 @@ class VarlenGradient(torch.autograd.Function):
             return (None, None, *gradients_of_reference(gradients, inputs, wanted, flowing), *rest)
         incoming = iter(flowing)
         back = [next(incoming) if needed else None for needed in ctx.needs]
-        found = torch.ops.crossmodal.attention_varlen_double_bwd.default(
-            *back[:3],
-            None if x.sink is None else back[3],
-            dout,
-            dlse,
-            *_arguments(layout, x),
-            statistics,
-            *layout.options,
-            [int(w) for w in wanted],
-        )
+        back += [None] * (x.sink is None)
+
+        def of_backward(*cotangents: Tensor | None) -> Sequence[Tensor]:
+            return torch.ops.crossmodal.attention_varlen_double_bwd.default(
+                *cotangents, *_arguments(layout, x), statistics, *layout.options, [int(w) for w in wanted]
+            )
+
+        found = in_each_direction(of_backward, *back, dout, dlse)
         return (None, None, *only_needed(found, wanted), *rest)
 
 

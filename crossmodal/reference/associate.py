@@ -7,6 +7,7 @@ from torch import Tensor
 
 from crossmodal._arguments import associate_problem
 from crossmodal._problem import FusionProblem
+from crossmodal.reference._autocast import without_autocast
 from crossmodal.reference._joint_softmax import joint_softmax, source_mass
 from crossmodal.types import Source
 
@@ -40,6 +41,7 @@ def associate(
     return run_reference(problem, reduce, topk)
 
 
+@without_autocast
 def run_reference(problem: FusionProblem, reduce: str | None, topk: int | None) -> Tensor | tuple[Tensor, Tensor]:
     """Evaluates a checked problem."""
     query = problem.query

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from crossmodal._arguments import fuse_problem
 from crossmodal._problem import FusionProblem
+from crossmodal.reference._autocast import without_autocast
 from crossmodal.reference._dropout import dropout_keep
 from crossmodal.reference._joint_softmax import joint_softmax, source_mass
 from crossmodal.types import FusionResult, Source
@@ -30,6 +31,7 @@ def fuse(
     return run_reference(problem, return_lse=return_lse, return_mass=return_mass)
 
 
+@without_autocast
 def run_reference(problem: FusionProblem, *, return_lse: bool, return_mass: bool) -> FusionResult:
     """Evaluates a checked problem; ``attention`` and ``fuse`` both end here."""
     if not problem.sources:

@@ -5,6 +5,7 @@ from torch import Tensor
 
 from crossmodal._arguments import softmax_weighted_sum_problem
 from crossmodal._problem import SoftmaxWeightedSumProblem
+from crossmodal.reference._autocast import without_autocast
 from crossmodal.reference._joint_softmax import softmax
 from crossmodal.reference.weighted_sum import taking_part
 
@@ -21,6 +22,7 @@ def softmax_weighted_sum(
     return run_reference(softmax_weighted_sum_problem(scores, values, lengths, mask, scale))
 
 
+@without_autocast
 def run_reference(problem: SoftmaxWeightedSumProblem) -> Tensor:
     """y_i = sum_j w_ij x_j, w_i = softmax(scale * s_i) over the keys j that take part."""
     scores, values = problem.scores, problem.values

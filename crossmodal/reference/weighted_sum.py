@@ -5,6 +5,7 @@ from torch import Tensor
 
 from crossmodal._arguments import weighted_sum_problem
 from crossmodal._problem import SoftmaxWeightedSumProblem, WeightedSumProblem
+from crossmodal.reference._autocast import without_autocast
 
 
 def weighted_sum(
@@ -14,6 +15,7 @@ def weighted_sum(
     return run_reference(weighted_sum_problem(weights, values, lengths, mask))
 
 
+@without_autocast
 def run_reference(problem: WeightedSumProblem) -> Tensor:
     """y_i = sum_j w_ij x_j over the keys j that take part."""
     weights, values = problem.weights, problem.values

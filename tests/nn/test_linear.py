@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torch.nn.functional as F
+import torch.utils.flop_counter
 
 import crossmodal
 from crossmodal.nn import _products
@@ -68,11 +69,9 @@ def packings(monkeypatch):
 @pytest.mark.parametrize("layout", ["whole", "slice", "transposed"])
 def test_packed_weight_is_packed_once_and_as_accurate(layout, dtype, onednn, packings):
     x, b = torch.randn(7, 5, 32).to(dtype), torch.randn(24).to(dtype)
-    w = {"whole": lambda: torch.randn(24, 32), "slice": lambda: torch.randn(72, 32)[24:48]}.get(
-        layout, lambda: torch.randn(32, 24).t()
-    )().to(dtype)
-    if layout == "transposed":
-        w = w.t().contiguous().t()
+    shape = {"whole": (24, 32), "slice": (72, 32), "transposed": (32, 24)}[layout]
+    w = torch.nn.Parameter(torch.randn(shape).to(dtype), requires_grad=False)
+    w = {"whole": w, "slice": w[24:48], "transposed": w.t()}[layout]
     exact, reference = F.linear(x.double(), w.double(), b.double()), F.linear(x, w, b)
     with torch.no_grad(), crossmodal.nn.packed_weights():
         for rows in (x, x, x[:2], x):
@@ -82,7 +81,7 @@ def test_packed_weight_is_packed_once_and_as_accurate(layout, dtype, onednn, pac
 
 
 def test_packed_weight_that_is_written_to_is_packed_anew(onednn, packings):
-    x, w = torch.randn(6, 8), torch.randn(5, 8)
+    x, w = torch.randn(6, 8), torch.nn.Parameter(torch.randn(5, 8))
     with torch.no_grad(), crossmodal.nn.packed_weights():
         for _ in range(3):
             w.mul_(-1.5)
@@ -94,9 +93,30 @@ def test_another_weight_in_the_place_of_one_that_is_gone_is_not_taken_for_it(one
     x = torch.randn(6, 8)
     with torch.no_grad(), crossmodal.nn.packed_weights():
         for _ in range(20):
-            w = torch.randn(5, 8)  # the allocator likes to give the same memory again
+            w = torch.nn.Parameter(torch.randn(5, 8))  # the allocator likes to give the same memory again
             torch.testing.assert_close(linear(x, w), F.linear(x, w))
             del w
+
+
+def test_parameter_that_got_other_memory_is_not_taken_for_the_one_that_lies_where_it_lay(onednn):
+    x, first = torch.randn(6, 8), crossmodal.nn.Linear(8, 5, bias=False)
+    with torch.no_grad(), crossmodal.nn.packed_weights():
+        for _ in range(20):
+            first(x)
+            first.weight.data = first.weight.data.clone()
+            w = torch.nn.Parameter(torch.randn(5, 8))
+            torch.testing.assert_close(linear(x, w), F.linear(x, w))
+            first.weight.data = torch.randn(5, 8)
+            torch.testing.assert_close(first(x), F.linear(x, first.weight))
+
+
+def test_weights_that_are_computed_are_not_packed(onednn, packings):
+    """There is another one in every call, and each would be kept."""
+    module = torch.nn.utils.parametrizations.weight_norm(crossmodal.nn.Linear(8, 5))
+    with torch.no_grad(), crossmodal.nn.packed_weights():
+        for _ in range(3):
+            module(torch.randn(6, 8))
+        assert not packings and not packed_weights._packed
 
 
 def test_weights_are_packed_in_inference_alone_and_let_go_at_the_end(onednn, packings):
@@ -247,6 +267,44 @@ def test_measuring_happens_once_and_draws_nothing_from_torchs_generator():
     assert _products.lead() == _products.lead() > 0
     assert torch.equal(torch.randn(3), wanted)
     assert _products._lead.cache_info().misses == 1
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
+def test_measuring_does_not_ask_for_the_default_dtype_or_device(dtype):
+    _products._lead.cache_clear()
+    before = torch.get_default_dtype()
+    try:
+        torch.set_default_dtype(dtype)
+        with torch.device("meta"):
+            assert _products.lead() > 0 and _products._lead("weight gradient", torch.get_num_threads()) > 0
+    finally:
+        torch.set_default_dtype(before)
+
+
+def test_nothing_is_kept_that_no_gradient_is_made_of(onednn):
+    """As torch: what is kept takes memory, and must not be changed before backward."""
+
+    def kept(x, w):
+        seen = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: seen.append(tuple(t.shape)) or t, lambda t: t):
+            return linear(x, w), seen
+
+    x, w = torch.randn(6, 8), torch.randn(5, 8)
+    assert kept(x.clone().requires_grad_(), w)[1] == [(5, 8)]
+    weight = torch.nn.Parameter(w.clone())
+    out, seen = kept(x, weight)
+    assert seen == [(6, 8)]
+    with torch.no_grad():
+        weight.add_(1)
+    out.sum().backward()
+    torch.testing.assert_close(weight.grad, x.sum(0).expand(5, -1))
+
+
+def test_counters_of_operations_see_the_products(onednn):
+    counter = torch.utils.flop_counter.FlopCounterMode(display=False)
+    with counter:
+        linear(torch.randn(6, 8), torch.randn(5, 8))
+    assert counter.get_total_flops() == 2 * 6 * 8 * 5
 
 
 def test_a_machine_without_onednn_uses_torch(monkeypatch):

@@ -237,6 +237,20 @@ def test_every_module_exports(name):
 
 
 @pytest.mark.parametrize("name", MODULES)
+def test_every_module_that_was_made_without_memory_can_be_given_its_first_weights(name):
+    """As FSDP does: each part with parameters of its own draws them in reset_parameters."""
+    module = MODULES[name][0]()
+    again = copy.deepcopy(module).to("meta").to_empty(device="cpu")
+    for part in again.modules():
+        own = list(part.parameters(recurse=False))
+        for weight in own:
+            torch.nn.init.constant_(weight, torch.nan)
+        if own:
+            (part.reset_parameters if hasattr(part, "reset_parameters") else part._reset_parameters)()
+            assert all(weight.isfinite().all() for weight in own)
+
+
+@pytest.mark.parametrize("name", MODULES)
 def test_every_module_takes_device_and_dtype(name):
     kind = type(MODULES[name][0]())
     arguments = {
