@@ -603,10 +603,20 @@ def test_hub_that_does_not_answer_is_no_model_without_settings(monkeypatch, tmp_
 GROUPED = {**WAV2VEC2, "feat_extract_norm": "group"}
 
 
-@pytest.mark.parametrize("name", ["Wav2Vec2", "Hubert", "SEW", "WavLM", "UniSpeech", "UniSpeechSat"])
-def test_features_of_a_sound_do_not_depend_on_the_others_of_its_batch(name):
-    """Also where the network normalises over time, as Wav2Vec2's does by default."""
-    encoder = HuggingFaceEncoder(tiny(name, **GROUPED, **({"squeeze_factor": 1} if name == "SEW" else {})), "audio")
+ALONE = {name: (name, GROUPED) for name in ("Wav2Vec2", "Hubert", "SEW", "WavLM", "UniSpeech", "UniSpeechSat")}
+ALONE["one token of SEW"] = "SEW", {**GROUPED, "squeeze_factor": 1}
+ALONE["layer norm of SEW"] = "SEW", WAV2VEC2
+ALONE["stable"] = "Wav2Vec2", {**GROUPED, "do_stable_layer_norm": True}
+ALONE["convolutions over tokens"] = "Wav2Vec2Conformer", {**WAV2VEC2, "conv_depthwise_kernel_size": 5}
+ALONE["convolutions for positions"] = "Data2VecAudio", {**WAV2VEC2, "num_conv_pos_embeddings": 2}
+ALONE["adapter"] = "Wav2Vec2", {**WAV2VEC2, "add_adapter": True, "output_hidden_size": 16}
+
+
+@pytest.mark.parametrize("case", ALONE)
+def test_features_of_a_sound_do_not_depend_on_the_others_of_its_batch(case):
+    """Also where the network normalises over time, as Wav2Vec2's does by default, or makes tokens of several."""
+    name, options = ALONE[case]
+    encoder = HuggingFaceEncoder(tiny(name, **options), "audio")
     sound, lengths = torch.randn(5, 400), torch.tensor([250, 400, 0, 250, 3])
     out = encoder(sound, lengths)
     for row, length in enumerate(lengths.tolist()):
@@ -631,9 +641,10 @@ def test_sounds_of_several_lengths_learn_as_each_alone():
     torch.testing.assert_close(slope([0, 1, 2]), slope([0]) + slope([1]) + slope([2]), atol=2e-4, rtol=1e-3)
 
 
+@pytest.mark.parametrize("more", [{}, {"add_adapter": True, "output_hidden_size": 16}], ids=["plain", "adapter"])
 @pytest.mark.parametrize("lengths", [[3, 0], [24, 1, 0], [0, 0]], ids=str)
-def test_sounds_shorter_than_what_training_hides_are_read_where_the_norm_is_over_time(lengths):
-    encoder = HuggingFaceEncoder(tiny("Wav2Vec2", **GROUPED), "audio").train()
+def test_sounds_shorter_than_what_training_hides_are_read_where_the_norm_is_over_time(lengths, more):
+    encoder = HuggingFaceEncoder(tiny("Wav2Vec2", **GROUPED, **more), "audio").train()
     out = encoder(torch.randn(len(lengths), max(lengths)), torch.tensor(lengths))
     assert out.features.isfinite().all() and out.lengths.tolist() == [int(length > 0) for length in lengths]
 

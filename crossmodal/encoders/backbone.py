@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from crossmodal._extras import require
-from crossmodal.encoders.equal_lengths import in_equal_lengths
+from crossmodal.encoders.equal_lengths import by_length, in_equal_lengths
 from crossmodal.encoders.lengths import check_sequences, check_there
 from crossmodal.encoders.output import EncoderOutput
 from crossmodal.encoders.padding import is_real, zero_padding
@@ -21,6 +21,8 @@ Kind = Literal["image", "text", "audio"]
 # What libraries call learned positions.
 _POSITIONS = ("position_embeddings", "position_embedding", "embed_positions", "wpe")
 
+# Networks of sound whose tokens are not made of padding, but for what a norm over time makes of it.
+_KEEP_PADDING_APART = ("wav2vec2", "hubert", "wavlm", "unispeech", "unispeech-sat")
 _SECOND = 16_000  # values, at the sampling rate of most pretrained models of sound
 
 
@@ -111,16 +113,31 @@ class HuggingFaceEncoder(nn.Module):
         values = pad(zero_padding(values, lengths), (0, short))
         # A row without any token would be NaN under a mask that hides all; it gets one, which is hidden after.
         read = lengths.clamp(min=self._values_for(1))
-        seen = is_real(read, values.shape[1])
-        name = "input_ids" if self.kind == "text" else "input_values"
-        with self._unpadded(read, values.shape[1]):
-            features = self.model(**{name: values}, attention_mask=seen.long()).last_hidden_state
+        if self._mixes_padding_in():
+            features = by_length(self._read, values, read, least=self._values_for(self._fewest_tokens()))
+        else:
+            features = self._read(values, read)
         if features.shape[1] == values.shape[1]:
             return EncoderOutput(features, lengths)
         shorter = getattr(self.model, "_get_feat_extract_output_lengths", None)
         # Where the model does not say, evenly subsampled, as far as anyone can tell.
         tokens = -(-read * features.shape[1] // values.shape[1]) if shorter is None else shorter(read).to(lengths.dtype)
         return EncoderOutput(features, tokens.clamp(max=features.shape[1]) * (lengths > 0))
+
+    def _read(self, values: Tensor, lengths: Tensor) -> Tensor:
+        name = "input_ids" if self.kind == "text" else "input_values"
+        seen = is_real(lengths, values.shape[1])
+        with self._unpadded(lengths, values.shape[1]):
+            features: Tensor = self.model(**{name: values}, attention_mask=seen.long()).last_hidden_state
+        return features
+
+    def _mixes_padding_in(self) -> bool:
+        """Whether tokens of a sound may be made of padding: convolutions of Data2VecAudio and conformers run over it,
+        SEW and adapters make one token of several."""
+        if self.kind != "audio":
+            return False
+        config = self.model.config
+        return config.model_type not in _KEEP_PADDING_APART or bool(getattr(config, "add_adapter", False))
 
     def _unpadded(self, lengths: Tensor, longest: int) -> AbstractContextManager[None]:
         """Within it, a norm over all values of a sound takes in no padding."""
