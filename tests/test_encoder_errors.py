@@ -1,6 +1,7 @@
 """What encoders refuse, each in one line that says what would be right; and the edges of what they take."""
 
 import copy
+import json
 
 import pytest
 import torch
@@ -54,6 +55,64 @@ SETTINGS = [
 def test_settings_that_cannot_be_are_named(modality, name, options, message):
     with pytest.raises(ValueError, match=message):
         build_encoder(modality, 16, name, options)
+
+
+def save(folder, name, **options):
+    transformers = pytest.importorskip("transformers", reason="needs the extra backbones")
+    getattr(transformers, f"{name}Model")(getattr(transformers, f"{name}Config")(**options)).save_pretrained(folder)
+
+
+TINY = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+WHISPER = {"d_model": 16, "encoder_layers": 1, "decoder_layers": 1, "encoder_ffn_dim": 16, "decoder_ffn_dim": 16}
+WHISPER |= {"vocab_size": 20, "encoder_attention_heads": 2, "decoder_attention_heads": 2}
+WHISPER |= {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 1}
+T5 = {"d_model": 16, "d_kv": 8, "d_ff": 16, "num_layers": 1, "num_heads": 2, "vocab_size": 20}
+
+
+@pytest.mark.parametrize(
+    ("modality", "name", "options"),
+    [(AUDIO, "Whisper", WHISPER), (TEXT, "T5", T5)],
+    ids=["Whisper", "T5"],
+)
+def test_network_that_cannot_read_the_modality_is_refused_when_it_is_built(tmp_path, modality, name, options):
+    save(tmp_path, name, **options)
+    with pytest.raises(ValueError, match=f"the encoder huggingface of {modality.kind} cannot be made with"):
+        build_encoder(modality, 16, "huggingface", {"model": str(tmp_path)})
+
+
+def test_images_of_other_channels_than_a_backbone_is_normalised_for_are_refused_when_it_is_built(tmp_path):
+    save(tmp_path, "ViT", **TINY, image_size=28, patch_size=14, num_channels=1)
+    settings = {"do_normalize": True, "image_mean": [0.5] * 3, "image_std": [0.5] * 3}
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(settings))
+    options = {"model": str(tmp_path), "normalize": True}
+    with pytest.raises(ValueError, match=r"the encoder huggingface of image .*: images must have 3 channels, got 1"):
+        build_encoder(Modality("image", size=(1, 28, 28)), 16, "huggingface", options)
+
+
+@pytest.mark.parametrize(
+    ("kind", "normalize", "message"),
+    [
+        ("image", "unit_variance", "True or False, or mean and deviation, for image, got 'unit_variance'"),
+        ("image", None, "True or False, or mean and deviation, for image, got None"),
+        ("image", {"mean": [0.5]}, "True or False, or mean and deviation, for image, got"),
+        ("image", {"mean": [0.5], "deviation": [0.5, 0.5]}, "a deviation other than 0 for each mean, got"),
+        ("image", {"mean": [0.5], "deviation": [0.0]}, "a deviation other than 0 for each mean, got"),
+        ("audio", {"mean": [0.5], "deviation": [0.5]}, "True or False or 'unit_variance' for audio, got"),
+        ("text", "unit_variance", "True or False for text, got 'unit_variance'"),
+    ],
+)
+def test_ways_to_normalise_that_a_kind_does_not_have_are_named(kind, normalize, message):
+    with pytest.raises(ValueError, match=f"normalize must (be|have) {message}"):
+        HuggingFaceEncoder(torch.nn.Linear(2, 2), kind, normalize=normalize)
+
+
+def test_model_of_images_of_a_size_that_nothing_tells_wants_it(tmp_path):
+    transformers = pytest.importorskip("transformers", reason="needs the extra backbones")
+    config = transformers.ResNetConfig(embedding_size=8, hidden_sizes=[8], depths=[1], layer_type="basic")
+    model = transformers.ResNetModel(config)
+    with pytest.raises(ValueError, match="size must be given: ResNetModel says neither image_size nor hidden_size"):
+        HuggingFaceEncoder(model, "image")
+    assert HuggingFaceEncoder(model, "image", size=(3, 32, 32)).channels == 8
 
 
 @pytest.mark.parametrize("channels", [-2, 0])

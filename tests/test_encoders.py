@@ -2,6 +2,8 @@
 
 import json
 import math
+import sys
+import types
 from typing import ClassVar
 
 import numpy as np
@@ -26,7 +28,9 @@ from crossmodal.encoders import (
     build_encoder,
 )
 from crossmodal.encoders.bidirectional import Bidirectional
+from crossmodal.encoders.build import settled_options
 from crossmodal.encoders.log_mel import hertz_of, mel_of
+from crossmodal.encoders.preparation import preparation_of, saved_normalization
 from crossmodal.encoders.voice_warp import warp_time
 from crossmodal.nn._products import has_instructions
 
@@ -460,7 +464,7 @@ def test_of_a_model_of_two_towers_the_one_that_reads_the_kind_is_taken(tmp_path,
     out = encoder(values, lengths)
     assert out.features.shape[::2] == (2, 16) and encoder.channels == 16
     with pytest.raises(
-        ValueError, match=r"must have a hidden_size, or a part audio_model, to read audio, got CLIPModel"
+        ValueError, match=r"must have a part audio_model to read audio, got CLIPModel of text_model, vision_model"
     ):
         HuggingFaceEncoder(str(tmp_path), "audio")
 
@@ -471,21 +475,21 @@ def test_pretrained_network_of_images_gets_them_as_its_settings_say(tmp_path):
     settings = {"do_normalize": True, "image_mean": mean, "image_std": deviation}
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(settings))
     modality, options = Modality("image", size=(3, 16, 16)), {"model": str(tmp_path)}
-    prepared, _ = build_encoder(modality, 48, "huggingface", options)
-    bare, _ = build_encoder(modality, 48, "huggingface", {**options, "normalize": False})
+    prepared, _ = build_encoder(modality, 48, "huggingface", {**options, "normalize": True})
+    bare, _ = build_encoder(modality, 48, "huggingface", options)
     pixels, there = torch.rand(2, 3, 16, 16), torch.tensor([1, 0])
     by_hand = (pixels - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(deviation).view(3, 1, 1)
     torch.testing.assert_close(prepared.eval()(pixels, there), bare.eval()(by_hand, there))
     assert not torch.allclose(prepared(pixels, there).features[0], bare(pixels, there).features[0])
     assert prepared.state_dict().keys() == bare.state_dict().keys()  # the settings are not learnt
-    with pytest.raises(ValueError, match="normalize must be False for a model that is no name or folder"):
+    with pytest.raises(ValueError, match="normalize must not be True for a model that is no name or folder"):
         HuggingFaceEncoder(tiny("ViT", image_size=16, patch_size=8), "image", normalize=True)
 
 
 def test_pretrained_network_of_sound_gets_it_with_unit_variance(tmp_path):
     tiny("Wav2Vec2", **WAV2VEC2).save_pretrained(tmp_path)
     (tmp_path / "preprocessor_config.json").write_text(json.dumps({"do_normalize": True}))
-    options = {"model": str(tmp_path)}
+    options = {"model": str(tmp_path), "normalize": True}
     prepared, _ = build_encoder(Modality("audio", sample_rate=8000), 48, "huggingface", options)
     sound, lengths = 0.01 * torch.randn(3, 400) + 0.1, torch.tensor([400, 300, 0])
     sound[1, 300:] = math.nan
@@ -496,6 +500,163 @@ def test_pretrained_network_of_sound_gets_it_with_unit_variance(tmp_path):
         torch.testing.assert_close(real.var(unbiased=False), torch.tensor(1.0), atol=2e-3, rtol=0)
     assert (values[1, 300:] == 0).all() and (values[2] == 0).all()
     assert prepared.eval()(sound, lengths).features.isfinite().all()
+
+
+SAVED = [
+    ("ViT", Modality("image", size=(3, 16, 16)), {"image_mean": [0.5, 0.25, 0.125], "image_std": [0.5, 0.25, 0.5]}),
+    ("Wav2Vec2", Modality("audio", sample_rate=16000), {}),
+]
+
+
+@pytest.mark.parametrize(("name", "modality", "settings"), SAVED, ids=["image", "audio"])
+def test_settled_options_normalise_inputs_also_where_the_settings_of_the_model_are_gone(
+    tmp_path, name, modality, settings
+):
+    tiny(name, **(WAV2VEC2 if name == "Wav2Vec2" else {"image_size": 16, "patch_size": 8})).save_pretrained(tmp_path)
+    path = tmp_path / "preprocessor_config.json"
+    path.write_text(json.dumps({"do_normalize": True, **settings}))
+    options = {"name": "huggingface", "model": str(tmp_path)}
+    settled = settled_options(modality, options)
+    assert json.loads(json.dumps(settled)) == settled == settled_options(modality, settled)
+    del settled["name"]
+    before, _ = build_encoder(modality, 48, "huggingface", {"model": str(tmp_path), "normalize": True})
+    path.unlink()
+    after, _ = build_encoder(modality, 48, "huggingface", settled)
+    batch = (torch.rand(2, 3, 16, 16), torch.tensor([1, 0]))
+    if modality.kind == "audio":
+        batch = torch.rand(2, 400), torch.tensor([400, 300])
+    torch.testing.assert_close(after.eval()(*batch), before.eval()(*batch), rtol=0, atol=0)
+    assert settled_options(modality, options)["normalize"] is False
+
+
+def test_settled_options_ask_no_file_where_nothing_is_to_be_normalised():
+    modality = Modality("image", size=(3, 16, 16))
+    for options in ({"name": "huggingface", "model": "no/such", "normalize": False}, {"name": "vit", "patch": 4}):
+        assert settled_options(modality, options) == options
+
+
+def test_settled_options_hold_what_timm_says_and_leave_random_numbers_alone(monkeypatch):
+    def create_model(name, pretrained):
+        torch.rand(3)
+        assert name == "small" and not pretrained
+        return types.SimpleNamespace(pretrained_cfg={"mean": (0.5, 0.5, 0.5), "std": (0.25, 0.25, 0.25)})
+
+    monkeypatch.setitem(sys.modules, "timm", types.SimpleNamespace(create_model=create_model))
+    state = torch.get_rng_state()
+    settled = settled_options(Modality("image", size=(3, 16, 16)), {"name": "timm", "model": "small"})
+    assert settled["normalize"] == {"mean": [0.5, 0.5, 0.5], "deviation": [0.25, 0.25, 0.25]}
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+BYTES = {
+    "bytes to [0, 1]": ({"rescale_factor": 1 / 255}, lambda pixels: (pixels / 255 - 0.5) / 0.25),
+    "bytes to [0, 2]": ({"rescale_factor": 1 / 127.5}, lambda pixels: (pixels / 127.5 - 0.5) / 0.25),
+    "bytes to [-1, 1]": (
+        {"rescale_factor": 1 / 127.5, "rescale_offset": True},
+        lambda pixels: (pixels / 127.5 - 1 - 0.5) / 0.25,
+    ),
+    "told [0, 1]": ({"do_rescale": False, "rescale_factor": 1 / 127.5}, lambda pixels: (pixels / 255 - 0.5) / 0.25),
+    "divided twice": ({"include_top": True}, lambda pixels: (pixels / 255 - 0.5) / 0.25 / 0.25),
+    "one for all": ({"image_mean": 0.5, "image_std": 0.25}, lambda pixels: (pixels / 255 - 0.5) / 0.25),
+    "only scaled": ({"do_normalize": False, "rescale_factor": 1 / 127.5}, lambda pixels: pixels / 127.5),
+}
+
+
+@pytest.mark.parametrize("case", BYTES)
+def test_images_are_scaled_as_an_image_processor_scales_their_bytes(tmp_path, case):
+    pytest.importorskip("transformers", reason="needs the extra backbones")
+    more, by_hand = BYTES[case]
+    settings = {"do_normalize": True, "do_rescale": True, "image_mean": [0.5] * 3, "image_std": [0.25] * 3, **more}
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(settings))
+    pixels = torch.randint(0, 256, (2, 3, 4, 4)).float()
+    prepare = preparation_of(saved_normalization(str(tmp_path), "image"), "image")
+    torch.testing.assert_close(prepare(pixels / 255, torch.tensor([1, 1])), by_hand(pixels), atol=1e-5, rtol=1e-5)
+
+
+def test_of_a_processor_of_several_modalities_the_part_for_the_kind_is_read(tmp_path):
+    pytest.importorskip("transformers", reason="needs the extra backbones")
+    image = {"do_normalize": True, "image_mean": [0.5] * 3, "image_std": [0.5] * 3}
+    path = tmp_path / "processor_config.json"
+    path.write_text(json.dumps({"image_processor": image, "feature_extractor": {"do_normalize": False}}))
+    assert saved_normalization(str(tmp_path), "audio") is False
+    assert saved_normalization(str(tmp_path), "image") == {"mean": [0.5] * 3, "deviation": [0.5] * 3}
+    path.write_text(json.dumps({"image_processor": image}))
+    assert saved_normalization(str(tmp_path), "audio") is False
+    path.write_text(json.dumps({"feature_extractor": {"do_normalize": True}}))
+    assert saved_normalization(str(tmp_path), "audio") == "unit_variance"
+    assert saved_normalization(str(tmp_path), "image") is False
+
+
+def test_hub_that_does_not_answer_is_no_model_without_settings(monkeypatch, tmp_path):
+    pytest.importorskip("transformers", reason="needs the extra backbones")
+    import huggingface_hub
+
+    def unreachable(*arguments, **options):
+        raise huggingface_hub.errors.LocalEntryNotFoundError("no connection")
+
+    monkeypatch.setattr("transformers.utils.hub.hf_hub_download", unreachable)
+    with pytest.raises(OSError, match=r"inputs of some/model .* cannot be looked up in its preprocessor_config.json"):
+        saved_normalization("some/model", "audio")
+    assert saved_normalization(str(tmp_path), "audio") is False  # a folder without settings says nothing
+
+
+GROUPED = {**WAV2VEC2, "feat_extract_norm": "group"}
+
+
+ALONE = {name: (name, GROUPED) for name in ("Wav2Vec2", "Hubert", "SEW", "WavLM", "UniSpeech", "UniSpeechSat")}
+ALONE["one token of SEW"] = "SEW", {**GROUPED, "squeeze_factor": 1}
+ALONE["layer norm of SEW"] = "SEW", WAV2VEC2
+ALONE["stable"] = "Wav2Vec2", {**GROUPED, "do_stable_layer_norm": True}
+ALONE["convolutions over tokens"] = "Wav2Vec2Conformer", {**WAV2VEC2, "conv_depthwise_kernel_size": 5}
+ALONE["convolutions for positions"] = "Data2VecAudio", {**WAV2VEC2, "num_conv_pos_embeddings": 2}
+ALONE["adapter"] = "Wav2Vec2", {**WAV2VEC2, "add_adapter": True, "output_hidden_size": 16}
+
+
+@pytest.mark.parametrize("case", ALONE)
+def test_features_of_a_sound_do_not_depend_on_the_others_of_its_batch(case):
+    """Also where the network normalises over time, as Wav2Vec2's does by default, or makes tokens of several."""
+    name, options = ALONE[case]
+    encoder = HuggingFaceEncoder(tiny(name, **options), "audio")
+    sound, lengths = torch.randn(5, 400), torch.tensor([250, 400, 0, 250, 3])
+    out = encoder(sound, lengths)
+    for row, length in enumerate(lengths.tolist()):
+        alone = encoder(sound[row : row + 1, :length], lengths[row : row + 1])
+        real = int(out.lengths[row])
+        assert real == int(alone.lengths)
+        torch.testing.assert_close(out.features[row, :real], alone.features[0, :real], atol=1e-5, rtol=1e-4)
+    assert "forward" not in encoder.model.feature_extractor.__dict__
+
+
+def test_sounds_of_several_lengths_learn_as_each_alone():
+    encoder = HuggingFaceEncoder(tiny("Wav2Vec2", **GROUPED), "audio")
+    sound, lengths = torch.randn(3, 400), torch.tensor([400, 200, 200])
+    weight = encoder.model.feature_extractor.conv_layers[0].conv.weight
+    wanted = torch.randn(16)  # of normalised features, the squares alone always have the same sum
+
+    def slope(rows):
+        out = encoder(sound[rows, : max(lengths[rows])], lengths[rows])
+        loss = sum((row[:real] @ wanted).sum() for row, real in zip(out.features, out.lengths.tolist(), strict=True))
+        return torch.autograd.grad(loss, weight)[0]
+
+    torch.testing.assert_close(slope([0, 1, 2]), slope([0]) + slope([1]) + slope([2]), atol=2e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize("more", [{}, {"add_adapter": True, "output_hidden_size": 16}], ids=["plain", "adapter"])
+@pytest.mark.parametrize("lengths", [[3, 0], [24, 1, 0], [0, 0]], ids=str)
+def test_sounds_shorter_than_what_training_hides_are_read_where_the_norm_is_over_time(lengths, more):
+    encoder = HuggingFaceEncoder(tiny("Wav2Vec2", **GROUPED, **more), "audio").train()
+    out = encoder(torch.randn(len(lengths), max(lengths)), torch.tensor(lengths))
+    assert out.features.isfinite().all() and out.lengths.tolist() == [int(length > 0) for length in lengths]
+
+
+@pytest.mark.parametrize("name", ["EfficientNet", "MobileNetV2"])
+def test_model_whose_configuration_names_no_hidden_size_is_tried_out(tmp_path, name):
+    transformers = pytest.importorskip("transformers", reason="needs the extra backbones")
+    small = {"depth_coefficient": 0.1, "width_coefficient": 0.1, "hidden_dim": 128} if name == "EfficientNet" else {}
+    config = getattr(transformers, f"{name}Config")(image_size=32, **small)
+    getattr(transformers, f"{name}Model")(config).save_pretrained(tmp_path)
+    encoder, channels = build_encoder(Modality("image", size=(3, 32, 32)), 48, "huggingface", {"model": str(tmp_path)})
+    assert encoder.eval()(torch.rand(2, 3, 32, 32), torch.tensor([1, 0])).features.shape[2] == channels
 
 
 @pytest.mark.parametrize(("name", "longest"), [("Bert", 12), ("Roberta", 10)])

@@ -1,7 +1,7 @@
 """Pretrained networks of other libraries as encoders."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Literal, get_args
 
 import torch
@@ -9,16 +9,21 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from crossmodal._extras import require
+from crossmodal.encoders.equal_lengths import by_length, in_equal_lengths
 from crossmodal.encoders.lengths import check_sequences, check_there
 from crossmodal.encoders.output import EncoderOutput
 from crossmodal.encoders.padding import is_real, zero_padding
-from crossmodal.encoders.preparation import preparation_of, preparation_of_timm
+from crossmodal.encoders.preparation import Normalization, preparation_of, saved_normalization, timm_normalization
 
 Kind = Literal["image", "text", "audio"]
 
 
 # What libraries call learned positions.
 _POSITIONS = ("position_embeddings", "position_embedding", "embed_positions", "wpe")
+
+# Networks of sound whose tokens are not made of padding, but for what a norm over time makes of it.
+_KEEP_PADDING_APART = ("wav2vec2", "hubert", "wavlm", "unispeech", "unispeech-sat")
+_SECOND = 16_000  # values, at the sampling rate of most pretrained models of sound
 
 
 class HuggingFaceEncoder(nn.Module):
@@ -34,8 +39,9 @@ class HuggingFaceEncoder(nn.Module):
             ``input_values`` with a mask. Text beyond the positions that the model has is cut off. What a feature
             extractor does before (normalising, resizing) is the caller's part, but for ``normalize``.
         frozen: the weights are kept as they are, in evaluation mode.
-        normalize: images in [0, 1], and sounds, as the settings say that are saved with the model, which has to be a
-            name or a folder; nothing is done where they say nothing.
+        normalize: images in [0, 1], and sounds: True as the settings say that are saved with the model, which has to be
+            a name or a folder; nothing is done where they say nothing. ``{"mean": [...], "deviation": [...]}``, by
+            channel, for images, and ``"unit_variance"`` for sounds, ask no file.
         size: of the images, channels first; None: what the model's configuration says.
 
     Attributes:
@@ -43,8 +49,9 @@ class HuggingFaceEncoder(nn.Module):
 
     Raises:
         MissingExtraError: when transformers is needed and not installed.
-        ValueError: for another ``kind``, a model of several towers of which none is of the kind, and for ``normalize``
-            with a model that is no name.
+        ValueError: for another ``kind``, a model of several towers of which none is of the kind, one that cannot read
+            the kind or images of the ``size``, and for ``normalize`` that the kind does not have, or True with a model
+            that is no name.
     """
 
     def __init__(
@@ -53,15 +60,17 @@ class HuggingFaceEncoder(nn.Module):
         kind: Kind,
         *,
         frozen: bool = False,
-        normalize: bool = False,
+        normalize: Normalization = False,
         size: Sequence[int] | None = None,
     ) -> None:
         super().__init__()
         if kind not in get_args(Kind):
             raise ValueError(f"kind must be one of {', '.join(get_args(Kind))}, got {kind!r}")
-        if normalize and not isinstance(model, str):
-            raise ValueError("normalize must be False for a model that is no name or folder: nothing says how")
-        self.prepare = preparation_of(model, kind) if normalize and isinstance(model, str) else None
+        if normalize is True:
+            if not isinstance(model, str):
+                raise ValueError("normalize must not be True for a model that is no name or folder: nothing says how")
+            normalize = saved_normalization(model, kind)
+        self.prepare = preparation_of(normalize, kind)
         if isinstance(model, str):
             library = require("transformers", distribution="transformers", extra="backbones")
             model = library.AutoModel.from_pretrained(model)
@@ -70,10 +79,12 @@ class HuggingFaceEncoder(nn.Module):
         self._positions = _positions_of(network) if kind == "text" else None
         network.requires_grad_(not frozen)
         example = self._example(size)
-        if example is None:
+        if example is not None:
+            self.channels = _try_out(self, example)
+        elif hasattr(network.config, "hidden_size"):
             self.channels = int(network.config.hidden_size)
         else:
-            self.channels = _try_out(self, example)
+            raise ValueError(f"size must be given: {type(network).__name__} says neither image_size nor hidden_size")
 
     def train(self, mode: bool = True) -> "HuggingFaceEncoder":
         """A frozen model stays in evaluation mode: dropout would only blur it."""
@@ -85,7 +96,8 @@ class HuggingFaceEncoder(nn.Module):
     def forward(self, values: Tensor, lengths: Tensor) -> EncoderOutput:
         """The input of its kind and ``(B,)``, see :class:`crossmodal.data.Batch`; features ``(B, L, channels)``.
 
-        A sound that is shorter than what a token is made of goes on in silence, and has one token.
+        A sound that is shorter than what a token is made of goes on in silence, and has one token. What it answers does
+        not depend on the others beside it.
         """
         if self.kind == "image":
             there = check_there(values, lengths)
@@ -101,9 +113,10 @@ class HuggingFaceEncoder(nn.Module):
         values = pad(zero_padding(values, lengths), (0, short))
         # A row without any token would be NaN under a mask that hides all; it gets one, which is hidden after.
         read = lengths.clamp(min=self._values_for(1))
-        seen = is_real(read, values.shape[1])
-        name = "input_ids" if self.kind == "text" else "input_values"
-        features = self.model(**{name: values}, attention_mask=seen.long()).last_hidden_state
+        if self._mixes_padding_in():
+            features = by_length(self._read, values, read, least=self._values_for(self._fewest_tokens()))
+        else:
+            features = self._read(values, read)
         if features.shape[1] == values.shape[1]:
             return EncoderOutput(features, lengths)
         shorter = getattr(self.model, "_get_feat_extract_output_lengths", None)
@@ -111,12 +124,37 @@ class HuggingFaceEncoder(nn.Module):
         tokens = -(-read * features.shape[1] // values.shape[1]) if shorter is None else shorter(read).to(lengths.dtype)
         return EncoderOutput(features, tokens.clamp(max=features.shape[1]) * (lengths > 0))
 
+    def _read(self, values: Tensor, lengths: Tensor) -> Tensor:
+        name = "input_ids" if self.kind == "text" else "input_values"
+        seen = is_real(lengths, values.shape[1])
+        with self._unpadded(lengths, values.shape[1]):
+            features: Tensor = self.model(**{name: values}, attention_mask=seen.long()).last_hidden_state
+        return features
+
+    def _mixes_padding_in(self) -> bool:
+        """Whether tokens of a sound may be made of padding: convolutions of Data2VecAudio and conformers run over it,
+        SEW and adapters make one token of several."""
+        if self.kind != "audio":
+            return False
+        config = self.model.config
+        return config.model_type not in _KEEP_PADDING_APART or bool(getattr(config, "add_adapter", False))
+
+    def _unpadded(self, lengths: Tensor, longest: int) -> AbstractContextManager[None]:
+        """Within it, a norm over all values of a sound takes in no padding."""
+        config = self.model.config
+        if self.kind != "audio" or getattr(config, "feat_extract_norm", None) != "group":
+            return nullcontext()
+        steps = longest
+        for kernel, stride in zip(config.conv_kernel, config.conv_stride, strict=True):
+            steps = (steps - kernel) // stride + 1
+        return in_equal_lengths(self.model.feature_extractor, lengths, steps)
+
     def _example(self, size: Sequence[int] | None) -> Tensor | None:
-        """One input, as small as can be where no size is given; None where nothing tells how small that is."""
+        """One input, as small as can be where no size is given; None where nothing tells the size of images."""
         if self.kind == "text":
             return torch.zeros(1, 1, dtype=torch.int64)
         if self.kind == "audio":
-            return torch.zeros(1, self._values_for(1)) if hasattr(self.model.config, "conv_kernel") else None
+            return torch.zeros(1, self._values_for(1) if hasattr(self.model.config, "conv_kernel") else _SECOND)
         if size is None:
             side = getattr(self.model.config, "image_size", None)
             if side is None:
@@ -151,13 +189,15 @@ class TimmEncoder(nn.Module):
             learns.
         pretrained: download its weights, for a name.
         frozen: the weights are kept as they are, in evaluation mode.
-        normalize: images in [0, 1] as the model's ``pretrained_cfg`` says; nothing is done where it says nothing.
+        normalize: images in [0, 1]: True as the model's ``pretrained_cfg`` says; nothing is done where it says nothing.
+            ``{"mean": [...], "deviation": [...]}``, by channel, asks no one.
 
     Attributes:
         channels: of its features.
 
     Raises:
         MissingExtraError: when timm is needed and cannot be imported.
+        ValueError: for ``normalize`` that is none of these, or of another number of channels than ``size``.
     """
 
     def __init__(
@@ -167,7 +207,7 @@ class TimmEncoder(nn.Module):
         size: Sequence[int] | None = None,
         pretrained: bool = True,
         frozen: bool = False,
-        normalize: bool = False,
+        normalize: Normalization = False,
     ) -> None:
         super().__init__()
         if isinstance(model, str):
@@ -175,7 +215,9 @@ class TimmEncoder(nn.Module):
             model = library.create_model(model, pretrained=pretrained)
         network: Any = model
         self.model, self.frozen = network, frozen
-        self.prepare = preparation_of_timm(getattr(network, "pretrained_cfg", {})) if normalize else None
+        if normalize is True:
+            normalize = timm_normalization(getattr(network, "pretrained_cfg", {}))
+        self.prepare = preparation_of(normalize, "image")
         self.channels = int(network.num_features)
         network.requires_grad_(not frozen)
         if size is not None:
@@ -205,10 +247,14 @@ def _tower(model: Any, kind: Kind) -> Any:
     if hasattr(model.config, "hidden_size") or hasattr(model.config, "hidden_sizes"):
         return model
     name = {"image": "vision_model", "text": "text_model", "audio": "audio_model"}[kind]
-    found = getattr(model, name, None)
-    if not isinstance(found, nn.Module):
-        raise ValueError(f"model must have a hidden_size, or a part {name}, to read {kind}, got {type(model).__name__}")
-    return found
+    parts = {part: module for part, module in model.named_children() if part.endswith("_model")}
+    if not parts:
+        return model
+    if name not in parts:
+        raise ValueError(
+            f"model must have a part {name} to read {kind}, got {type(model).__name__} of {', '.join(parts)}"
+        )
+    return parts[name]
 
 
 def _positions_of(network: nn.Module) -> int | None:

@@ -1,15 +1,19 @@
 """Encoders by name, for configurations and checkpoints."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import nn
 
+from crossmodal._extras import require
 from crossmodal.data.sample import Modality
 from crossmodal.encoders.audio import AudioEncoder, CrnnEncoder
 from crossmodal.encoders.backbone import HuggingFaceEncoder, TimmEncoder
 from crossmodal.encoders.image import ImageEncoder
 from crossmodal.encoders.log_mel import LogMel
+from crossmodal.encoders.preparation import Normalization, saved_normalization, timm_normalization
 from crossmodal.encoders.resnet import ResNetEncoder
 from crossmodal.encoders.spec_augment import SpecAugment
 from crossmodal.encoders.text import TextEncoder, TransformerTextEncoder
@@ -19,7 +23,7 @@ from crossmodal.encoders.voice_warp import VoiceWarp
 
 Options = Mapping[str, Any]
 # What a library raises for arguments that it does not have, and a network for an input that it was not made for.
-_MISTAKES = (TypeError, AttributeError, AssertionError, RuntimeError)
+_MISTAKES = (TypeError, AttributeError, AssertionError, RuntimeError, ValueError)
 
 
 def _image(make: Callable[..., nn.Module]) -> Callable[[Modality, int, Options], nn.Module]:
@@ -37,11 +41,11 @@ def _vgg16(modality: Modality, channels: int, options: Options) -> nn.Module:
 
 
 def _huggingface(modality: Modality, channels: int, options: Options) -> nn.Module:
-    return HuggingFaceEncoder(kind=modality.kind, **{"normalize": True, "size": modality.size, **options})
+    return HuggingFaceEncoder(kind=modality.kind, **{"size": modality.size, **options})
 
 
 def _timm(modality: Modality, channels: int, options: Options) -> nn.Module:
-    return TimmEncoder(**{"normalize": True, "size": modality.size, **options})
+    return TimmEncoder(**{"size": modality.size, **options})
 
 
 def _text(make: Callable[..., nn.Module], **fixed: Any) -> Callable[[Modality, int, Options], nn.Module]:
@@ -96,8 +100,7 @@ def build_encoder(
         name: of :data:`ENCODERS`; None takes the first of its kind.
         options: further arguments of the encoder's class; for audio, ``log_mel``, ``augment`` and ``voices`` are those
             of :class:`LogMel`, :class:`SpecAugment` and :class:`VoiceWarp`; for backbones, ``model`` is a name or a
-            folder, whose files have to be there whenever a run is opened, and inputs are normalised as these say but
-            with ``normalize`` false.
+            folder, whose files have to be there whenever a run is opened.
 
     Raises:
         MissingExtraError: when the library of a backbone is not installed.
@@ -110,11 +113,49 @@ def build_encoder(
         raise ValueError(f"encoder of {modality.kind} must be one of {', '.join(known)}, got {name!r}")
     if not isinstance(options, Mapping | None):
         raise ValueError(f"options of the encoder {name} of {modality.kind} must be names and values, got {options!r}")
-    try:
+    with _named(modality, name, options or {}):
         encoder = known[name](modality, channels, options or {})
+    return encoder, int(getattr(encoder, "channels", channels))
+
+
+def settled_options(modality: Modality, options: Options) -> dict[str, Any]:
+    """Options that say themselves how the inputs of a backbone are normalised, as the files of its model do now.
+
+    An encoder that is built with them answers as it did, whatever has become of these files.
+
+    Args:
+        modality: what the encoder reads.
+        options: as for :func:`build_encoder`, with ``name`` among them. Without ``normalize``, a backbone's inputs are
+            normalised as its files say.
+
+    Raises:
+        MissingExtraError: when the library of a backbone is not installed.
+        OSError: when it cannot be told what is saved with a model.
+        ValueError: for a model that its library does not have, or whose settings cannot be read.
+    """
+    name, model = options.get("name"), options.get("model")
+    asked = options.get("normalize", True) is True
+    if name not in ("huggingface", "timm") or not isinstance(model, str) or not asked:
+        return dict(options)
+    with _named(modality, name, options):
+        normalize = saved_normalization(model, modality.kind) if name == "huggingface" else _of_timm(model)
+    return {**options, "normalize": normalize}
+
+
+def _of_timm(model: str) -> Normalization:
+    library = require("timm", distribution="timm", extra="backbones")
+    with torch.random.fork_rng(devices=[]):  # its weights are drawn, and thrown away
+        network = library.create_model(model, pretrained=False)
+    return timm_normalization(getattr(network, "pretrained_cfg", {}))
+
+
+@contextmanager
+def _named(modality: Modality, name: str, options: Options) -> Iterator[None]:
+    """Mistakes say in which encoder they are."""
+    try:
+        yield
     except _MISTAKES as error:
         size = f" for images of {list(modality.size)}" if modality.size else ""
         raise ValueError(
             f"the encoder {name} of {modality.kind} cannot be made with {options}{size}: {error}"
         ) from error
-    return encoder, int(getattr(encoder, "channels", channels))

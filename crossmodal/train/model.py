@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from crossmodal.data.sample import Dataset, Modality, Question, Splits, Task
-from crossmodal.encoders.build import build_encoder
+from crossmodal.encoders.build import build_encoder, settled_options
 from crossmodal.models.captioner import Captioner
 from crossmodal.models.fusion import FUSIONS
 from crossmodal.models.fusion_classifier import FusionClassifier
@@ -30,7 +30,10 @@ _OF_TOWERS = ("adversary", "codes", "code_groups")
 def describe_model(config: TrainConfig, splits: Splits) -> dict[str, Any]:
     """What :func:`build_model` has to know, ready for JSON.
 
+    How the inputs of pretrained encoders are normalised is looked up here, and never again.
+
     Raises:
+        MissingExtraError, OSError: when that cannot be looked up.
         ValueError: when a modality is asked for, or has an encoder or positions, that the data do not have.
     """
     data = splits.train
@@ -51,7 +54,7 @@ def describe_model(config: TrainConfig, splits: Splits) -> dict[str, Any]:
         "classes": list(data.classes),
         "modalities": {name: asdict(data.modalities[name]) for name in wanted},
         "auxiliary": {name: list(data.questions[name]) for name in _questions(config, data) if name in wanted},
-        "encoders": {name: dict(config.encoders.get(name, {})) for name in wanted},
+        "encoders": {name: settled_options(data.modalities[name], config.encoders.get(name, {})) for name in wanted},
         "positions": {name: config.positions[name] for name in wanted if name in config.positions},
         "model": {name: getattr(config, name) for name in (*_SHARED, *_OF_CLASSIFIER, *_OF_TOWERS)},
         "data": splits.description,

@@ -231,8 +231,8 @@ class _Run:
         same = saved == self._model and shapes_of(weights["model"]) == self._shapes
         if not same or bool(trainer.average) != ("average" in weights):
             raise RunError(
-                f"{path} holds another model than {CONFIG} describes, such as one of another version or of settings "
-                f"changed since; begin again without --resume"
+                f"{path} holds another model than {CONFIG} describes, such as one of another version, or of settings "
+                f"or a pretrained model's files that were changed since; begin again without --resume"
             )
         load_whole_state(
             trainer.model,

@@ -30,7 +30,7 @@ from crossmodal.train.learners import make_learner
 from crossmodal.train.model import begin_with, build_model, describe_model, modalities_of
 from crossmodal.train.predict import predict
 from crossmodal.train.presets import PRESETS
-from crossmodal.train.run import MODEL, start_run
+from crossmodal.train.run import MODEL, RunError, resume_run, start_run
 from crossmodal.train.state import write_tensors
 from tests.data.recorded import make_root
 from tests.train.runs import SETTINGS, make_manifest
@@ -86,6 +86,40 @@ def test_attention_on_an_image_is_drawn_for_a_backbone_whose_tokens_have_no_plac
     out = train_on_images(tmp_path, 8, {"name": "huggingface", "model": str(tmp_path / "vit")})
     evaluate_run(out)
     assert (out / "attention.png").read_bytes().startswith(b"\x89PNG")
+
+
+def save_vit(folder, **settings):
+    transformers = pytest.importorskip("transformers", reason="needs the extra backbones")
+    size = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    transformers.ViTModel(transformers.ViTConfig(**size, image_size=8, patch_size=4)).save_pretrained(folder)
+    (folder / "preprocessor_config.json").write_text(json.dumps({"do_normalize": True, **settings}))
+    return folder / "preprocessor_config.json"
+
+
+def test_run_answers_the_same_and_goes_on_only_alike_where_the_settings_of_its_backbone_vanish(tmp_path):
+    settings = save_vit(tmp_path / "vit", image_mean=[0.5, 0.25, 0.125], image_std=[0.5, 0.25, 0.5])
+    out = train_on_images(tmp_path, 8, {"name": "huggingface", "model": str(tmp_path / "vit")})
+
+    def answers():
+        model, description, _ = open_run(out)
+        return list(predict(model, description, Inputs(description).samples([tmp_path / "0.png"])))
+
+    before = answers()
+    resume_run(out, io.StringIO())  # nothing is left to do, and the state is that of the same model
+    settings.unlink()
+    assert answers() == before
+    with pytest.raises(RunError, match="or of settings or a pretrained model's files that were changed since"):
+        resume_run(out, io.StringIO())
+
+
+def test_run_from_before_inputs_were_normalised_is_opened_as_it_was_trained(tmp_path):
+    save_vit(tmp_path / "vit", image_mean=[0.5] * 3, image_std=[0.5] * 3)
+    encoder = {"name": "huggingface", "model": str(tmp_path / "vit"), "normalize": False}
+    out = train_on_images(tmp_path, 8, encoder)
+    weights, description = load_checkpoint(out / MODEL)
+    assert description["encoders"]["image"].pop("normalize") is False  # earlier versions did not say
+    write_tensors(out / MODEL, weights, description)
+    assert open_run(out)[0].encoders["image"].prepare is None
 
 
 def test_attention_on_a_sequence_is_drawn_without_its_padding(tmp_path, monkeypatch):
