@@ -46,6 +46,12 @@ class Tokenizer:
         text: str = self._tokenizer.to_str()
         return text
 
+    @property
+    def words(self) -> list[str]:
+        """All tokens, in the order of their numbers."""
+        numbers: dict[str, int] = self._tokenizer.get_vocab()
+        return sorted(numbers, key=numbers.__getitem__)
+
     def encode(self, text: str) -> Tensor:
         """``(tokens,)`` int64; none for an empty text, or one of nothing but stop words."""
         return torch.tensor([number for number, _ in self._numbered(text)], dtype=torch.int64)

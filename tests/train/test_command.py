@@ -357,6 +357,17 @@ def test_settings_in_a_file_add_to_what_is_usual_for_the_data(tmp_path, monkeypa
     assert (config.epochs, config.samples, config.fusion, config.likeness) == (1, 64, "cross", 4.0)
 
 
+def test_settings_that_a_run_kept_repeat_it_without_what_was_taken_away(tmp_path, monkeypatch):
+    """The preset, which has that entry, has nothing to say beside a file that names every setting."""
+    made = []
+    monkeypatch.setattr("crossmodal.train.run.start_run", lambda config, out: made.append(config))
+    arguments = ["train", "--data", "digit-strings", "--out", str(tmp_path)]
+    assert cli.main([*arguments, "--set", "positions={audio: null}", "--set", "encoders={image: null}"]) == 0
+    (tmp_path / "config.yaml").write_text(made[0].as_yaml())
+    assert cli.main(["train", "--config", str(tmp_path / "config.yaml"), "--out", str(tmp_path)]) == 0
+    assert made[0].positions == {} and made[1] == made[0]
+
+
 def test_reader_that_has_read_enough_is_no_error(trained, folder, capfd):
     files = [str(folder / f"{row}.png") for row in range(20)] * 100
     process = start("predict", trained, *files)
