@@ -199,7 +199,11 @@ def manifest_splits(
 
 
 def training_rows(path: Path) -> list[dict[str, str]]:
-    """Those rows of a manifest that training learns from, by column, for :func:`crossmodal.data.write_shards`.
+    """The rows of the training split of a manifest, by column, for :func:`crossmodal.data.write_shards`.
+
+    With the cells of all modalities and the label as it stands there. Rows that cannot be used as they stand in the
+    table are left out; files are not looked at, nor are labels, which depend on the task: rows with broken ones are
+    there.
 
     Raises:
         FileNotFoundError, ManifestError: see :func:`read_manifest`.

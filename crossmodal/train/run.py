@@ -54,7 +54,7 @@ def start_run(
         splits: the data of ``config``, where they are open already.
 
     Returns:
-        What ``metrics.json`` holds.
+        What ``metrics.json`` holds; of several processes the first one alone tests, and the others get nothing.
 
     Raises:
         MissingExtraError: when a package of the extra ``train`` is not installed; nothing has been done then.
@@ -163,14 +163,15 @@ class _Run:
         self._load_state()
         try:
             self.trainer.run(after_step=self._after_step, keep=self._keep, after_epoch=self._after_epoch)
-            metrics = self._test()
+            # The first one tests alone, for as long as it takes: others that waited would give it up as dead.
+            self.processes.wait()
+            self.processes.close()
+            return self._test() if self.processes.is_first else {}
         except RuntimeError as error:
             reason = _of_others(error)
             if not reason:
                 raise
             raise RunError(f"{reason}; go on with --resume {self.out} ({_first_line(error)})") from error
-        self.processes.close()
-        return metrics
 
     def _after_step(self) -> None:
         progress = self.trainer.progress
@@ -195,9 +196,10 @@ class _Run:
         assert self._line is not None
         self._line.finish(**{k: v for k, v in history[-1].items() if k not in ("epoch", "seconds", "data_share")})
         self._line = None
-        self._save_state()
+        # Before the state: a run that is killed between the two goes on before this epoch's end, and logs it again.
         if self.processes.is_first:
             self._log(history)
+        self._save_state()
 
     def _begin_line(self, epoch: int | None = None) -> None:
         number = epoch or self.trainer.progress.epoch + 1
@@ -279,18 +281,15 @@ class _Run:
     def _test(self) -> dict[str, Any]:
         progress = self.trainer.progress
         assert progress.best is not None
-        metrics: dict[str, Any] = {}
-        if self.processes.is_first:
-            model, description = load_model(self.out / MODEL)
-            test = examine(model, description, self.splits.test, self.config)
-            metrics = {
-                "val": progress.best,
-                "test": test,
-                "history": progress.history,
-                "skipped": len(self.splits.description.get("skipped", [])),
-                "config": self.config.as_dict(),
-            }
-            write_text(self.out / METRICS, json.dumps(metrics, indent=2) + "\n")
-            print(summary(test), file=self.stream, flush=True)
-        self.processes.wait()
+        model, description = load_model(self.out / MODEL)
+        test = examine(model, description, self.splits.test, self.config)
+        metrics = {
+            "val": progress.best,
+            "test": test,
+            "history": progress.history,
+            "skipped": len(self.splits.description.get("skipped", [])),
+            "config": self.config.as_dict(),
+        }
+        write_text(self.out / METRICS, json.dumps(metrics, indent=2) + "\n")
+        print(summary(test), file=self.stream, flush=True)
         return metrics

@@ -18,7 +18,9 @@ pytest.importorskip("sklearn", reason="needs the extra train")
 from safetensors.torch import load_file
 
 from crossmodal.encoders import ViTEncoder
+from crossmodal.train import run as run_module
 from crossmodal.train.config import make_config
+from crossmodal.train.processes import Processes
 from crossmodal.train.run import RunError, Trainer, resume_run, start_run
 from tests.train.runs import SETTINGS, finish, make_manifest, start, write_settings
 
@@ -167,6 +169,40 @@ def test_process_that_is_killed_for_real_ends_the_same(manifest, whole, tmp_path
     status, printed, errors = finish(start("train", "--resume", out))
     assert status == 0 and "Going on from epoch" in printed, errors
     assert_same(results(out), whole)
+
+
+def test_log_has_every_epoch_whenever_a_run_is_killed(manifest, tmp_path, monkeypatch):
+    """Here when the last epoch's state has just been written: no other epoch writes it down."""
+    save = run_module._Run._save_state
+
+    def killed(self):
+        save(self)
+        if self.trainer.progress.epoch == SETTINGS["epochs"]:
+            raise Killed
+
+    monkeypatch.setattr(run_module._Run, "_save_state", killed)
+    with pytest.raises(Killed):
+        start_run(config_of(manifest), tmp_path, io.StringIO())
+    monkeypatch.setattr(run_module._Run, "_save_state", save)
+    resume_run(tmp_path, io.StringIO())
+    assert [line.partition(",")[0] for line in (tmp_path / "log.csv").read_text().splitlines()] == [
+        "epoch",
+        "1",
+        "2",
+        "3",
+    ]
+    assert len(list((tmp_path / "tensorboard").iterdir())) == 3
+
+
+def test_other_processes_do_not_wait_for_the_test(manifest, tmp_path, monkeypatch):
+    """It may take longer than a process may wait for others."""
+    done = []
+    for name in ("wait", "close"):
+        monkeypatch.setattr(Processes, name, lambda self, name=name: done.append(name))
+    examine = run_module.examine
+    monkeypatch.setattr(run_module, "examine", lambda *rest: done.append("test") or examine(*rest))
+    start_run(config_of(manifest, epochs=1), tmp_path, io.StringIO())
+    assert done[-3:] == ["wait", "close", "test"] and done.count("close") == 1
 
 
 def test_finished_run_can_be_resumed_and_stays_the_same(manifest, whole, tmp_path):
