@@ -93,7 +93,7 @@ def _add_eval(commands: Any) -> None:
     evaluate.add_argument(
         "--split",
         choices=("train", "validation", "test", "all"),
-        help="(default: test; all of a manifest given by --data whose rows have no split)",
+        help="(default: test; all of another manifest than the run's own where no row has a split)",
     )
     evaluate.add_argument("--json", action="store_true", help="print one JSON object instead of lines to read")
     evaluate.set_defaults(run=_guarded("eval", _eval))
