@@ -42,7 +42,7 @@ def _add_train(commands: Any) -> None:
         help="train a model on images, sound and text",
         description="Train, select the epoch by validation loss, test with every modality missing in turn. Settings "
         "come from what is usual for the data set, then from --config, then from flags; the result is printed and kept "
-        "in RUN.",
+        "in RUN. A --config that names every setting, such as RUN/config.yaml, stands alone.",
         epilog="Writes RUN/metrics.json, model.safetensors, state.safetensors, log.csv, config.yaml and TensorBoard's "
         "files. A run that was killed at any moment goes on with --resume RUN, and ends as if it had not been. Several "
         "processes: torchrun --nproc-per-node N -m crossmodal.cli train ...",
@@ -93,7 +93,7 @@ def _add_eval(commands: Any) -> None:
     evaluate.add_argument(
         "--split",
         choices=("train", "validation", "test", "all"),
-        help="(default: test; all of a manifest given by --data whose rows have no split)",
+        help="(default: test; all of another manifest than the run's own where no row has a split)",
     )
     evaluate.add_argument("--json", action="store_true", help="print one JSON object instead of lines to read")
     evaluate.set_defaults(run=_guarded("eval", _eval))
@@ -199,12 +199,14 @@ def _train(options: argparse.Namespace) -> int:
         return 0
     if options.out is None:
         options.fail("the argument --out is required")
-    from crossmodal.train.config import make_config, merge, read_config
+    from crossmodal.train.config import is_whole, make_config, merge, read_config
     from crossmodal.train.presets import PRESETS
 
     written = read_config(options.config) if options.config else {}
     data = given.get("data") or written.get("data")
-    start_run(make_config(merge(merge(PRESETS.get(str(data), {}), written), given)), options.out)
+    # What a whole file does not have was taken away on purpose, such as an entry of the preset.
+    preset = {} if is_whole(written) else PRESETS.get(str(data), {})
+    start_run(make_config(merge(merge(preset, written), given)), options.out)
     return 0
 
 

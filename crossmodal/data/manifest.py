@@ -1,5 +1,6 @@
 """A user's own data: a table of files, texts and labels."""
 
+import hashlib
 from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
@@ -15,7 +16,7 @@ from crossmodal.data.manifest_dataset import ManifestDataset
 from crossmodal.data.reader import Reader, ReaderOptions, make_reader
 from crossmodal.data.sample import Dataset, Splits, Task
 from crossmodal.data.shards import Shards, find_shards
-from crossmodal.data.table import ManifestError, read_table
+from crossmodal.data.table import ManifestError, half_a_character, read_table
 
 COLUMNS = ("image", "audio", "text")
 LABEL, SPLIT = "label", "split"
@@ -57,7 +58,7 @@ def make_options(values: dict[str, Any], *, strict: bool = False) -> ManifestOpt
     """
     known = [field.name for field in fields(ManifestOptions)]
     if unknown := [name for name in values if name not in known]:
-        raise ValueError(f"options must be among {', '.join(known)}, got {', '.join(unknown)}")
+        raise ValueError(f"options must be among {', '.join(known)}, got {', '.join(map(str, unknown))}")
     listed: dict[str, Any] = {
         name: tuple(value) if isinstance(value, list) else value for name, value in values.items()
     }
@@ -91,14 +92,16 @@ def read_manifest(path: Path, *, labelled: bool = True) -> list[Row]:
     """The rows of a CSV file with a header, or of a JSONL file of one object a line.
 
     Columns: ``image``, ``audio`` (paths) and ``text``, of which at least one must be there and any cell may be empty,
-    but not all of a row with a label; ``label``; optionally ``split``. Others are ignored.
+    but not all of a row with a label; ``label``; optionally ``split``. Others are ignored, and so are ``label`` and
+    ``split`` where no label is needed.
 
     Args:
-        path: ``*.jsonl`` or ``*.ndjson`` is JSONL, everything else CSV.
+        path: ``*.jsonl`` or ``*.ndjson`` in any case is JSONL, everything else CSV.
         labelled: whether a label is needed, and something to learn from.
 
     Returns:
-        All rows, also those that cannot be used: with more cells than columns or with nothing to learn from.
+        All rows, also those that cannot be used: with more cells than columns, half a character, or nothing to learn
+        from.
 
     Raises:
         FileNotFoundError: when there is no such file.
@@ -113,6 +116,8 @@ def read_manifest(path: Path, *, labelled: bool = True) -> list[Row]:
         if not columns or (labelled and LABEL not in values):
             wanted = f"at least one of {', '.join(COLUMNS)}" if not columns else LABEL
             raise ManifestError(f"{path}: row {number} has the columns {', '.join(values)}; {wanted} is missing")
+        read = [*columns, *(name for name in (LABEL, SPLIT) if labelled and name in values)]
+        problem = problem or half_a_character({name: values[name] for name in read})
         cells = {name: values[name] for name in columns if values[name].strip()}
         if labelled and not cells:
             problem = problem or "has nothing to learn from"
@@ -127,7 +132,7 @@ def _row(path: Path, number: int, values: Mapping[str, str], cells: dict[str, st
     label, split = values.get(LABEL, "").strip(), values.get(SPLIT, "").strip().lower()
     if labelled and not label:
         raise ManifestError(f"{path}: row {number} has no label")
-    if split and split not in _SPLITS:
+    if labelled and split and split not in _SPLITS:
         raise ManifestError(f"{path}: row {number} has the split {split!r}; {', '.join(_SPLITS)} are known")
     return Row(number, cells, label, _SPLITS.get(split, ""))
 
@@ -135,7 +140,7 @@ def _row(path: Path, number: int, values: Mapping[str, str], cells: dict[str, st
 def manifest_splits(
     path: Path, root: Path | None, options: ManifestOptions, *, seed: int = 0, only: Collection[str] | None = None
 ) -> Splits:
-    """The data sets of a manifest.
+    """The data sets of a manifest; their description has its digest (:func:`digest_of`).
 
     Rows without a split are divided 8:1:1 at random, in the same way every time. A tokenizer is learnt from the
     texts of the training rows.
@@ -195,11 +200,21 @@ def manifest_splits(
             verify=options.verify,
         )
         skipped += train.skipped
-    return Splits(train, dataset("validation"), dataset("test"), {"reader": reader.as_dict(), "skipped": skipped})
+    description = {"reader": reader.as_dict(), "skipped": skipped, "digest": digest_of(path)}
+    return Splits(train, dataset("validation"), dataset("test"), description)
+
+
+def digest_of(path: Path) -> str:
+    """Of the content of a manifest: the same for the same file, wherever it lies."""
+    return hashlib.blake2b(path.read_bytes(), digest_size=16).hexdigest()
 
 
 def training_rows(path: Path) -> list[dict[str, str]]:
-    """Those rows of a manifest that training learns from, by column, for :func:`crossmodal.data.write_shards`.
+    """The rows of the training split of a manifest, by column, for :func:`crossmodal.data.write_shards`.
+
+    With the cells of all modalities and the label as it stands there. Rows that cannot be used as they stand in the
+    table are left out; files are not looked at, nor are labels, which depend on the task: rows with broken ones are
+    there.
 
     Raises:
         FileNotFoundError, ManifestError: see :func:`read_manifest`.
@@ -208,56 +223,61 @@ def training_rows(path: Path) -> list[dict[str, str]]:
     return [{**row.cells, LABEL: row.label} for row in rows if not row.problem]
 
 
+class Part(NamedTuple):
+    """One split, for a trained model.
+
+    Attributes:
+        data: not augmented.
+        split: which.
+        skipped: what was wrong with each row of this split that is left out.
+    """
+
+    data: Dataset
+    split: str
+    skipped: list[str]
+
+
 def manifest_part(
     path: Path,
     root: Path | None,
     options: ManifestOptions,
-    split: str,
+    split: str | None,
     *,
     reader: Reader,
     classes: Sequence[str] | None,
     only: Collection[str],
-) -> tuple[ManifestDataset, list[str]]:
+) -> Part:
     """One split as a trained model reads it: with the tokenizer and the classes that it has learnt with.
 
     Args:
         path, root: see :func:`manifest_splits`.
         options: ``task``, ``strict`` and ``verify`` count.
-        split: ``train``, ``validation``, ``test``, or ``all`` rows whatever their split.
+        split: ``train``, ``validation``, ``test``, or ``all`` rows whatever their split. None: ``test`` where any row
+            names a split, otherwise ``all``.
         reader: of the model.
         classes: of the model; a manifest need not have all of them. None: those of the manifest, for a model that knows
             none.
         only: the model's modalities; a row that has none of them is skipped.
 
-    Returns:
-        The data, not augmented, and what was wrong with each row of this split that was skipped.
-
     Raises:
-        FileNotFoundError, ManifestError, BrokenFileError: see :func:`manifest_splits`; also for labels that the model
-            does not know.
+        FileNotFoundError, ManifestError, BrokenFileError: see :func:`manifest_splits`; also for labels of the split
+            that the model does not know.
     """
     rows = _with_cells_of(only, read_manifest(path))
     root = root or path.parent
     if classes is None:
         classes = classes_of([row.label for row in rows if not row.problem], options.task)
-    labels, problems = _labels(path, rows, options, classes, only)
+    if split is None:
+        split = "test" if any(row.split for row in rows) else "all"
     chosen = rows if split == "all" else _divided(rows)[split]
+    labels, problems = _labels(path, chosen, options, classes, only)
     if options.verify:
         problems |= _broken([row for row in chosen if row.number in labels], root, reader, options.strict)
     skipped = [problems[row.number] for row in chosen if row.number in problems]
     part = [row for row in chosen if row.number not in problems]
     if not part:
         raise ManifestError(f"{path}: no rows for {split} ({_why(skipped)})")
-    return _dataset(path, root, part, labels, reader, options.task, tuple(classes), None), skipped
-
-
-def names_a_split(path: Path) -> bool:
-    """Whether any row of a manifest says which split it is of.
-
-    Raises:
-        FileNotFoundError, ManifestError: see :func:`read_manifest`.
-    """
-    return any(row.split for row in read_manifest(path))
+    return Part(_dataset(path, root, part, labels, reader, options.task, tuple(classes), None), split, skipped)
 
 
 def _with_cells_of(only: Collection[str] | None, rows: list[Row]) -> list[Row]:

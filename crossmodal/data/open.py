@@ -8,7 +8,7 @@ from crossmodal.data.av_find import av_find
 from crossmodal.data.av_mnist import av_mnist
 from crossmodal.data.digit_strings import digit_strings
 from crossmodal.data.digits import digits
-from crossmodal.data.manifest import make_options, manifest_part, manifest_splits, names_a_split
+from crossmodal.data.manifest import Part, make_options, manifest_part, manifest_splits
 from crossmodal.data.reader import reader_from
 from crossmodal.data.sample import Dataset, Splits
 
@@ -56,7 +56,7 @@ def open_data(
 def open_part(
     name: str,
     root: Path | None,
-    split: str,
+    split: str | None,
     *,
     reader: Mapping[str, Any],
     classes: Sequence[str] | None,
@@ -64,33 +64,32 @@ def open_part(
     seed: int = 0,
     strict: bool = False,
     options: dict[str, Any] | None = None,
-) -> tuple[Dataset, list[str]]:
-    """One split of a data set for a trained model, and what was wrong with what was skipped.
+) -> Part:
+    """One split of a data set for a trained model.
 
     Args:
         name, root, seed, strict, options: see :func:`open_data`.
-        split: ``train``, ``validation`` or ``test``; of a manifest also ``all``.
+        split: ``train``, ``validation`` or ``test``; of a manifest also ``all``. None: ``test``, or all of a manifest
+            in which no row names a split.
         reader: how the model's inputs are read; see :func:`crossmodal.data.reader.reader_from`.
         classes, only: of the model: its classes, None where it has none, and its modalities.
 
     Raises:
-        MissingExtraError, FileNotFoundError, ValueError: see :func:`open_data`; also for data of other classes.
+        MissingExtraError, FileNotFoundError, ValueError: see :func:`open_data`; also for data of other classes, or
+            without one of the modalities.
     """
     if name not in NAMES:
         made = make_options(options or {}, strict=strict)
         return manifest_part(Path(name), root, made, split, reader=reader_from(reader), classes=classes, only=only)
     if split == "all":
         raise ValueError(f"split must be train, validation or test for {name}, got 'all'")
+    split = split or "test"
     dataset: Dataset = getattr(open_data(name, root, seed=seed, only=only), split)
+    if missing := [modality for modality in only if modality not in dataset.modalities]:
+        raise ValueError(
+            f"data must have the modalities of the run, {', '.join(only)}; {name} has {', '.join(dataset.modalities)}, "
+            f"no {', '.join(missing)}"
+        )
     if classes is not None and tuple(classes) != tuple(dataset.classes):
         raise ValueError(f"data must have the classes of the run, {list(classes)}, got {list(dataset.classes)}")
-    return dataset, []
-
-
-def usual_split(name: str) -> str:
-    """What a trained model is examined on: the test split, or all of a manifest that has no splits.
-
-    Raises:
-        FileNotFoundError, ValueError: for a manifest that is not there, or is none.
-    """
-    return "test" if name in NAMES or names_a_split(Path(name)) else "all"
+    return Part(dataset, split, [])

@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from crossmodal.data.table import as_text
+from crossmodal.data.table import as_text, half_a_character
 
 # What webdataset calls members; write_shards writes a JSON that names them.
 _ENDS = {"image": ("png", "jpg", "jpeg"), "audio": ("wav", "flac", "ogg", "mp3"), "text": ("txt",), "label": ("cls",)}
@@ -57,6 +57,8 @@ def _written(raw: Mapping[str, Any]) -> dict[str, str]:
     if not isinstance(values, dict):
         raise ValueError(f"has a json that must be an object, got {type(values).__name__}")
     texts = {column: as_text(values[column]) for column in _ENDS if column in values}
+    if problem := half_a_character(texts):
+        raise ValueError(problem)
     return {column: text for column, text in texts.items() if text.strip()}
 
 

@@ -3,8 +3,11 @@
 import glob
 import itertools
 import json
+import logging
+import os
 import re
 import tarfile
+import tempfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -28,11 +31,15 @@ from crossmodal.data.shard_sample import read_members
 from crossmodal.data.worker_loader import WorkerLoader
 
 _COLUMNS = ("image", "audio", "text", "label")
+_LOG = logging.getLogger("crossmodal")
 _BUFFER = 1000  # samples among which the order is drawn
 
 
 def write_shards(rows: Iterable[dict[str, str]], root: Path, pattern: str, *, samples: int = 1000) -> int:
     """Rows of a manifest to tar files, as webdataset writes them: the files of a sample share the name before the dot.
+
+    A row of which a file cannot be read is left out, and named in a warning of the log ``crossmodal``. The tar files
+    get their names when the last one is whole: ended before, this leaves those that were there as they were.
 
     Args:
         rows: with the columns of a manifest; empty cells are left out. They are what will be learnt from: of a manifest
@@ -46,23 +53,40 @@ def write_shards(rows: Iterable[dict[str, str]], root: Path, pattern: str, *, sa
 
     Raises:
         MissingExtraError: when webdataset is not installed.
-        FileNotFoundError: when a file is not there.
+        FileNotFoundError: when no row is left, as with a wrong ``root``, or there is no folder to write in.
+        OSError: when the tar files cannot be written.
     """
     webdataset = require("webdataset", distribution="webdataset", extra="train")
-    count = 0
-    with webdataset.ShardWriter(pattern, maxcount=samples, verbose=0) as writer:
-        for count, row in enumerate(rows, start=1):
-            sample: dict[str, Any] = {"__key__": f"{count:09d}"}
-            # An empty list is the label of none of the names, and 0 is a number.
-            cells: dict[str, Any] = {name: row[name] for name in _COLUMNS if row.get(name) not in (None, "")}
-            for name in ("image", "audio"):
-                if name in cells:
-                    path = root / cells[name]
-                    cells[name] = f"{name}{path.suffix.lower()}"
-                    sample[cells[name]] = path.read_bytes()
-            sample["json"] = json.dumps(cells).encode()
-            writer.write(sample)
+    folder, count, problem = Path(pattern).parent, 0, ""
+    with tempfile.TemporaryDirectory(prefix=".shards-", dir=folder) as partial:
+        with webdataset.ShardWriter(str(Path(partial) / Path(pattern).name), maxcount=samples, verbose=0) as writer:
+            for number, row in enumerate(rows, start=1):
+                try:
+                    sample = _packed(row, root)
+                except OSError as error:
+                    problem = f"row {number} is left out: {error.filename}: {error.strerror}"
+                    _LOG.warning("write_shards: %s", problem)
+                    continue
+                writer.write({"__key__": f"{number:09d}", **sample})
+                count += 1
+        if problem and not count:
+            raise FileNotFoundError(f"no row can be written; the last one: {problem}")
+        for written in sorted(Path(partial).iterdir()):
+            os.replace(written, folder / written.name)
     return count
+
+
+def _packed(row: Mapping[str, str], root: Path) -> dict[str, Any]:
+    """The members of a sample, by the ends of their names."""
+    members: dict[str, Any] = {}
+    # An empty list is the label of none of the names, and 0 is a number.
+    cells: dict[str, Any] = {name: row[name] for name in _COLUMNS if row.get(name) not in (None, "")}
+    for name in ("image", "audio"):
+        if name in cells:
+            path = root / cells[name]
+            cells[name] = f"{name}{path.suffix.lower()}"
+            members[cells[name]] = path.read_bytes()
+    return {**members, "json": json.dumps(cells).encode()}
 
 
 def find_shards(pattern: str, root: Path) -> list[Path]:
@@ -192,6 +216,8 @@ class Shards:
             cells, label = read_members(raw)
         except ValueError as error:
             raise BrokenFileError(f"{name} {error}") from error
+        if not any(column in cells for column in self.modalities):
+            raise BrokenFileError(f"{name} has nothing of the modalities {', '.join(self.modalities)}")
         inputs = {}
         for column in self.modalities:
             if column not in cells:

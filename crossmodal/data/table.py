@@ -2,7 +2,7 @@
 
 import csv
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,12 +26,12 @@ class Line(NamedTuple):
 
 
 def read_table(path: Path) -> Iterator[Line]:
-    """The rows of a file; ``*.jsonl`` and ``*.ndjson`` are JSONL, everything else is CSV with a header.
+    """The rows of a file; ``*.jsonl`` and ``*.ndjson`` in any case are JSONL, everything else is CSV with a header.
 
     Raises:
         ManifestError: when it is neither, or two columns have the same name.
     """
-    return _read_jsonl(path) if path.suffix in (".jsonl", ".ndjson") else _read_csv(path)
+    return _read_jsonl(path) if path.suffix.lower() in (".jsonl", ".ndjson") else _read_csv(path)
 
 
 def as_text(value: Any) -> str:
@@ -39,6 +39,19 @@ def as_text(value: Any) -> str:
     if isinstance(value, list):
         return ";".join(map(str, value)) or ";"
     return "" if value is None else str(value)
+
+
+def half_a_character(values: Mapping[str, str]) -> str:
+    r"""What is wrong with cells that JSON wrote as halves of characters, such as ``"\ud83d"``; "" where nothing is.
+
+    Nothing encodes them: neither a tokenizer nor the name of a file.
+    """
+    for name, value in values.items():
+        try:
+            value.encode()
+        except UnicodeEncodeError as error:
+            return f"has half a character, \\u{ord(value[error.start]):x}, in {name}"
+    return ""
 
 
 def _read_csv(path: Path) -> Iterator[Line]:

@@ -1,5 +1,6 @@
 """Text to token numbers, learned from a corpus, by Hugging Face's tokenizers."""
 
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ class Tokenizer:
     Text is normalised (NFKC, lower case) and split at white space and punctuation.
 
     Args:
-        text: JSON, of :attr:`json`.
+        text: JSON, of :attr:`json`. What it says of padding does not count: batches are padded elsewhere.
         stop_words: words that are left out, in lower case.
 
     Raises:
@@ -34,6 +35,7 @@ class Tokenizer:
             self._tokenizer = library.Tokenizer.from_str(text)
         except Exception as error:  # the library raises bare Exception
             raise ValueError(f"text must be the JSON of a tokenizer: {error}") from error
+        self._tokenizer.no_padding()
         self.stop_words = frozenset(stop_words)
 
     def __len__(self) -> int:
@@ -46,6 +48,12 @@ class Tokenizer:
         text: str = self._tokenizer.to_str()
         return text
 
+    @property
+    def words(self) -> list[str]:
+        """All tokens, in the order of their numbers."""
+        numbers: dict[str, int] = self._tokenizer.get_vocab()
+        return sorted(numbers, key=numbers.__getitem__)
+
     def encode(self, text: str) -> Tensor:
         """``(tokens,)`` int64; none for an empty text, or one of nothing but stop words."""
         return torch.tensor([number for number, _ in self._numbered(text)], dtype=torch.int64)
@@ -55,25 +63,36 @@ class Tokenizer:
         return [token for _, token in self._numbered(text)]
 
     def _numbered(self, text: str) -> list[tuple[int, str]]:
-        """Without padding, which a closed list has for what it does not know."""
+        """Without the padding of this class, which a closed list has for what it does not know."""
         encoding = self._encoding(text)
         pairs = zip(encoding.ids, encoding.tokens, strict=True)
-        return [(number, token) for number, token in pairs if token != PADDING]
+        return [(number, token) for number, token in pairs if (number, token) != (0, PADDING)]
 
     def _encoding(self, text: str) -> Any:
         if self.stop_words:
-            text = " ".join(piece for piece in self._pieces(text) if piece not in self.stop_words)
+            text = self._without_stop_words(text)
         if not text.strip():  # some tokenizers add tokens of their own to any text; nothing stays nothing
             return self._tokenizer.encode("", add_special_tokens=False)
         return self._tokenizer.encode(text)
 
-    def _pieces(self, text: str) -> list[str]:
+    def _without_stop_words(self, text: str) -> str:
+        """What is left, as it stands in the text: pieces are not always written so, such as those of bytes."""
         tokenizer = self._tokenizer
-        if tokenizer.normalizer is not None:
-            text = tokenizer.normalizer.normalize_str(text)
+        whole = text if tokenizer.normalizer is None else tokenizer.normalizer.normalize_str(text)
         if tokenizer.pre_tokenizer is None:
-            return text.split()
-        return [piece for piece, _ in tokenizer.pre_tokenizer.pre_tokenize_str(text)]
+            spans = [word.span() for word in re.finditer(r"\S+", whole)]
+        else:
+            spans = [span for _, span in tokenizer.pre_tokenizer.pre_tokenize_str(whole)]
+        left_out = [(start, end) for start, end in spans if whole[start:end].strip().lower() in self.stop_words]
+        if not left_out:
+            return text
+        kept, begin = "", 0
+        for start, end in [*left_out, (len(whole), len(whole))]:
+            part = whole[begin:start]
+            # What a word stood between stays apart.
+            apart = kept and part and not kept[-1].isspace() and not part[0].isspace()
+            kept, begin = f"{kept}{' ' if apart else ''}{part}", end
+        return kept.strip()
 
 
 def train_tokenizer(

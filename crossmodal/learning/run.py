@@ -1,5 +1,6 @@
 """The command that trains what the results file lacks."""
 
+import dataclasses
 import json
 import sys
 import time
@@ -12,6 +13,7 @@ from crossmodal.data.sample import Splits
 from crossmodal.learning.cases import SUM, Case, config_of, singles_of
 from crossmodal.learning.measures import extras, log_probability_sum
 from crossmodal.learning.results import add_row, is_there, read_results
+from crossmodal.train.config import TrainConfig, make_config, read_config
 from crossmodal.train.run import CONFIG, METRICS, STATE, resume_run, start_run
 
 
@@ -38,19 +40,20 @@ def make_results(
         stream: where to print; None is standard output.
 
     Raises:
-        FileNotFoundError, ValueError: when the data are not in ``root``, or the file is something else.
+        FileNotFoundError, ValueError: when the data are not in ``root``, the file is something else, or a run of the
+            name of a case, or of one that it begins with, has other settings than the case.
     """
     stream = stream or sys.stdout
     opened: tuple[tuple[Any, ...], Splits] | None = None  # cases in a row often have the same data
-    for case in _with_singles(cases, file, runs):
+    for case in _with_singles(_checked(cases, root, file, runs, changes), runs):
         print(f"\n{case.task}, {case.form}, seed {case.seed}", file=stream, flush=True)
         start = time.perf_counter()
-        config = config_of(case, str(root), runs)
+        config = _config_of(case, root, runs, changes)
         if opened is None or opened[0] != (config.data, config.seed, config.modalities):
             key = (config.data, config.seed, config.modalities)
             opened = key, open_data(config.data, root, seed=config.seed, only=config.modalities)
         splits = opened[1]
-        values = _sum(case, runs, splits) if case.form == SUM else _trained(case, root, runs, splits, changes, stream)
+        values = _sum(case, runs, splits) if case.form == SUM else _trained(case, config, runs, splits, stream)
         values.setdefault("seconds", time.perf_counter() - start)
         if not is_there(read_results(file), case):
             add_row(file, case, values, threads=config.threads)
@@ -58,12 +61,26 @@ def make_results(
         (runs / case.name / STATE).unlink(missing_ok=True)
 
 
-def _with_singles(cases: Iterable[Case], file: Path, runs: Path) -> Iterator[Case]:
-    """Those that the file lacks, each after the single models that it begins with and that are not trained yet."""
+def _checked(
+    cases: Iterable[Case], root: Path, file: Path, runs: Path, changes: dict[str, Any] | None
+) -> Iterator[Case]:
+    """Those that the file lacks.
+
+    Raises:
+        ValueError: see :func:`_check_run`, for the case or a single model that it begins with.
+    """
     for case in cases:
         if not is_there(read_results(file), case):
-            yield from (one for one in singles_of(case).values() if not (runs / one.name / METRICS).exists())
+            for one in (case, *singles_of(case).values()):
+                _check_run(runs / one.name, _config_of(one, root, runs, changes))
             yield case
+
+
+def _with_singles(cases: Iterable[Case], runs: Path) -> Iterator[Case]:
+    """Each after the single models that it begins with and that are not trained yet."""
+    for case in cases:
+        yield from (one for one in singles_of(case).values() if not (runs / one.name / METRICS).exists())
+        yield case
 
 
 def _sum(case: Case, runs: Path, splits: Splits) -> dict[str, Any]:
@@ -71,17 +88,37 @@ def _sum(case: Case, runs: Path, splits: Splits) -> dict[str, Any]:
     return {"test": log_probability_sum([runs / single.name for single in singles_of(case).values()], splits)}
 
 
-def _trained(
-    case: Case, root: Path, runs: Path, splits: Splits, changes: dict[str, Any] | None, stream: TextIO
-) -> dict[str, Any]:
+def _config_of(case: Case, root: Path, runs: Path, changes: dict[str, Any] | None) -> TrainConfig:
+    return dataclasses.replace(config_of(case, str(root), runs), **(changes or {}))
+
+
+def _check_run(out: Path, config: TrainConfig) -> None:
+    """What stands in a folder may be of another version of the cases, or of fewer epochs to try something out.
+
+    Raises:
+        ValueError: when there is a run of other settings.
+    """
+    if (out / METRICS).exists():
+        values = json.loads((out / METRICS).read_text(encoding="utf-8"))["config"]
+    elif (out / CONFIG).exists():
+        values = read_config(out / CONFIG)
+    else:
+        return
+    # Settings that are newer than the run have their defaults.
+    kept = _portable({**make_config({"data": config.data}).as_dict(), **values})
+    wanted = _portable(config.as_dict())
+    if other := [name for name in {**wanted, **kept} if name not in wanted or kept[name] != wanted[name]]:
+        raise ValueError(f"{out} holds a run of other settings than this case: {', '.join(other)}; move it away")
+
+
+def _trained(case: Case, config: TrainConfig, runs: Path, splits: Splits, stream: TextIO) -> dict[str, Any]:
     out = runs / case.name
     if (out / METRICS).exists():  # over, but written down in another file or not at all
         metrics = json.loads((out / METRICS).read_text(encoding="utf-8"))
     elif (out / CONFIG).exists():
         metrics = resume_run(out, stream, splits=splits)
     else:
-        config = config_of(case, str(root), runs)
-        metrics = start_run(type(config)(**{**vars(config), **(changes or {})}), out, stream, splits=splits)
+        metrics = start_run(config, out, stream, splits=splits)
     return {
         "val": metrics["val"],
         "test": {name: value for name, value in metrics["test"].items() if name not in ("classes", "confusion")},

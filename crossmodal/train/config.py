@@ -179,6 +179,11 @@ def make_config(values: dict[str, Any]) -> TrainConfig:
     return TrainConfig(**{name: _converted(name, fields[name], value) for name, value in values.items()})
 
 
+def is_whole(values: dict[str, Any]) -> bool:
+    """Whether settings name all that there are, as those that a run keeps do: nothing is left for a preset to say."""
+    return all(field.name in values for field in dataclasses.fields(TrainConfig))
+
+
 def merge(values: dict[str, Any], more: dict[str, Any], *, keep_none: bool = False) -> dict[str, Any]:
     """Settings with others over them; of a setting that is a mapping, each entry for itself.
 

@@ -7,7 +7,8 @@ from typing import Any
 import torch
 
 from crossmodal.data.collate import Collate
-from crossmodal.data.open import NAMES, open_part, usual_split
+from crossmodal.data.manifest import digest_of
+from crossmodal.data.open import NAMES, open_part
 from crossmodal.models.fusion_classifier import FusionClassifier
 from crossmodal.train.config import TrainConfig, make_config, read_config
 from crossmodal.train.examine import examine
@@ -46,7 +47,8 @@ def evaluate_run(
             with its tokenizer and its classes, and need no other split than the one that is asked for. Paths of another
             manifest are relative to its own folder where ``root`` is None.
         split: ``train``, ``validation`` or ``test``; of a manifest also ``all``. None: ``test``, or all of another
-            manifest in which no row names a split.
+            manifest in which no row names a split. The run's own manifest is none other where its path or its content
+            is the same: rows that were learnt from are no test.
 
     Raises:
         RunError: when ``out`` holds no model.
@@ -55,9 +57,9 @@ def evaluate_run(
     model, description, config = open_run(out)
     if root is None and (data is None or data in NAMES):
         root = config.root
-    if split is None:
-        split = "test" if data is None else usual_split(data)
-    dataset, skipped = open_part(
+    if split is None and _is_own(data, config, description):
+        split = "test"
+    dataset, split, skipped = open_part(
         data or config.data,
         None if root is None else Path(root),
         split,
@@ -77,3 +79,14 @@ def evaluate_run(
         draw_attention(model, collate, dataset, description["classes"], out / ATTENTION)
     write_text(out / EVALUATION, json.dumps(found, indent=2) + "\n")
     return found
+
+
+def _is_own(data: str | None, config: TrainConfig, description: dict[str, Any]) -> bool:
+    """Whether these are the data of the run, by their name, place or content."""
+    if data is None or data == config.data:
+        return True
+    if data in NAMES or config.data in NAMES or not Path(data).is_file():
+        return False
+    # Runs from before there was a digest have none.
+    same = description["data"].get("digest") == digest_of(Path(data))
+    return same or Path(data).resolve() == Path(config.data).resolve()

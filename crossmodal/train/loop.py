@@ -2,12 +2,14 @@
 
 import hashlib
 import math
+import random
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -192,7 +194,7 @@ class Trainer:
             self._spend("data", start)
             start = time.perf_counter()
             # A function of where the run is, so that no generator's state has to be kept.
-            torch.manual_seed(_seed_of(config.seed, run_step, part, self.processes.rank))
+            _seed(_seed_of(config.seed, run_step, part, self.processes.rank))
             last = part == config.accumulate - 1
             with self.processes.without_synchronising(self.model, not last):
                 with self.processes.autocast():
@@ -269,6 +271,13 @@ def _groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
         {"params": [p for p in parameters if id(p) in decayed], "weight_decay": weight_decay},
         {"params": [p for p in parameters if id(p) not in decayed], "weight_decay": 0.0},
     ]
+
+
+def _seed(seed: int) -> None:
+    """All global generators: encoders of other libraries draw their masks from numpy's or Python's."""
+    torch.manual_seed(seed)
+    np.random.seed(seed % 2**32)  # it takes no more
+    random.seed(seed)
 
 
 def _seed_of(*numbers: int) -> int:

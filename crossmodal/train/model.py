@@ -17,6 +17,7 @@ from crossmodal.models.transcriber import Transcriber
 from crossmodal.models.two_tower import TwoTower
 from crossmodal.train.checkpoint import load_checkpoint
 from crossmodal.train.config import TrainConfig
+from crossmodal.train.reading import difference, reading_of
 from crossmodal.train.state import shapes_of
 
 TWO_TOWER = "two_tower"
@@ -176,12 +177,19 @@ def begin_with(model: Model, description: dict[str, Any], runs: Mapping[str, Pat
 
     Raises:
         FileNotFoundError: when there is no such file.
-        ValueError: when a trained model has no such modality, or parts of another shape.
+        ValueError: when a trained model has no such modality, reads it with other words, at another rate or in other
+            frames, or has parts of another shape.
     """
     checkpoints = {modality: load_checkpoint(path) for modality, path in runs.items()}
     answers = [name for name, (_, trained) in checkpoints.items() if _answers_alone(trained, name, description)]
     whole = set()
-    for modality, (weights, _) in checkpoints.items():
+    for modality, (weights, trained) in checkpoints.items():
+        if modality in trained["modalities"]:
+            theirs, mine = (reading_of(one, modality) for one in (trained, description))
+            if said := difference(theirs, mine):
+                raise ValueError(
+                    f"start must name runs that read {modality} as this one does: {runs[modality].parent} has {said}"
+                )
         for prefix in (f"encoders.{modality}.", f"to_common.{modality}."):
             if not _copied(model, prefix, _under(prefix, weights)):
                 raise ValueError(f"start must name runs with the same {prefix[:-1]}, got {runs[modality]}")

@@ -35,8 +35,9 @@ def draw_confusion(confusion: Sequence[Sequence[int]], classes: Sequence[str], p
             if share >= 0.005:
                 color = "white" if share > 0.5 else INK
                 axes.text(column, row, f"{share:.2f}".lstrip("0"), ha="center", va="center", fontsize=7, color=color)
-    axes.set_xticks(range(len(classes)), classes, rotation=90)
-    axes.set_yticks(range(len(classes)), classes)
+    # Their names are a user's; a dollar sign is one.
+    axes.set_xticks(range(len(classes)), classes, rotation=90, parse_math=False)
+    axes.set_yticks(range(len(classes)), classes, parse_math=False)
     picture.save(path)
     return True
 

@@ -98,7 +98,7 @@ class Processes:
         self._accelerator.wait_for_everyone()
 
     def close(self) -> None:
-        """End what the processes have in common."""
+        """End what the processes have in common; from here on each goes its own way."""
         self._accelerator.end_training()
 
 

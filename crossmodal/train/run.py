@@ -22,6 +22,7 @@ from crossmodal.train.loop import Progress, Trainer, averages_of
 from crossmodal.train.model import begin_with, build_model, describe_model, load_model, modalities_of
 from crossmodal.train.processes import Processes, load_whole_state, whole_state, whole_tensor
 from crossmodal.train.progress import EpochLine
+from crossmodal.train.reading import difference, reading_of
 from crossmodal.train.state import flatten, shapes_of, unflatten, write_tensors, write_text
 
 CONFIG, MODEL, STATE = "config.yaml", "model.safetensors", "state.safetensors"
@@ -53,7 +54,7 @@ def start_run(
         splits: the data of ``config``, where they are open already.
 
     Returns:
-        What ``metrics.json`` holds.
+        What ``metrics.json`` holds; of several processes the first one alone tests, and the others get nothing.
 
     Raises:
         MissingExtraError: when a package of the extra ``train`` is not installed; nothing has been done then.
@@ -78,7 +79,8 @@ def resume_run(out: Path, stream: TextIO | None = None, *, splits: Splits | None
     """Go on with a run that was ended by anything, at any moment: the result is that of a run that never was.
 
     Raises:
-        RunError: when ``out`` holds no run, or the state of another model than its settings describe.
+        RunError: when ``out`` holds no run, or the state of another model than its settings describe, or of one that
+            read its inputs otherwise, such as texts with other words.
         OSError: when ``out`` cannot be written.
     """
     if not (out / CONFIG).exists():
@@ -130,6 +132,7 @@ class _Run:
         self.description = describe_model(config, self.splits)
         # As JSON gives it back, to be compared with what a state was saved from.
         self._model = json.loads(json.dumps({k: v for k, v in self.description.items() if k != "data"}))
+        self._reading = {name: reading_of(self.description, name) for name in self.description["modalities"]}
         if config.parallel == "fsdp" and processes.count > 1 and self.description["kind"] in _NOT_SHARDED:
             raise ValueError(f"parallel must be ddp for {_NOT_SHARDED[self.description['kind']]}")
         model = build_model(self.description, seed=config.seed)
@@ -160,14 +163,15 @@ class _Run:
         self._load_state()
         try:
             self.trainer.run(after_step=self._after_step, keep=self._keep, after_epoch=self._after_epoch)
-            metrics = self._test()
+            # The first one tests alone, for as long as it takes: others that waited would give it up as dead.
+            self.processes.wait()
+            self.processes.close()
+            return self._test() if self.processes.is_first else {}
         except RuntimeError as error:
             reason = _of_others(error)
             if not reason:
                 raise
             raise RunError(f"{reason}; go on with --resume {self.out} ({_first_line(error)})") from error
-        self.processes.close()
-        return metrics
 
     def _after_step(self) -> None:
         progress = self.trainer.progress
@@ -192,9 +196,10 @@ class _Run:
         assert self._line is not None
         self._line.finish(**{k: v for k, v in history[-1].items() if k not in ("epoch", "seconds", "data_share")})
         self._line = None
-        self._save_state()
+        # Before the state: a run that is killed between the two goes on before this epoch's end, and logs it again.
         if self.processes.is_first:
             self._log(history)
+        self._save_state()
 
     def _begin_line(self, epoch: int | None = None) -> None:
         number = epoch or self.trainer.progress.epoch + 1
@@ -213,7 +218,7 @@ class _Run:
                 **flatten(trainer.learner.state(), "learner"),
             }
             scaler = trainer.scaler_state()
-            rest = {"groups": moments["param_groups"], "scaler": scaler, "model": self._model}
+            rest = {"groups": moments["param_groups"], "scaler": scaler, "model": self._model, "reading": self._reading}
             write_tensors(
                 self.out / STATE, tensors, {**vars(progress), **rest, "samples_per_step": trainer.samples_per_step}
             )
@@ -225,6 +230,7 @@ class _Run:
             return
         tensors, description = load_checkpoint(path)
         groups, scaler, saved = description.pop("groups"), description.pop("scaler"), description.pop("model", None)
+        reading = description.pop("reading", {})  # what is from before it was kept says nothing
         trainer = self.trainer
         samples_per_step = description.pop("samples_per_step", trainer.samples_per_step)
         weights = unflatten(tensors, "weights")
@@ -234,6 +240,12 @@ class _Run:
                 f"{path} holds another model than {CONFIG} describes, such as one of another version, or of settings "
                 f"or a pretrained model's files that were changed since; begin again without --resume"
             )
+        for name, theirs in reading.items():
+            if said := difference(theirs, self._reading[name]):
+                raise RunError(
+                    f"{path} has learnt from other data than {self.config.data} holds now, whose {name} was read with "
+                    f"{said}; begin again without --resume"
+                )
         load_whole_state(
             trainer.model,
             trainer.optimizer,
@@ -269,18 +281,15 @@ class _Run:
     def _test(self) -> dict[str, Any]:
         progress = self.trainer.progress
         assert progress.best is not None
-        metrics: dict[str, Any] = {}
-        if self.processes.is_first:
-            model, description = load_model(self.out / MODEL)
-            test = examine(model, description, self.splits.test, self.config)
-            metrics = {
-                "val": progress.best,
-                "test": test,
-                "history": progress.history,
-                "skipped": len(self.splits.description.get("skipped", [])),
-                "config": self.config.as_dict(),
-            }
-            write_text(self.out / METRICS, json.dumps(metrics, indent=2) + "\n")
-            print(summary(test), file=self.stream, flush=True)
-        self.processes.wait()
+        model, description = load_model(self.out / MODEL)
+        test = examine(model, description, self.splits.test, self.config)
+        metrics = {
+            "val": progress.best,
+            "test": test,
+            "history": progress.history,
+            "skipped": len(self.splits.description.get("skipped", [])),
+            "config": self.config.as_dict(),
+        }
+        write_text(self.out / METRICS, json.dumps(metrics, indent=2) + "\n")
+        print(summary(test), file=self.stream, flush=True)
         return metrics

@@ -29,12 +29,24 @@ def search(
         count: how many are told.
 
     Raises:
-        ValueError: when the model is no two towers or does not know ``modality``, or nothing is left to rank.
+        ValueError: at once when the model is no two towers or does not know ``modality``; with the first row, when
+            nothing is left to rank.
     """
     if not isinstance(model, TwoTower):
         raise ValueError("search needs a model of two towers: crossmodal train --fusion two_tower")
     if modality not in model.modalities:
         raise ValueError(f"modality must be one of {', '.join(model.modalities)}, got {modality!r}")
+    return _ranked(model, description, queries, among, modality, count)
+
+
+def _ranked(
+    model: TwoTower,
+    description: dict[str, Any],
+    queries: Iterable[Sample],
+    among: Iterable[Sample],
+    modality: str,
+    count: int,
+) -> Iterator[dict[str, Any]]:
     ranked = [row for row in predict(model, description, among) if modality in row["embeddings"]]
     if not ranked:
         raise ValueError(f"among must hold at least one sample with {modality}, got none")

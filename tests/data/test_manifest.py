@@ -213,6 +213,23 @@ def test_row_that_cannot_be_used_is_named_skipped_and_counted_or_stops(tmp_path,
         manifest_splits(tmp_path / "m.csv", None, ManifestOptions(strict=True))
 
 
+def test_row_with_half_a_character_is_named_skipped_and_counted_or_stops(tmp_path):
+    rows = [{"text": f"w{number}", "label": "ab"[number % 2]} for number in range(20)]
+    (tmp_path / "M.JSONL").write_text(
+        "\n".join(map(json.dumps, [*rows, {"text": "\ud83d", "label": "a", "x": "\ud83d"}]))
+    )
+    splits = manifest_splits(tmp_path / "M.JSONL", None, ManifestOptions())
+    assert splits.description["skipped"] == [r"row 21 has half a character, \ud83d, in text"]
+    assert sum(map(len, splits[:3])) == 20
+    with pytest.raises(ManifestError, match="row 21 has half a character"):
+        manifest_splits(tmp_path / "M.JSONL", None, ManifestOptions(strict=True))
+
+
+def test_half_a_character_in_a_column_that_is_not_read_is_no_fault(tmp_path):
+    (tmp_path / "m.jsonl").write_text(json.dumps({"text": "a", "label": "b", "note": "\ud83d"}))
+    assert read_manifest(tmp_path / "m.jsonl")[0].problem == ""
+
+
 def test_row_with_fewer_cells_has_none_in_the_last_columns(tmp_path):
     (tmp_path / "m.csv").write_text("label,text,image\na,red\n")
     assert read_manifest(tmp_path / "m.csv")[0].cells == {"text": "red"}
@@ -344,6 +361,12 @@ def test_byte_order_mark_is_no_part_of_a_table(tmp_path):
 def test_option_that_cannot_be_is_named_with_what_it_may_be(option, value):
     with pytest.raises(ValueError, match=f"^options: {option} must be [^\n]*, got "):
         make_options({option: value})
+
+
+def test_option_whose_name_is_no_text_is_unknown():
+    """As YAML reads ``on``."""
+    with pytest.raises(ValueError, match=r"^options must be among .*, got True$"):
+        make_options({True: 1})
 
 
 def test_options_that_can_be_are_taken():

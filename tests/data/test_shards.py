@@ -56,6 +56,13 @@ def test_training_rows_are_those_that_training_learns_from(tmp_path):
     assert training_rows(tmp_path / "m.jsonl") == [rows[number] for number in numbers] and len(numbers) == 40
 
 
+def test_training_rows_are_what_the_table_says_whatever_the_files_and_labels_are(tmp_path):
+    (tmp_path / "m.csv").write_text(
+        "image,label,split\ngone.png,n/a,train\n,b,train\na.png,c,train,more\na.png,d,val\n"
+    )
+    assert training_rows(tmp_path / "m.csv") == [{"image": "gone.png", "label": "n/a"}]
+
+
 def test_an_epoch_holds_the_training_rows_once(folder):
     rows = open_splits(folder).train
     wanted = contents([Collate(rows.modalities)([rows[i] for i in range(len(rows))])])
@@ -108,17 +115,65 @@ def write_some(tmp_path, *changes, name="some"):
         ({"image": "broken.png"}, "000000007.image.png: no image"),
         ({"label": "up"}, "000000007 has the label 'up', which is none of left, right"),
         ({"label": None}, "000000007 has no label"),
+        ({"text": "\ud83d"}, r"000000007 has half a character, \ud83d, in text"),
         ({"image": None, "text": None}, "000000007 has nothing to learn from"),
     ],
-    ids=["image", "label", "no label", "nothing"],
+    ids=["image", "label", "no label", "half a character", "nothing"],
 )
 def test_broken_sample_of_a_shard_is_named_skipped_and_counted_or_stops(folder, tmp_path, change, problem):
     splits = open_splits(folder, shards=write_some(tmp_path, change))
     assert len(splits.train) == 6 and sum(len(batch.labels) for batch in read(splits.train)) == 6
     (skipped,) = splits.description["skipped"]
     assert "some-0.tar" in skipped and problem in skipped and "\n" not in skipped
-    with pytest.raises(BrokenFileError, match=problem):
+    with pytest.raises(BrokenFileError, match=re.escape(problem)):
         open_splits(folder, shards=write_some(tmp_path, change), strict=True)
+
+
+def test_sample_with_nothing_of_the_run_s_modalities_is_named_skipped_and_counted_or_stops(folder, tmp_path):
+    """As a row of the manifest is; an empty one would be learnt from."""
+    pattern, options = (
+        write_some(tmp_path, {"image": None}),
+        {"image_size": SIZE, "shards": str(tmp_path / "some-*.tar")},
+    )
+    splits = manifest_splits(folder / "m.jsonl", None, ManifestOptions(**options), only=("image",))
+    assert len(splits.train) == 6 and all(set(batch.inputs) == {"image"} for batch in read(splits.train))
+    problem = "000000007 has nothing of the modalities image"
+    assert problem in splits.description["skipped"][-1] and pattern == options["shards"]
+    alone = [json.loads(line) for line in (folder / "m.jsonl").read_text().splitlines()]
+    (tmp_path / "m.jsonl").write_text("\n".join(json.dumps(row) for row in alone if row["image"]))
+    with pytest.raises(BrokenFileError, match=problem):
+        manifest_splits(
+            tmp_path / "m.jsonl", folder, ManifestOptions(**options, strict=True, verify=True), only=("image",)
+        )
+
+
+def test_row_whose_file_is_missing_is_left_out_of_the_shards_and_named(folder, tmp_path, caplog):
+    with caplog.at_level("WARNING", logger="crossmodal"):
+        pattern = write_some(tmp_path, {"image": "gone.png"}, {"text": "right"})
+    assert caplog.messages == [f"write_shards: row 7 is left out: {tmp_path}/gone.png: No such file or directory"]
+    assert len(open_splits(folder, shards=pattern).train) == 7
+
+
+def test_shards_of_no_row_are_not_written(tmp_path):
+    rows = [{"image": "gone.png", "label": "a"}] * 3
+    with pytest.raises(FileNotFoundError, match=r"no row can be written; the last one: row 3 .*gone\.png"):
+        write_shards(rows, tmp_path, str(tmp_path / "train-%d.tar"))
+    assert not list(tmp_path.iterdir())
+
+
+def test_writing_that_ends_early_leaves_the_shards_that_were_there(tmp_path):
+    """A short tar would be taken for a whole one."""
+    write_some(tmp_path)
+    before = (tmp_path / "some-0.tar").read_bytes()
+
+    def rows():
+        yield {"text": "it", "label": "left"}
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_shards(rows(), tmp_path, str(tmp_path / "some-%d.tar"))
+    assert (tmp_path / "some-0.tar").read_bytes() == before
+    assert {path.name for path in tmp_path.iterdir()} == {"a.png", "broken.png", "some-0.tar"}
 
 
 def test_stream_without_its_broken_samples_goes_on_at_any_step(folder, tmp_path):

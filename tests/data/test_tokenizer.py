@@ -85,6 +85,43 @@ def test_stop_words_are_left_out_of_it_too(tmp_path, bare):
     assert len(tokenizer.encode("dog")) == 0
 
 
+def test_padding_that_a_tokenizer_of_another_library_adds_is_no_word(tmp_path):
+    """To a fixed length, with a token of its own."""
+    tokenizers = pytest.importorskip("tokenizers")
+    path = pretrained(tmp_path)
+    made = tokenizers.Tokenizer.from_file(str(path))
+    made.enable_padding(length=9, pad_id=4, pad_token="cat")
+    made.save(str(path))
+    assert read_tokenizer(path).encode("dog").tolist() == [2, 1, 3] and read_tokenizer(path).tokens("") == []
+
+
+def bytes_of(text):
+    """A tokenizer of bytes, as GPT-2's: a space is a part of the word behind it."""
+    tokenizers = pytest.importorskip("tokenizers")
+    made = tokenizers.Tokenizer(tokenizers.models.BPE())
+    made.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    alphabet = tokenizers.pre_tokenizers.ByteLevel.alphabet()
+    trainer = tokenizers.trainers.BpeTrainer(show_progress=False, initial_alphabet=alphabet)
+    made.train_from_iterator([text] * 3, trainer)
+    return made.to_str()
+
+
+@pytest.mark.parametrize(
+    ("text", "left"),
+    [("a café The dog", "café dog"), ("the dog", "dog"), ("dog", "dog"), ("The", ""), ("dog,the,café", "dog, ,café")],
+)
+def test_stop_words_leave_the_other_bytes_as_they_were(text, left):
+    written = bytes_of("a café the dog")
+    assert Tokenizer(written, ("the", "a")).encode(text).tolist() == Tokenizer(written).encode(left).tolist()
+
+
+def test_what_a_stop_word_stood_between_stays_apart():
+    tokenizer = train_tokenizer(["so -the- -- dog"], stop_words=("the",))
+    assert tokenizer.tokens("dog -the-") == ["dog", "-", "-"]
+    bare = tokenizer_of(["ab", "a", "b"], unknown=False)
+    assert Tokenizer(bare.json, (",",)).tokens("a,b") == ["a", "b"]
+
+
 def test_closed_list_leaves_out_what_it_does_not_know_where_nothing_stands_for_it():
     """A file ends in a new line; padding in its place would be read as a letter."""
     letters = tokenizer_of(list("abc"), letters=True, unknown=False)

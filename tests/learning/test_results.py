@@ -98,6 +98,23 @@ def test_single_models_that_are_missing_are_trained_whatever_the_file_holds(root
     assert (row["test"], row["seconds"]) == (rows[2]["test"], rows[2]["seconds"])
 
 
+@pytest.mark.parametrize("form", ["image", "queries", SUM])
+def test_run_of_other_settings_is_not_taken_for_the_case_s(root, tmp_path, form):
+    """Its own, or one that it begins with or sums: a trial of fewer epochs, or of another version."""
+    case, runs = Case("hard", "image", 0), tmp_path / "runs"
+    other = {**config_of(case, "elsewhere", runs).as_dict(), "epochs": 1, "gone": 2}
+    out = runs / case.name
+    out.mkdir(parents=True)
+    (out / "config.yaml").write_text(json.dumps(other))  # YAML too
+    (out / "metrics.json").write_text(json.dumps({"config": other}))
+    arguments = ([case._replace(form=form)], root, tmp_path / "r.json", runs)
+    for _ in range(2):  # over, and only begun
+        with pytest.raises(ValueError, match=r"hard-image-0 holds a run of other settings than .*: epochs, gone; move"):
+            run.make_results(*arguments, stream=io.StringIO())
+        (out / "metrics.json").unlink(missing_ok=True)
+    assert not (tmp_path / "r.json").exists()
+
+
 def test_what_the_file_has_is_not_made_again(root, tmp_path, monkeypatch):
     made = []
 

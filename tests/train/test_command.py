@@ -1,6 +1,7 @@
 """The commands train, eval, predict and search, on a small manifest."""
 
 import json
+import types
 
 import pytest
 
@@ -13,8 +14,15 @@ yaml = pytest.importorskip("yaml", reason="needs the extra train")
 from safetensors.torch import load_file  # noqa: E402
 
 from crossmodal import cli  # noqa: E402
+from crossmodal.data import manifest  # noqa: E402
 from crossmodal.data.espeak import EspeakError  # noqa: E402
+from crossmodal.data.sample import Modality  # noqa: E402
+from crossmodal.train.checkpoint import load_checkpoint  # noqa: E402
+from crossmodal.train.evaluation import open_run  # noqa: E402
+from crossmodal.train.pictures import draw_confusion  # noqa: E402
 from crossmodal.train.presets import PRESETS  # noqa: E402
+from crossmodal.train.search import search  # noqa: E402
+from crossmodal.train.state import write_tensors  # noqa: E402
 from tests.train.runs import make_manifest, start, write_settings  # noqa: E402
 
 
@@ -136,6 +144,71 @@ def test_eval_of_a_manifest_without_splits_is_of_all_rows_beside_it(trained, fol
     assert found["split"] == "test" and found["samples"] < 10
     assert cli.main(["eval", str(trained), "--split", "all", "--json"]) == 0
     assert lines(capsys)[0]["samples"] == len(rows_of(folder))
+
+
+@pytest.mark.parametrize("known", [True, False], ids=["", "run without a digest"])
+def test_eval_of_the_run_s_own_manifest_is_of_the_rows_that_it_did_not_learn_from(
+    folder, tmp_path, capsys, monkeypatch, known
+):
+    """Also where no row names a split, and of a copy."""
+    rows = [{name: cell for name, cell in row.items() if name != "split"} for row in rows_of(folder)]
+    whole, out = write(folder, "whole.jsonl", rows), str(tmp_path / "run")
+    settings = write_settings(tmp_path, epochs=1)
+    assert cli.main(["train", "--data", whole, "--config", str(settings), "--out", out]) == 0
+    if not known:
+        weights, description = load_checkpoint(tmp_path / "run/model.safetensors")
+        del description["data"]["digest"]
+        write_tensors(tmp_path / "run/model.safetensors", weights, description)
+    capsys.readouterr()
+    monkeypatch.chdir(folder)
+    found, _ = evaluated(out, "whole.jsonl", capsys)
+    assert (found["split"], found["samples"]) == ("test", 6)
+    copy = write(tmp_path, "copy.jsonl", rows)
+    assert cli.main(["eval", out, "--data", copy, "--root", str(folder), "--json"]) == 0
+    found = lines(capsys)[0]
+    assert (found["split"], found["samples"]) == (("test", 6) if known else ("all", 60))
+
+
+def test_eval_looks_at_no_row_of_other_splits(trained, folder, capsys):
+    rows = [{**row, "split": "test"} for row in rows_of(folder)[:4]]
+    rows += [{**rows[0], "label": "up", "split": "train"}]
+    found, _ = evaluated(trained, write(folder, "others.jsonl", rows), capsys)
+    assert found["samples"] == 4 and found["skipped"] == []
+
+
+def test_eval_reads_a_manifest_once(trained, folder, capsys, monkeypatch):
+    read = []
+    table = manifest.read_table
+    monkeypatch.setattr(manifest, "read_table", lambda path: read.append(path) or table(path))
+    evaluated(trained, str(folder / "m.jsonl"), capsys)
+    assert len(read) == 1
+
+
+def test_eval_of_data_without_the_modalities_of_the_run_names_them(trained, capsys, monkeypatch):
+    sound = Modality("audio", sample_rate=8000)
+    dataset = types.SimpleNamespace(modalities={"image": Modality("image", size=(1, 8, 8)), "audio": sound})
+    monkeypatch.setattr("crossmodal.data.open.digits", lambda seed: types.SimpleNamespace(test=dataset))
+    assert cli.main(["eval", str(trained), "--data", "digits"]) == 1
+    wanted = "data must have the modalities of the run, image, text; digits has image, audio, no text"
+    assert capsys.readouterr().err == f"crossmodal eval: {wanted}\n"
+
+
+def test_classes_may_be_named_with_signs_of_formulas(tmp_path):
+    assert draw_confusion([[1, 0], [0, 1]], ("$_$", "a $x^$"), tmp_path / "c.png")
+    assert (tmp_path / "c.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_prediction_does_not_ask_what_split_a_row_is_of(trained, tmp_path, capsys):
+    (tmp_path / "t.csv").write_text("text,split\nit is left,dev\n")
+    assert cli.main(["predict", str(trained), str(tmp_path / "t.csv")]) == 0
+    assert len(lines(capsys)) == 1
+
+
+def test_prediction_of_half_a_character_is_named_and_skipped(trained, tmp_path, capsys):
+    (tmp_path / "T.JSONL").write_text('{"text": "it is \\ud83d"}\n{"text": "it is \\ud83d\\ude00"}\n')
+    assert cli.main(["predict", str(trained), str(tmp_path / "T.JSONL")]) == 0
+    printed = capsys.readouterr()
+    assert len(printed.out.splitlines()) == 1 and r"row 1 has half a character, \ud83d, in text" in printed.err
 
 
 def test_eval_of_other_data_looks_for_files_beside_them(folder, tmp_path, capsys):
@@ -298,6 +371,15 @@ def test_search_ranks_images_by_text(towers, folder, capsys):
     assert cosines == sorted(cosines, reverse=True)
 
 
+def test_search_says_at_once_what_it_cannot_do(trained, towers):
+    model, description, _ = open_run(trained)
+    with pytest.raises(ValueError, match="search needs a model of two towers"):
+        search(model, description, (), (), "image")
+    model, description, _ = open_run(towers)
+    with pytest.raises(ValueError, match="modality must be one of image, text, got 'smell'"):
+        search(model, description, (), (), "smell")
+
+
 def test_search_needs_two_towers(trained, folder, capsys):
     arguments = ["search", str(trained), str(folder / "0.png"), "--among", str(folder / "m.jsonl")]
     assert cli.main([*arguments, "--modality", "text"]) == 1
@@ -316,6 +398,10 @@ def test_search_needs_two_towers(trained, folder, capsys):
         (["train", "--data", "digits", "--out", "{out}", "--workers", "-1"], "workers must be 0 or more, got -1"),
         (["train", "--data", "digits", "--out", "{out}", "--threads", "0"], "threads must be 1 or more, got 0"),
         (["train", "--data", "digits", "--out", "{out}", "--set", "max_gradient=nan"], "max_gradient must be a number"),
+        (
+            ["train", "--data", "{out}.csv", "--out", "{out}", "--set", "options={{on: 1}}"],
+            "options must be among image_size, ",
+        ),
         (["train", "--out", "{out}"], "data must name a data set"),
         (["train", "--resume", "{out}"], "holds no run"),
         (["eval", "{out}"], "holds no run"),
@@ -355,6 +441,17 @@ def test_settings_in_a_file_add_to_what_is_usual_for_the_data(tmp_path, monkeypa
     assert cli.main(arguments) == 0
     (config,) = begun
     assert (config.epochs, config.samples, config.fusion, config.likeness) == (1, 64, "cross", 4.0)
+
+
+def test_settings_that_a_run_kept_repeat_it_without_what_was_taken_away(tmp_path, monkeypatch):
+    """The preset, which has that entry, has nothing to say beside a file that names every setting."""
+    made = []
+    monkeypatch.setattr("crossmodal.train.run.start_run", lambda config, out: made.append(config))
+    arguments = ["train", "--data", "digit-strings", "--out", str(tmp_path)]
+    assert cli.main([*arguments, "--set", "positions={audio: null}", "--set", "encoders={image: null}"]) == 0
+    (tmp_path / "config.yaml").write_text(made[0].as_yaml())
+    assert cli.main(["train", "--config", str(tmp_path / "config.yaml"), "--out", str(tmp_path)]) == 0
+    assert made[0].positions == {} and made[1] == made[0]
 
 
 def test_reader_that_has_read_enough_is_no_error(trained, folder, capfd):

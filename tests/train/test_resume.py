@@ -2,10 +2,12 @@
 
 import io
 import json
+import random
 import resource
 import signal
 import time
 
+import numpy as np
 import pytest
 import torch
 
@@ -15,7 +17,10 @@ pytest.importorskip("sklearn", reason="needs the extra train")
 
 from safetensors.torch import load_file
 
+from crossmodal.encoders import ViTEncoder
+from crossmodal.train import run as run_module
 from crossmodal.train.config import make_config
+from crossmodal.train.processes import Processes
 from crossmodal.train.run import RunError, Trainer, resume_run, start_run
 from tests.train.runs import SETTINGS, finish, make_manifest, start, write_settings
 
@@ -166,6 +171,40 @@ def test_process_that_is_killed_for_real_ends_the_same(manifest, whole, tmp_path
     assert_same(results(out), whole)
 
 
+def test_log_has_every_epoch_whenever_a_run_is_killed(manifest, tmp_path, monkeypatch):
+    """Here when the last epoch's state has just been written: no other epoch writes it down."""
+    save = run_module._Run._save_state
+
+    def killed(self):
+        save(self)
+        if self.trainer.progress.epoch == SETTINGS["epochs"]:
+            raise Killed
+
+    monkeypatch.setattr(run_module._Run, "_save_state", killed)
+    with pytest.raises(Killed):
+        start_run(config_of(manifest), tmp_path, io.StringIO())
+    monkeypatch.setattr(run_module._Run, "_save_state", save)
+    resume_run(tmp_path, io.StringIO())
+    assert [line.partition(",")[0] for line in (tmp_path / "log.csv").read_text().splitlines()] == [
+        "epoch",
+        "1",
+        "2",
+        "3",
+    ]
+    assert len(list((tmp_path / "tensorboard").iterdir())) == 3
+
+
+def test_other_processes_do_not_wait_for_the_test(manifest, tmp_path, monkeypatch):
+    """It may take longer than a process may wait for others."""
+    done = []
+    for name in ("wait", "close"):
+        monkeypatch.setattr(Processes, name, lambda self, name=name: done.append(name))
+    examine = run_module.examine
+    monkeypatch.setattr(run_module, "examine", lambda *rest: done.append("test") or examine(*rest))
+    start_run(config_of(manifest, epochs=1), tmp_path, io.StringIO())
+    assert done[-3:] == ["wait", "close", "test"] and done.count("close") == 1
+
+
 def test_finished_run_can_be_resumed_and_stays_the_same(manifest, whole, tmp_path):
     start_run(config_of(manifest), tmp_path, io.StringIO())
     resume_run(tmp_path, io.StringIO())
@@ -210,6 +249,26 @@ def test_run_that_began_with_others_resumes_without_them(manifest, tmp_path, mon
     assert_same(results(tmp_path / "b"), results(tmp_path / "whole"))
 
 
+def test_encoder_that_draws_from_the_generators_of_numpy_and_python_goes_on_the_same(manifest, tmp_path, monkeypatch):
+    """As the masks of Wav2Vec2 do; the process that goes on has drawn other numbers before."""
+    forward = ViTEncoder.forward
+
+    def masked(self, inputs, lengths):
+        keep = torch.tensor(np.random.random() + random.random()) if self.training else 1.0
+        return forward(self, inputs * keep, lengths)
+
+    monkeypatch.setattr(ViTEncoder, "forward", masked)
+    start_run(config_of(manifest), tmp_path / "whole", io.StringIO())
+    step = Trainer._step
+    monkeypatch.setattr(Trainer, "_step", lambda self, b, n: step(self, b, n) if self.progress.epoch < 1 else _kill())
+    with pytest.raises(Killed):
+        start_run(config_of(manifest), tmp_path / "killed", io.StringIO())
+    monkeypatch.setattr(Trainer, "_step", step)
+    np.random.random(), random.random()
+    resume_run(tmp_path / "killed", io.StringIO())
+    assert_same(results(tmp_path / "killed"), results(tmp_path / "whole"))
+
+
 CHANGES = [("num_queries: 2", "num_queries: 3"), ("num_heads: 4", "num_heads: 2"), ("ema: 0.9", "ema: 0.0")]
 
 
@@ -224,6 +283,17 @@ def test_state_of_another_model_is_refused(manifest, tmp_path, old, new):
     with pytest.raises(RunError, match=r"state.safetensors holds another model than config.yaml describes"):
         resume_run(tmp_path, io.StringIO())
     assert (tmp_path / "state.safetensors").read_bytes() == kept
+
+
+def test_state_that_has_learnt_other_words_is_refused(tmp_path):
+    """As many words, so that the weights would fit: each would be taken for another."""
+    data, out = make_manifest(tmp_path), tmp_path / "run"
+    start_run(config_of(data, epochs=1), out, io.StringIO())
+    kept = (out / "state.safetensors").read_bytes()
+    data.write_text(data.read_text().replace("is left", "is port"))
+    with pytest.raises(RunError, match=r"whose text was read with 'left' as token \d, not 'port'; begin again"):
+        resume_run(out, io.StringIO())
+    assert (out / "state.safetensors").read_bytes() == kept
 
 
 @pytest.mark.slow

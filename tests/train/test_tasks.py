@@ -16,6 +16,7 @@ pytest.importorskip("tokenizers", reason="needs the extra train")
 from crossmodal.data import av_find, digit_strings
 from crossmodal.data.batch import Batch
 from crossmodal.data.collate import Collate
+from crossmodal.data.digits import digits
 from crossmodal.data.manifest import ManifestOptions, manifest_splits
 from crossmodal.data.sample import Modality, Sample
 from crossmodal.encoders import TextEncoder
@@ -190,6 +191,47 @@ def test_run_begins_with_the_encoders_of_others(tmp_path):
         torch.testing.assert_close(first[name], second[name])
     with pytest.raises(ValueError, match=r"start must name runs with the same encoders\.image"):
         start_run(make_config({**still, "start": {"image": str(tmp_path / "a")}}), tmp_path / "c", io.StringIO())
+
+
+def test_run_that_read_other_words_is_none_to_begin_with(tmp_path):
+    """Its weights would fit."""
+    same = {**SETTINGS, "epochs": 1, "data": str(make_manifest(tmp_path))}
+    start_run(make_config({**same, "modalities": ["text"]}), tmp_path / "a", io.StringIO())
+    manifest = tmp_path / "m.jsonl"
+    manifest.write_text(manifest.read_text().replace("is left", "is port"))
+    with pytest.raises(ValueError, match=r"read text as this one does: \S*a has 'left' as token \d, not 'port'$"):
+        start_run(make_config({**same, "start": {"text": str(tmp_path / "a")}}), tmp_path / "b", io.StringIO())
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"modalities": {"sample_rate": 8000}}, "8000 Hz, not 16000 Hz"),
+        ({"encoders": {"log_mel": {"hop": 80}}}, r"log_mel {.*'hop': 80.*}, not {.*'hop': 160"),
+    ],
+)
+def test_run_that_heard_at_another_rate_or_in_other_frames_is_none_to_begin_with(tmp_path, changes, message):
+    """Its weights would fit."""
+    trained = {
+        "kind": "classifier",
+        "task": "classification",
+        "classes": ["a", "b"],
+        "modalities": {"audio": {"kind": "audio", "size": None, "sample_rate": 16000, "vocabulary": None}},
+        "auxiliary": {},
+        "encoders": {"audio": {}},
+        "positions": {},
+        "model": describe_model(make_config({"data": "digits"}), digits())["model"],
+        "data": {},
+    }
+    model = build_model(trained)
+    other = {**trained, **{part: {"audio": {**trained[part]["audio"], **more}} for part, more in changes.items()}}
+    write_tensors(tmp_path / MODEL, model.state_dict(), other)
+    with pytest.raises(ValueError, match=message):
+        begin_with(model, trained, {"audio": tmp_path / MODEL})
+    # The usual frames, written out, are the same ones.
+    same = {**trained, "encoders": {"audio": {"log_mel": {"hop": 160}}}}
+    write_tensors(tmp_path / MODEL, model.state_dict(), same)
+    assert begin_with(model, trained, {"audio": tmp_path / MODEL})
 
 
 def begun(tmp_path, singles, **more):
