@@ -23,6 +23,7 @@ def make_learner(description: dict[str, Any], config: TrainConfig) -> Learner:
             strength=config.adversary_strength,
             adversary_steps=config.adversary_steps,
             adversary_rate=config.adversary_rate,
+            alike=config.adversary == "discriminator",
         )
     if description["kind"] in ("transcriber", "captioner"):
         return TranscriptionLearner(

@@ -7,12 +7,13 @@ import torch
 from torch import Tensor, nn
 
 from crossmodal.data.batch import Batch
-from crossmodal.models.alignment import modality_gap, recall_at
+from crossmodal.models.alignment import discriminator_accuracy, modality_gap, recall_at
 from crossmodal.models.contrastive import info_nce, sigmoid_loss
 from crossmodal.models.two_tower import TwoTower
 from crossmodal.train.learner import Answers, Learner, Step
 from crossmodal.train.opponent import Opponent, adversarial_loss
 
+_PAIRS = 4096  # that are told apart: enough for a percent
 _CELLS = 2**25  # of a matrix of cosines: 128 MiB in float32
 
 
@@ -29,6 +30,8 @@ class RetrievalLearner(Learner):
         adversary_steps: of its own that the adversary takes before each of the towers'
             (:class:`crossmodal.train.opponent.Opponent`); 0: it learns with the towers, by their optimizer.
         adversary_rate: learning rate of those.
+        alike: whether the modalities are to look alike, as a discriminator makes them: an epoch is then the worse the
+            better they are told apart.
 
     Raises:
         ValueError: when there are not two modalities, or for an unknown loss.
@@ -43,13 +46,14 @@ class RetrievalLearner(Learner):
         strength: float = 0.1,
         adversary_steps: int = 0,
         adversary_rate: float = 5e-3,
+        alike: bool = False,
     ) -> None:
         if len(modalities) != 2:
             raise ValueError(f"modalities must be two for retrieval, got {', '.join(modalities)}")
         if loss not in ("info_nce", "sigmoid"):
             raise ValueError(f"loss must be info_nce or sigmoid, got {loss!r}")
         self.modalities, self.loss, self.hardness = modalities, loss, hardness
-        self.strength = strength
+        self.strength, self.alike = strength, alike
         self.adversary_steps, self.adversary_rate = adversary_steps, adversary_rate
         self._opponent: Opponent | None = None
 
@@ -103,17 +107,26 @@ class RetrievalLearner(Learner):
     def measure(self, answers: Answers) -> dict[str, float]:
         """``accuracy`` is recall@1 by class from the first modality to the second; ``loss`` is 1 minus the mean of it
         and of the other direction's, ``gap`` the modality gap.
+
+        Where modalities are to look ``alike``, ``told_apart`` is how often a perceptron, trained anew on the even
+        samples, is right about the odd ones (:func:`discriminator_accuracy`), and what that is above chance adds to
+        ``loss``.
         """
         first, second = answers.outputs.chunk(2, dim=1)
         there, at_5 = _recalls(first, second, answers.labels, (1, 5))
         (back,) = _recalls(second, first, answers.labels, (1,))
-        return {
+        found = {
             "loss": 1 - 0.5 * (there + back),
             "accuracy": there,
             "accuracy_back": back,
             "recall_at_5": at_5,
             "gap": modality_gap(first, second),
         }
+        if self.alike and len(first) > 1:
+            even, odd = ((first[start:_PAIRS:2], second[start:_PAIRS:2]) for start in (0, 1))
+            found["told_apart"] = discriminator_accuracy(even, odd)
+            found["loss"] += max(0.0, found["told_apart"] - 0.5)
+        return found
 
     def _adversarial(self, towers: TwoTower, first: Tensor, second: Tensor) -> Tensor:
         assert towers.adversary is not None
