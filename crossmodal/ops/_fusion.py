@@ -148,18 +148,16 @@ def accumulator(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
+def _arguments(layout: Layout, x: Operands) -> tuple[Any, ...]:
+    """What every operator of attention takes, in its order."""
+    lists = x.keys, x.values, x.key_lengths, x.terms, layout.term_sources
+    return x.query, *lists, x.query_lengths, x.sink, x.seed
+
+
 def call_forward(layout: Layout, x: Operands, *, for_backward: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """out, lse, mass, and the row statistics that the backward operator rebuilds the weights from."""
     return torch.ops.crossmodal.attention_fwd.default(
-        x.query,
-        x.keys,
-        x.values,
-        x.key_lengths,
-        x.terms,
-        layout.term_sources,
-        x.query_lengths,
-        x.sink,
-        x.seed,
+        *_arguments(layout, x),
         *layout.options,
         layout.return_mass,
         for_backward,
@@ -219,15 +217,7 @@ def call_backward(
     def gradients(*cotangents: Tensor | None) -> list[Tensor]:
         return torch.ops.crossmodal.attention_bwd.default(
             *cotangents,
-            x.query,
-            x.keys,
-            x.values,
-            x.key_lengths,
-            x.terms,
-            layout.term_sources,
-            x.query_lengths,
-            x.sink,
-            x.seed,
+            *_arguments(layout, x),
             *results,
             *layout.options,
             [int(needed) for needed in needs],
@@ -325,15 +315,7 @@ def call_double_backward(
             back[first_term : first_term + terms],
             None if x.sink is None else back[-1],
             *given,
-            x.query,
-            x.keys,
-            x.values,
-            x.key_lengths,
-            x.terms,
-            layout.term_sources,
-            x.query_lengths,
-            x.sink,
-            x.seed,
+            *_arguments(layout, x),
             statistics,
             *layout.options,
             [int(w) for w in wanted],

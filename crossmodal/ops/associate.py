@@ -128,16 +128,15 @@ class Request(NamedTuple):
     topk: int
 
 
+def _arguments(layout: Layout, x: Operands) -> tuple[Any, ...]:
+    """What both operators take, in their order."""
+    return x.query, x.keys, x.key_lengths, x.terms, layout.term_sources, x.query_lengths, x.sink
+
+
 def call_forward(layout: Layout, request: Request, x: Operands, *, for_backward: bool) -> tuple[Tensor, Tensor, Tensor]:
     """Weights or their summary, indices (of the strongest), and the statistics that backward rebuilds weights from."""
     return torch.ops.crossmodal.associate_fwd.default(
-        x.query,
-        x.keys,
-        x.key_lengths,
-        x.terms,
-        layout.term_sources,
-        x.query_lengths,
-        x.sink,
+        *_arguments(layout, x),
         layout.options.scale,
         layout.options.softcap,
         *request,
@@ -181,13 +180,7 @@ class AssociateFunction(torch.autograd.Function):
         def gradients(dweights: Tensor) -> list[Tensor]:
             return torch.ops.crossmodal.associate_bwd.default(
                 dweights,
-                x.query,
-                x.keys,
-                x.key_lengths,
-                x.terms,
-                layout.term_sources,
-                x.query_lengths,
-                x.sink,
+                *_arguments(layout, x),
                 indices,
                 statistics,
                 layout.options.scale,

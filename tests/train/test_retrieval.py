@@ -63,3 +63,28 @@ def test_recall_some_rows_at_a_time_is_that_of_all(monkeypatch):
     assert found["accuracy"] == pytest.approx(recall_at(first @ second.T, same))
     assert found["accuracy_back"] == pytest.approx(recall_at(second @ first.T, same))
     assert found["recall_at_5"] == pytest.approx(recall_at(first @ second.T, same, 5))
+
+
+def test_towers_that_are_to_look_alike_are_the_worse_the_better_they_are_told_apart():
+    """Recall alone would choose an epoch in which they do not yet."""
+    torch.manual_seed(0)
+    vectors = torch.nn.functional.normalize(torch.randn(400, 8), dim=1)
+    shifted = torch.nn.functional.normalize(vectors + 2.0, dim=1)
+    labels = torch.arange(400)
+    learner = retrieval.RetrievalLearner(("image", "text"), alike=True)
+    alike, apart = (learner.measure(Answers(torch.cat([vectors, other], 1), labels)) for other in (vectors, shifted))
+    assert abs(alike["told_apart"] - 0.5) < 0.1 and apart["told_apart"] > 0.9
+    for found in (alike, apart):
+        recalls = 0.5 * (found["accuracy"] + found["accuracy_back"])
+        assert found["loss"] == pytest.approx(1 - recalls + max(0.0, found["told_apart"] - 0.5))
+    indifferent = retrieval.RetrievalLearner(("image", "text")).measure(
+        Answers(torch.cat([vectors, shifted], 1), labels)
+    )
+    assert "told_apart" not in indifferent
+
+
+def test_a_discriminator_s_towers_are_to_look_alike(tmp_path):
+    manifest = with_one_modality_a_row(tmp_path, complete=1)
+    for adversary in ("critic", "discriminator"):
+        found = train(manifest, tmp_path / adversary, adversary=adversary, epochs=1)
+        assert ("told_apart" in found["test"]) == ("val_told_apart" in found["history"][0]) == (adversary != "critic")
