@@ -6,7 +6,7 @@ import os
 import re
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import torch
 from torch import Tensor
@@ -46,7 +46,8 @@ def strict() -> Iterator[None]:
 
 def _count_strict(change: int) -> None:
     global _users, _strict
-    with _lock:
+    # Dynamo knows no locks; what it compiles runs alone.
+    with nullcontext() if torch.compiler.is_compiling() else _lock:
         _users += change
         _strict = _always_strict or _users > 0
 
@@ -59,7 +60,7 @@ def fall_back(op: str, reasons: Sequence[str]) -> None:
     if torch.compiler.is_compiling():
         return  # a log call would break the graph
     for reason in reasons:
-        kind = re.sub(r"\d+(, )?", "", reason)  # sizes, of which there may be any number
+        kind = re.sub(r"(?<![A-Za-z_\d])\d+(, )?", "", reason)  # sizes, of which there may be any number
         if kind not in _told:
             _told.add(kind)
             logger.warning("%s runs in plain torch: %s", op, reason)

@@ -1,5 +1,6 @@
 """Models as they are: their calls of scaled_dot_product_attention come here, and what we refuse goes on to torch."""
 
+import inspect
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -158,10 +159,10 @@ class _Mode(TorchFunctionMode):
             func = scaled_dot_product_attention
         elif func is _torch_mha:
             func = _mha  # no mode sees what torch's function calls within
-        elif func in _WITHOUT_ASKING and set(types) <= {Tensor, torch.nn.Parameter}:
+        elif (whole := _backward_of(func)) is not None and set(types) <= {Tensor, torch.nn.Parameter}:
             # What a checkpoint computes again in backward, it has to compute as it did in forward.
             with self:
-                return _WITHOUT_ASKING[func](*args, **(kwargs or {}))
+                return whole(*args, **(kwargs or {}))
         return func(*args, **(kwargs or {}))
 
 
@@ -180,10 +181,18 @@ def _copy_of(function: Any, **instead: Any) -> FunctionType:
 
 _mha = _copy_of(_torch_mha, scaled_dot_product_attention=scaled_dot_product_attention)
 # These begin by asking every mode, ours too, which is to be at work in them and would be asked for ever.
-_WITHOUT_ASKING = {
-    function: _copy_of(function, has_torch_function=_nobody_overrides, has_torch_function_unary=_nobody_overrides)
-    for function in (Tensor.backward, torch.autograd.backward, torch.autograd.grad)
-}
+_QUESTIONS = dict.fromkeys(("has_torch_function", "has_torch_function_unary"), _nobody_overrides)
+_BACKWARD = [
+    (holder, name, _copy_of(own, **_QUESTIONS))
+    for holder, name in ((Tensor, "backward"), (torch.autograd, "backward"), (torch.autograd, "grad"))
+    # What others have put in their place has torch's own within, if it says so.
+    if not _QUESTIONS.keys().isdisjoint((own := inspect.unwrap(getattr(holder, name))).__code__.co_names)
+]
+
+
+def _backward_of(function: Any) -> FunctionType | None:
+    """The copy that asks nobody, where this is one of those, or what stands in its place now."""
+    return next((copy for holder, name, copy in _BACKWARD if getattr(holder, name) is function), None)
 
 
 def _refusal(query: Any, key: Any, value: Any, attn_mask: Any) -> str | None:

@@ -258,14 +258,11 @@ def _predict(options: argparse.Namespace) -> int:
 
 
 def _search(options: argparse.Namespace) -> int:
-    from crossmodal.models.two_tower import TwoTower
     from crossmodal.train.evaluation import open_run
     from crossmodal.train.inputs import Inputs
     from crossmodal.train.search import search
 
     model, description, _ = open_run(options.run_folder)
-    if not isinstance(model, TwoTower):
-        raise ValueError("search needs a model of two towers: crossmodal train --fusion two_tower")
     inputs = Inputs(description, root=options.root, strict=options.strict)
     rows = search(
         model,

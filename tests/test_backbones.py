@@ -437,3 +437,46 @@ def test_feature_map_with_channels_last_becomes_tokens_too():
     want = torch.cat([2 * pixels - 1, 1 - 2 * pixels], 1).flatten(2).transpose(1, 2)
     torch.testing.assert_close(out.features[0], want[0])
     assert out.lengths.tolist() == [20, 0]
+
+
+def test_network_of_spectrograms_is_refused_by_name(tmp_path):
+    tiny("AST", max_length=32, num_mel_bins=16).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="the encoder huggingface of audio cannot be made with"):
+        build_encoder(Modality("audio", sample_rate=16000), 48, "huggingface", {"model": str(tmp_path)})
+
+
+class Strided(torch.nn.Module):
+    """A network of sound that says nothing of how many tokens it makes of it, nor of what."""
+
+    config = types.SimpleNamespace(model_type="strided", hidden_size=4)
+
+    def __init__(self):
+        super().__init__()
+        self.convolve = torch.nn.Conv1d(1, 4, 10, stride=4)
+
+    def forward(self, input_values, attention_mask):
+        return types.SimpleNamespace(last_hidden_state=self.convolve(input_values.unsqueeze(1)).transpose(1, 2))
+
+
+def test_sound_has_the_tokens_that_it_has_alone_beside_one_that_is_missing():
+    encoder = HuggingFaceEncoder(Strided(), "audio")
+    sound = torch.randn(2, 1000)
+    alone, beside = encoder(sound[:1, :500], torch.tensor([500])), encoder(sound, torch.tensor([500, 0]))
+    assert beside.lengths.tolist() == [int(alone.lengths), 0]
+    torch.testing.assert_close(beside.features[:1, : int(alone.lengths)], alone.features[:, : int(alone.lengths)])
+
+
+def test_model_that_is_elsewhere_already_is_tried_out_there():
+    class Headless(torch.nn.Module):
+        num_features = 6
+
+        def __init__(self):
+            super().__init__()
+            self.layer = torch.nn.Conv2d(3, 6, 4, 4)
+
+        def forward_features(self, pixels):
+            return self.layer(pixels)
+
+    normalize = {"mean": [0.5] * 3, "deviation": [0.5] * 3}
+    encoder = TimmEncoder(Headless().to("meta"), size=(3, 8, 8), normalize=normalize)
+    assert encoder.prepare.mean.is_meta

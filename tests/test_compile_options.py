@@ -111,6 +111,16 @@ def test_strict_mode_lets_compiled_calls_pass(name):
         gradients(compiled, Q, K, V)
 
 
+def test_strict_mode_may_begin_within_compiled_code():
+    torch._dynamo.reset()
+
+    def strictly(q):
+        with crossmodal.strict():
+            return crossmodal.attention(q * 2, q, q) + 1
+
+    torch.testing.assert_close(torch.compile(strictly, fullgraph=True, backend="aot_eager")(Q), strictly(Q))
+
+
 def test_strict_mode_refuses_while_compiling_what_no_kernel_takes():
     """A device without kernels stands for every reason."""
     torch._dynamo.reset()

@@ -2,6 +2,7 @@
 
 import copy
 import logging
+import subprocess
 import sys
 import threading
 
@@ -87,6 +88,37 @@ def test_checkpointed_layers_compute_again_what_they_computed(gradient, reentran
         got = slope(lambda v: torch.utils.checkpoint.checkpoint(layer, v, use_reentrant=reentrant))
     assert len(calls) == 3 * reached == 3
     torch.testing.assert_close(got, wanted)
+
+
+def test_checkpoint_is_computed_again_where_others_have_wrapped_backward(way, calls, monkeypatch):
+    whole = torch.Tensor.backward
+    monkeypatch.setattr(torch.Tensor, "backward", lambda self, *args, **more: whole(self, *args, **more))
+    q = Q.clone().requires_grad_()
+    with way():
+        torch.utils.checkpoint.checkpoint(
+            lambda q: F.scaled_dot_product_attention(q, K, K), q, use_reentrant=False
+        ).sum().backward()
+    assert len(calls) == 2
+
+
+def test_backward_that_others_wrapped_before_runs():
+    """Where the wrapper does not say what it wraps, it is asked for once more, as within any mode of torch."""
+    program = (
+        "import functools, torch\n"
+        "whole, times = torch.Tensor.backward, []\n"
+        "{}\n"
+        "def wrapper(self, *args, **more):\n"
+        "    times.append(1)\n"
+        "    return whole(self, *args, **more)\n"
+        "torch.Tensor.backward = wrapper\n"
+        "import crossmodal\n"
+        "x = torch.ones(3, requires_grad=True)\n"
+        "with crossmodal.sdpa():\n"
+        "    x.sum().backward()\n"
+        "assert len(times) == {} and x.grad.sum() == 3\n"
+    )
+    for decorator, times in (("@functools.wraps(whole)", 1), ("", 2)):
+        subprocess.run([sys.executable, "-c", program.format(decorator, times)], check=True)
 
 
 def test_grouped_queries(way, calls):

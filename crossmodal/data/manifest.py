@@ -205,7 +205,7 @@ def manifest_splits(
 
 
 def digest_of(path: Path) -> str:
-    """Of the content of a manifest: the same for the same file, wherever it lies."""
+    """Of the content of a manifest: the same for the same file, wherever it lies; OSError when there is none."""
     return hashlib.blake2b(path.read_bytes(), digest_size=16).hexdigest()
 
 

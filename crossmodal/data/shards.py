@@ -39,7 +39,8 @@ def write_shards(rows: Iterable[dict[str, str]], root: Path, pattern: str, *, sa
     """Rows of a manifest to tar files, as webdataset writes them: the files of a sample share the name before the dot.
 
     A row of which a file cannot be read is left out, and named in a warning of the log ``crossmodal``. The tar files
-    get their names when the last one is whole: ended before, this leaves those that were there as they were.
+    get their names when the last one is whole: ended before, this leaves those that were there as they were. Further
+    ones of the same pattern, from more rows than these, are removed.
 
     Args:
         rows: with the columns of a manifest; empty cells are left out. They are what will be learnt from: of a manifest
@@ -63,16 +64,23 @@ def write_shards(rows: Iterable[dict[str, str]], root: Path, pattern: str, *, sa
             for number, row in enumerate(rows, start=1):
                 try:
                     sample = _packed(row, root)
-                except OSError as error:
-                    problem = f"row {number} is left out: {error.filename}: {error.strerror}"
+                except (OSError, ValueError) as error:
+                    reason = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) else str(error)
+                    problem = f"row {number} is left out: {reason}"
                     _LOG.warning("write_shards: %s", problem)
                     continue
                 writer.write({"__key__": f"{number:09d}", **sample})
                 count += 1
-        if problem and not count:
-            raise FileNotFoundError(f"no row can be written; the last one: {problem}")
-        for written in sorted(Path(partial).iterdir()):
-            os.replace(written, folder / written.name)
+        if not count:
+            raise FileNotFoundError(f"no row can be written{problem and f'; the last one: {problem}'}")
+        written = sorted(Path(partial).iterdir())
+        for file in written:
+            os.replace(file, folder / file.name)
+        for number in itertools.count(len(written)):
+            left = folder / (Path(pattern).name % number)
+            if not left.exists():
+                break
+            left.unlink()
     return count
 
 

@@ -113,7 +113,11 @@ class HuggingFaceEncoder(nn.Module):
         values = pad(zero_padding(values, lengths), (0, short))
         # A row without any token would be NaN under a mask that hides all; it gets one, which is hidden after.
         read = lengths.clamp(min=self._values_for(1))
-        if self._mixes_padding_in():
+        if self._mixes_padding_in() and len(read):
+            # Rows that are missing are read with the longest: they need no group of their own.
+            longest = read.max()
+            read = read.where(lengths > 0, longest)
+            values = values[:, : max(int(longest), self._values_for(self._fewest_tokens()))]
             features = by_length(self._read, values, read, least=self._values_for(self._fewest_tokens()))
         else:
             features = self._read(values, read)
@@ -289,6 +293,8 @@ def _try_out(encoder: HuggingFaceEncoder | TimmEncoder, values: Tensor) -> int:
     if values.is_floating_point():
         values = values.to(every[0].dtype)
     values = values.to(every[0].device)
+    if encoder.prepare is not None:
+        encoder.prepare.to(every[0].device)  # a model may be on an accelerator already
     length = values.shape[1] if values.ndim == 2 else 1
     # Some networks draw random numbers in evaluation, too; who builds one must not find others after it.
     with _evaluating(encoder), torch.enable_grad(), torch.random.fork_rng(devices=[]):

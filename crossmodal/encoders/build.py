@@ -18,12 +18,12 @@ from crossmodal.encoders.resnet import ResNetEncoder
 from crossmodal.encoders.spec_augment import SpecAugment
 from crossmodal.encoders.text import TextEncoder, TransformerTextEncoder
 from crossmodal.encoders.vgg16 import VGG16Encoder, check_image
-from crossmodal.encoders.vit import ViTEncoder
+from crossmodal.encoders.vit import ViTEncoder, usual_patch
 from crossmodal.encoders.voice_warp import VoiceWarp
 
 Options = Mapping[str, Any]
 # What a library raises for arguments that it does not have, and a network for an input that it was not made for.
-_MISTAKES = (TypeError, AttributeError, AssertionError, RuntimeError, ValueError)
+_MISTAKES = (TypeError, AttributeError, AssertionError, RuntimeError, ValueError, LookupError)
 
 
 def _image(make: Callable[..., nn.Module]) -> Callable[[Modality, int, Options], nn.Module]:
@@ -69,6 +69,7 @@ def _audio(make: Callable[..., nn.Module]) -> Callable[[Modality, int, Options],
     return build
 
 
+BACKBONES = ("huggingface", "timm")
 # By kind of input; the first of each kind is the one that is taken where none is named.
 ENCODERS: dict[str, dict[str, Callable[[Modality, int, Options], nn.Module]]] = {
     "image": {
@@ -119,7 +120,8 @@ def build_encoder(
 
 
 def settled_options(modality: Modality, options: Options) -> dict[str, Any]:
-    """Options that say themselves how the inputs of a backbone are normalised, as the files of its model do now.
+    """Options that say themselves what else goes by the files of a backbone's model, that is how inputs are normalised,
+    or by the size of images, that is the patch of a ``vit``.
 
     An encoder that is built with them answers as it did, whatever has become of these files.
 
@@ -131,11 +133,15 @@ def settled_options(modality: Modality, options: Options) -> dict[str, Any]:
     Raises:
         MissingExtraError: when the library of a backbone is not installed.
         OSError: when it cannot be told what is saved with a model.
-        ValueError: for a model that its library does not have, or whose settings cannot be read.
+        ValueError: for a model that its library does not have, or whose settings cannot be read, and for images that no
+            usual patch fills.
     """
     name, model = options.get("name"), options.get("model")
+    if name == "vit" and options.get("patch") is None and modality.size is not None:
+        with _named(modality, name, options):
+            return {**options, "patch": usual_patch(modality.size[1:])}
     asked = options.get("normalize", True) is True
-    if name not in ("huggingface", "timm") or not isinstance(model, str) or not asked:
+    if name not in BACKBONES or not isinstance(model, str) or not asked:
         return dict(options)
     with _named(modality, name, options):
         normalize = saved_normalization(model, modality.kind) if name == "huggingface" else _of_timm(model)

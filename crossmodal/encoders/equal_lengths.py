@@ -13,7 +13,7 @@ def by_length(read: Callable[[Tensor, Tensor], Tensor], values: Tensor, lengths:
 
     Args:
         read: of ``(b, l)`` and lengths ``(b,)`` to features ``(b, t, C)``.
-        values, lengths: ``(B, L)`` and ``(B,)``.
+        values, lengths: ``(B, L)`` of any dtype, which ``read`` knows, and ``(B,)`` int64.
         least: of values in a row, where there are so many; what lies beyond its length is read with it.
     """
     ends = lengths.clamp(min=least)
@@ -35,8 +35,8 @@ def in_equal_lengths(part: nn.Module, lengths: Tensor, steps: int) -> Iterator[N
     and variance of a padded row are not its own.
 
     Args:
-        part: of ``(B, L)`` to ``(B, C, T)``.
-        lengths: ``(B,)``, of what it reads within.
+        part: of ``(B, L)`` to ``(B, C, T)``, of one floating dtype.
+        lengths: ``(B,)`` int64, of what it reads within.
         steps: T of L; what the part makes of shorter rows is followed by zeros.
     """
     own, whole = part.__dict__.get("forward"), part.forward

@@ -47,7 +47,7 @@ class ViTEncoder(nn.Module):
         super().__init__()
         for edge in size:
             check_count("size", edge)
-        patch = _usual_patch(size) if patch is None else patch
+        patch = usual_patch(size) if patch is None else patch
         check_counts(in_channels=in_channels, patch=patch, channels=channels)
         check_count("layers", layers, 0)
         if size[0] % patch or size[1] % patch:
@@ -76,7 +76,15 @@ class ViTEncoder(nn.Module):
         return EncoderOutput(self.norm(tokens), lengths)
 
 
-def _usual_patch(size: tuple[int, int]) -> int:
+def usual_patch(size: tuple[int, int]) -> int:
+    """The edge of a patch, in pixels, where none is given; see :class:`ViTEncoder`.
+
+    Args:
+        size: height and width of the image, in pixels.
+
+    Raises:
+        ValueError: when none fills the image.
+    """
     fitting = [patch for patch in _PATCHES if all(edge % patch == 0 for edge in size)]
     if not fitting:
         raise ValueError(

@@ -57,7 +57,8 @@ _NOTES = {
     "retrieval": (
         "Towers begin with the encoders of the clean task's single models, which stay as they are but in one row. Told "
         "apart: by a fresh discriminator; chance is 0.5. The discriminator of training works on codes, as in the row "
-        "above it."
+        "above it, for eight epochs; the others have four. Its epoch is chosen by how well modalities are told apart, "
+        "too."
     ),
     "sentences": (
         "In training the image is also asked which digit is in each of its five places; which one is spoken when is "

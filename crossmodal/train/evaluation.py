@@ -44,8 +44,8 @@ def evaluate_run(
     Args:
         out: the folder of the run.
         data, root: other data, or the same in another place; None: those of the run. They are read as the run's own,
-            with its tokenizer and its classes, and need no other split than the one that is asked for. Paths of another
-            manifest are relative to its own folder where ``root`` is None.
+            with its tokenizer and its classes, and need no other split than the one that is asked for. Paths of a
+            manifest in another place are relative to its own folder where ``root`` is None.
         split: ``train``, ``validation`` or ``test``; of a manifest also ``all``. None: ``test``, or all of another
             manifest in which no row names a split. The run's own manifest is none other where its path or its content
             is the same: rows that were learnt from are no test.
@@ -55,7 +55,7 @@ def evaluate_run(
         ValueError, FileNotFoundError: for data that do not fit.
     """
     model, description, config = open_run(out)
-    if root is None and (data is None or data in NAMES):
+    if root is None and (data is None or data in NAMES or _same_file(data, config.data)):
         root = config.root
     if split is None and _is_own(data, config, description):
         split = "test"
@@ -88,5 +88,8 @@ def _is_own(data: str | None, config: TrainConfig, description: dict[str, Any]) 
     if data in NAMES or config.data in NAMES or not Path(data).is_file():
         return False
     # Runs from before there was a digest have none.
-    same = description["data"].get("digest") == digest_of(Path(data))
-    return same or Path(data).resolve() == Path(config.data).resolve()
+    return _same_file(data, config.data) or description["data"].get("digest") == digest_of(Path(data))
+
+
+def _same_file(one: str, other: str) -> bool:
+    return Path(one).resolve() == Path(other).resolve()

@@ -33,10 +33,12 @@ class Answers(NamedTuple):
     Attributes:
         outputs: ``(N, outputs)`` float32: logits, or embeddings by modality one beside the other.
         labels: ``(N,)`` or ``(N, outputs)``.
+        asked: ``(N, modalities)`` int64, equal for equal inputs, where that matters.
     """
 
     outputs: Tensor
     labels: Tensor
+    asked: Tensor | None = None
 
 
 class Learner(Protocol):
@@ -75,9 +77,6 @@ class ClassifierLearner(Learner):
         spoiled: share of each modality's inputs replaced by noise.
         expert_weight, auxiliary_weight: of these losses.
         smoothing: of labels.
-
-    Raises:
-        ValueError: when so many inputs cannot be spoiled, one modality of a sample at most.
     """
 
     def __init__(
@@ -92,16 +91,18 @@ class ClassifierLearner(Learner):
         auxiliary_weight: float = 1.0,
         smoothing: float = 0.0,
     ) -> None:
-        if spoiled * len(modalities) > 1:
-            raise ValueError(
-                f"spoiled must be at most 1/{len(modalities)}, one modality of a sample at most, got {spoiled}"
-            )
         self.task, self.modalities = task, modalities
         self.modality_dropout, self.spoiled = modality_dropout, spoiled
         self.expert_weight, self.auxiliary_weight = expert_weight, auxiliary_weight
         self.smoothing = smoothing
         sets = modality_sets(len(modalities))
         self.sets = sets if every_set else sets[:1]
+
+    def prepare(self, model: nn.Module) -> None:
+        """Raises ValueError when so many inputs cannot be spoiled, one modality of a sample at most."""
+        if self.spoiled * len(self.modalities) > 1:
+            most = f"1/{len(self.modalities)}, one modality of a sample at most"
+            raise ValueError(f"spoiled must be at most {most}, got {self.spoiled}")
 
     def step(self, model: nn.Module, batch: Batch) -> Step:
         batch = batch.only(*self.modalities)
@@ -151,7 +152,10 @@ class ClassifierLearner(Learner):
 
 def hide(batch: Batch, share: float) -> Batch:
     """Hide each modality of each sample with probability ``share``; a sample that would lose all that it has keeps one
-    of it at random."""
+    of it at random.
+
+    What is hidden has the length 0 in ``lengths``, ``(B,)`` int64 each; inputs are left as they are.
+    """
     if not share:
         return batch
     names = list(batch.lengths)

@@ -31,7 +31,7 @@ _OF_TOWERS = ("adversary", "codes", "code_groups")
 def describe_model(config: TrainConfig, splits: Splits) -> dict[str, Any]:
     """What :func:`build_model` has to know, ready for JSON.
 
-    How the inputs of pretrained encoders are normalised is looked up here, and never again.
+    How the inputs of pretrained encoders are normalised is looked up here, and not when a trained model is opened.
 
     Raises:
         MissingExtraError, OSError: when that cannot be looked up.
@@ -180,7 +180,7 @@ def begin_with(model: Model, description: dict[str, Any], runs: Mapping[str, Pat
         ValueError: when a trained model has no such modality, reads it with other words, at another rate or in other
             frames, or has parts of another shape.
     """
-    checkpoints = {modality: load_checkpoint(path) for modality, path in runs.items()}
+    checkpoints = {modality: _checkpoint(path) for modality, path in runs.items()}
     answers = [name for name, (_, trained) in checkpoints.items() if _answers_alone(trained, name, description)]
     whole = set()
     for modality, (weights, trained) in checkpoints.items():
@@ -256,6 +256,23 @@ def _copied_speller(model: Model, weights: dict[str, Tensor]) -> bool:
     return True
 
 
+def _checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Weights and description of a model, whichever version saved it.
+
+    Raises:
+        MissingExtraError, FileNotFoundError: as :func:`load_checkpoint`.
+        ValueError: when it is none of a training run.
+    """
+    weights, description = load_checkpoint(path)
+    if "kind" not in description:
+        raise ValueError(f"{path} holds no model of `crossmodal train`")
+    description.setdefault("positions", {})  # what is from before there were any does not name them
+    for options in description["encoders"].values():
+        if options.get("name") == "vit":
+            options.setdefault("patch", 7)  # what it was before it went by the size of the images
+    return weights, description
+
+
 def load_model(path: Path) -> tuple[Model, dict[str, Any]]:
     """The model of a checkpoint, in evaluation mode, and its description.
 
@@ -264,10 +281,7 @@ def load_model(path: Path) -> tuple[Model, dict[str, Any]]:
         FileNotFoundError: when there is no such file.
         ValueError: when the file is no checkpoint of a training run, or one of another version.
     """
-    weights, description = load_checkpoint(path)
-    if "kind" not in description:
-        raise ValueError(f"{path} holds no model of `crossmodal train`")
-    description.setdefault("positions", {})  # what is from before there were any does not name them
+    weights, description = _checkpoint(path)
     model = build_model(description)
     if shapes_of(model.state_dict()) != shapes_of(weights):
         raise ValueError(f"{path} holds weights of another version of crossmodal; train again")

@@ -6,6 +6,7 @@ from typing import Any
 
 from crossmodal.data.reader import reader_from
 from crossmodal.data.tokenizer import Tokenizer
+from crossmodal.encoders.build import BACKBONES
 from crossmodal.encoders.log_mel import LogMel
 
 _FRAMES = {
@@ -16,21 +17,25 @@ _FRAMES = {
 
 
 def reading_of(description: Mapping[str, Any], modality: str) -> dict[str, Any]:
-    """How a model reads a modality, ready for JSON; empty for images, whose pixels mean the same in any model.
+    """How a model reads a modality, ready for JSON.
 
     Args:
         description: of the model; see :func:`crossmodal.train.model.describe_model`.
         modality: one of its own.
     """
-    values = description["modalities"][modality]
+    values, encoder = description["modalities"][modality], description["encoders"].get(modality, {})
+    found: dict[str, Any] = {}
+    if encoder.get("name") in BACKBONES:
+        found["normalize"] = encoder.get("normalize", False)  # what is from before it was settled has none
     if values["kind"] == "audio":
-        frames = description["encoders"].get(modality, {}).get("log_mel") or {}
-        return {"sample_rate": values["sample_rate"], "log_mel": {**_FRAMES, **frames}}
+        frames = encoder.get("log_mel") or {}
+        found |= {"sample_rate": values["sample_rate"], "log_mel": {**_FRAMES, **frames}}
     reader = description["data"].get("reader")
-    if values["kind"] != "text" or reader is None:
-        return {}
-    tokenizer = reader_from(reader).tokenizer
-    return {} if tokenizer is None else {"tokenizer": tokenizer.json}
+    if values["kind"] == "text" and reader is not None:
+        tokenizer = reader_from(reader).tokenizer
+        if tokenizer is not None:
+            found |= {"tokenizer": tokenizer.json, "stop_words": sorted(tokenizer.stop_words)}
+    return found
 
 
 def difference(first: Mapping[str, Any], second: Mapping[str, Any]) -> str:

@@ -1,5 +1,6 @@
 """Training and evaluation of two towers."""
 
+import zlib
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -93,24 +94,26 @@ class RetrievalLearner(Learner):
 
     @torch.no_grad()
     def answer(self, model: nn.Module, batches: Iterable[Batch]) -> Answers:
-        outputs, labels = [], []
+        outputs, labels, asked = [], [], []
         for batch in batches:
             batch = batch.only(*self.modalities)
             vectors, present = model(batch.inputs, batch.lengths)
             both = present[self.modalities[0]] & present[self.modalities[1]]
             outputs.append(torch.cat([vectors[name][both].float().cpu() for name in self.modalities], 1))
             labels.append(batch.labels[both.to(batch.labels.device)].cpu())
+            if self.alike:
+                asked.append(torch.stack([_numbers(batch, name) for name in self.modalities], 1)[both.cpu()])
         if not sum(map(len, labels)):
             raise ValueError(f"no sample of the data has both {' and '.join(self.modalities)}: nothing to retrieve")
-        return Answers(torch.cat(outputs), torch.cat(labels))
+        return Answers(torch.cat(outputs), torch.cat(labels), torch.cat(asked) if asked else None)
 
     def measure(self, answers: Answers) -> dict[str, float]:
         """``accuracy`` is recall@1 by class from the first modality to the second; ``loss`` is 1 minus the mean of it
         and of the other direction's, ``gap`` the modality gap.
 
-        Where modalities are to look ``alike``, ``told_apart`` is how often a perceptron, trained anew on the even
-        samples, is right about the odd ones (:func:`discriminator_accuracy`), and what that is above chance adds to
-        ``loss``.
+        Where modalities are to look ``alike``, ``told_apart`` is how often a perceptron, trained anew on half of the
+        inputs of each, is right about the others (:func:`discriminator_accuracy`), and what that is above chance adds
+        to ``loss``. It is not said where a modality has less than two different inputs.
         """
         first, second = answers.outputs.chunk(2, dim=1)
         there, at_5 = _recalls(first, second, answers.labels, (1, 5))
@@ -122,9 +125,9 @@ class RetrievalLearner(Learner):
             "recall_at_5": at_5,
             "gap": modality_gap(first, second),
         }
-        if self.alike and len(first) > 1:
-            even, odd = ((first[start:_PAIRS:2], second[start:_PAIRS:2]) for start in (0, 1))
-            found["told_apart"] = discriminator_accuracy(even, odd)
+        if answers.asked is not None and (answers.asked[:_PAIRS] != answers.asked[0]).any(0).all():
+            halves = [_halves(*each) for each in zip((first, second), answers.asked.T, strict=True)]
+            found["told_apart"] = discriminator_accuracy(*(_as_many(*half) for half in zip(*halves, strict=True)))
             found["loss"] += max(0.0, found["told_apart"] - 0.5)
         return found
 
@@ -140,9 +143,39 @@ class RetrievalLearner(Learner):
             return adversarial_loss(towers.adversary, first, second, self.strength, penalty=0.0)
 
 
+def _numbers(batch: Batch, modality: str) -> Tensor:
+    """``(B,)`` int64 on the CPU, of equal inputs the same number."""
+    rows, lengths = batch.inputs[modality].cpu(), batch.lengths[modality].tolist()
+    # Of sequences without what fills them up, which depends on the others in the batch.
+    own = (row if row.ndim > 1 else row[:length] for row, length in zip(rows, lengths, strict=True))
+    return torch.tensor([zlib.crc32(row.contiguous().numpy()) for row in own])
+
+
+def _halves(vectors: Tensor, asked: Tensor) -> tuple[Tensor, Tensor]:
+    """Embeddings ``(N, width)`` in two sets, none of which has one of an input that the other has: a recording that
+    stands beside several images would be learnt from and judged on.
+
+    Args:
+        asked: ``(N,)`` int64, equal for equal inputs.
+    """
+    vectors, half = vectors[:_PAIRS], asked[:_PAIRS].unique(return_inverse=True)[1] % 2
+    return vectors[half == 0], vectors[half == 1]
+
+
+def _as_many(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
+    """As many of the one as of the other, so that chance is 0.5."""
+    count = min(len(first), len(second))
+    return first[:count], second[:count]
+
+
 def _recalls(queries: Tensor, columns: Tensor, labels: Tensor, counts: tuple[int, ...]) -> list[float]:
-    """:func:`recall_at` each count, of rows and columns with the same labels: some rows at a time, as the cosines of
-    all would fill the memory."""
+    """:func:`recall_at` each count: some rows at a time, as the cosines of all would fill the memory.
+
+    Args:
+        queries, columns: embeddings, ``(N, width)`` float32 of length 1.
+        labels: ``(N,)`` of both; the same label belongs together.
+        counts: how many columns are looked at.
+    """
     rows = max(1, _CELLS // len(columns))
     found = [0.0 for _ in counts]
     for some, wanted in zip(queries.split(rows), labels.split(rows), strict=True):

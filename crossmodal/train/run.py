@@ -2,6 +2,7 @@
 
 import csv
 import io
+import itertools
 import json
 import shutil
 import sys
@@ -268,7 +269,7 @@ class _Run:
     def _log(self, history: list[dict[str, Any]]) -> None:
         """All of it, every time: a killed run leaves no half row and no row twice."""
         text = io.StringIO()
-        writer = csv.DictWriter(text, fieldnames=list(history[0]))
+        writer = csv.DictWriter(text, fieldnames=list(dict.fromkeys(itertools.chain(*history))))
         writer.writeheader()
         writer.writerows(history)
         write_text(self.out / LOG, text.getvalue())

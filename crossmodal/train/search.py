@@ -7,11 +7,12 @@ import torch
 
 from crossmodal.data.sample import Sample
 from crossmodal.models.two_tower import TwoTower
+from crossmodal.train.model import Model
 from crossmodal.train.predict import predict
 
 
 def search(
-    model: TwoTower,
+    model: Model,
     description: dict[str, Any],
     queries: Iterable[Sample],
     among: Iterable[Sample],

@@ -313,3 +313,28 @@ def test_pattern_that_names_nothing_is_refused(folder):
 def test_streamed_samples_have_no_numbers(folder):
     with pytest.raises(TypeError, match="read in order only"):
         open_splits(folder, shards="train-*.tar").train[0]
+
+
+def test_shards_of_no_rows_are_not_written_and_those_that_were_there_stay(folder, tmp_path):
+    write_some(tmp_path, {})
+    before = {path.name: path.read_bytes() for path in tmp_path.glob("*.tar")}
+    with pytest.raises(FileNotFoundError, match="no row can be written"):
+        write_shards([], folder, str(tmp_path / "some-%d.tar"))
+    assert before and {path.name: path.read_bytes() for path in tmp_path.glob("*.tar")} == before
+
+
+def test_fewer_shards_leave_none_of_those_before(tmp_path):
+    """Their samples would be learnt from."""
+    rows, pattern = [{"text": "a", "label": "a"}] * 10, str(tmp_path / "t-%05d.tar")
+    (tmp_path / "other.tar").touch()
+    for count, left in ((10, 5), (4, 2)):
+        write_shards(rows[:count], tmp_path, pattern, samples=2)
+        assert len(list(tmp_path.glob("t-*.tar"))) == left
+    assert (tmp_path / "other.tar").exists()
+
+
+def test_row_whose_path_can_be_none_is_left_out_of_the_shards_and_named(tmp_path, caplog):
+    rows = [{"image": "a\0.png", "label": "a"}, {"text": "a", "label": "a"}]
+    with caplog.at_level("WARNING", logger="crossmodal"):
+        assert write_shards(rows, tmp_path, str(tmp_path / "t-%05d.tar")) == 1
+    assert caplog.messages == ["write_shards: row 1 is left out: embedded null byte"]

@@ -89,6 +89,30 @@ def test_packed_weight_that_is_written_to_is_packed_anew(onednn, packings):
     assert len(packings) == 3
 
 
+@pytest.mark.parametrize("fused", [False, True])
+def test_packed_weight_that_an_optimizer_writes_to_is_packed_anew(onednn, packings, fused):
+    """A fused one leaves no new version."""
+    x, w = torch.randn(6, 8), torch.nn.Parameter(torch.randn(5, 8))
+    optimizer = torch.optim.AdamW([w], lr=0.1, fused=fused)
+    w.grad = torch.ones_like(w)
+    with torch.no_grad(), crossmodal.nn.packed_weights():
+        for _ in range(3):
+            torch.testing.assert_close(linear(x, w), F.linear(x, w))
+            optimizer.step()
+    assert len(packings) == 3
+
+
+def test_packed_weight_is_let_go_with_its_parameter_or_when_that_moves(onednn):
+    """A server may change its models for as long as it likes."""
+    x, module = torch.randn(6, 8), crossmodal.nn.Linear(8, 5)
+    with torch.no_grad(), crossmodal.nn.packed_weights():
+        for _ in range(20):
+            copy.deepcopy(module)(x)
+            module.weight.data = module.weight.data.clone()
+            module(x)
+        assert len(packed_weights._packed) <= 2
+
+
 def test_another_weight_in_the_place_of_one_that_is_gone_is_not_taken_for_it(onednn):
     x = torch.randn(6, 8)
     with torch.no_grad(), crossmodal.nn.packed_weights():

@@ -169,6 +169,17 @@ def test_eval_of_the_run_s_own_manifest_is_of_the_rows_that_it_did_not_learn_fro
     assert (found["split"], found["samples"]) == (("test", 6) if known else ("all", 60))
 
 
+def test_eval_of_the_run_s_own_manifest_finds_its_files_where_the_run_did(folder, tmp_path, capsys):
+    apart, out = tmp_path / "apart", str(tmp_path / "run")
+    apart.mkdir()
+    own = write(apart, "own.jsonl", rows_of(folder))
+    settings = write_settings(tmp_path, epochs=1)
+    assert cli.main(["train", "--data", own, "--root", str(folder), "--config", str(settings), "--out", out]) == 0
+    capsys.readouterr()
+    assert cli.main(["eval", out, "--data", own, "--json"]) == 0
+    assert lines(capsys)[0]["skipped"] == []
+
+
 def test_eval_looks_at_no_row_of_other_splits(trained, folder, capsys):
     rows = [{**row, "split": "test"} for row in rows_of(folder)[:4]]
     rows += [{**rows[0], "label": "up", "split": "train"}]

@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 from crossmodal.encoders import ViTEncoder
 from crossmodal.train import run as run_module
 from crossmodal.train.config import make_config
+from crossmodal.train.learner import ClassifierLearner
 from crossmodal.train.processes import Processes
 from crossmodal.train.run import RunError, Trainer, resume_run, start_run
 from tests.train.runs import SETTINGS, finish, make_manifest, start, write_settings
@@ -311,3 +312,23 @@ def test_full_disk_ends_with_one_line_and_keeps_what_was_written(manifest, tmp_p
     assert not [path for path in out.iterdir() if path.name.endswith(".partial")]
     status, _, errors = finish(start("train", "--resume", out))
     assert status == 0, errors
+
+
+def test_log_of_a_run_whose_first_epochs_had_less_measured(manifest, tmp_path, monkeypatch):
+    """As before an update of the library."""
+    save = run_module._Run._save_state
+
+    def killed(self):
+        save(self)
+        raise Killed
+
+    monkeypatch.setattr(run_module._Run, "_save_state", killed)
+    monkeypatch.setitem(SETTINGS, "checkpoint_every", 1000)
+    with pytest.raises(Killed):
+        start_run(config_of(manifest), tmp_path, io.StringIO())
+    monkeypatch.setattr(run_module._Run, "_save_state", save)
+    measured = ClassifierLearner.measure
+    monkeypatch.setattr(ClassifierLearner, "measure", lambda *a: {**measured(*a), "more": 0.5})
+    resume_run(tmp_path, io.StringIO())
+    head, *rows = (tmp_path / "log.csv").read_text().splitlines()
+    assert head.endswith("val_more") and [row.rpartition(",")[2] for row in rows] == ["", "0.5", "0.5"]

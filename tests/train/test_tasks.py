@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import io
 import json
+from dataclasses import asdict
 
 import pytest
 import torch
@@ -18,19 +19,21 @@ from crossmodal.data.batch import Batch
 from crossmodal.data.collate import Collate
 from crossmodal.data.digits import digits
 from crossmodal.data.manifest import ManifestOptions, manifest_splits
+from crossmodal.data.reader import Reader, ReaderOptions
 from crossmodal.data.sample import Modality, Sample
 from crossmodal.encoders import TextEncoder
 from crossmodal.models import FusionClassifier
 from crossmodal.train import evaluation, pictures
 from crossmodal.train.answers import answers_of
-from crossmodal.train.checkpoint import load_checkpoint
+from crossmodal.train.checkpoint import load_checkpoint, save_checkpoint
 from crossmodal.train.config import make_config
 from crossmodal.train.evaluation import evaluate_run, open_run
 from crossmodal.train.inputs import Inputs
 from crossmodal.train.learners import make_learner
-from crossmodal.train.model import begin_with, build_model, describe_model, modalities_of
+from crossmodal.train.model import begin_with, build_model, describe_model, load_model, modalities_of
 from crossmodal.train.predict import predict
 from crossmodal.train.presets import PRESETS
+from crossmodal.train.reading import difference, reading_of
 from crossmodal.train.run import MODEL, RunError, resume_run, start_run
 from crossmodal.train.state import write_tensors
 from tests.data.recorded import make_root
@@ -346,3 +349,54 @@ def test_frozen_encoders_stay_as_they_were_and_the_rest_learns(tmp_path):
     assert kept and all(torch.equal(first[name], second[name]) for name in kept)
     moved = [name for name in first if name.startswith("to_common.text.") and name.endswith("weight")]
     assert moved and not any(torch.equal(first[name], second[name]) for name in moved)
+
+
+def test_run_whose_images_were_read_otherwise_is_none_to_begin_with():
+    """What is from before normalising was settled has none."""
+    size = {"kind": "image", "size": [3, 16, 16], "sample_rate": None, "vocabulary": None}
+    options = {"name": "huggingface", "model": "vit"}
+    old, new = (
+        {"modalities": {"image": size}, "encoders": {"image": one}, "data": {}}
+        for one in (options, {**options, "normalize": {"mean": [0.5], "deviation": [0.5]}})
+    )
+    assert difference(reading_of(old, "image"), reading_of(new, "image")).startswith("normalize False, not {")
+    assert not difference(reading_of(new, "image"), reading_of(new, "image"))
+
+
+def test_run_that_left_out_other_words_is_none_to_begin_with():
+    def reading(stop_words):
+        reader = Reader(["text"], ReaderOptions(stop_words=stop_words))
+        reader.learn_tokens(["it is left", "it is right"])
+        description = {"encoders": {}, "data": {"reader": reader.as_dict()}}
+        return reading_of({**description, "modalities": {"text": asdict(reader.modalities["text"])}}, "text")
+
+    whole, without = reading(()), {**reading(()), "stop_words": ["is"]}
+    assert difference(whole, without) == "stop_words [], not ['is']" and reading(("is",))["stop_words"] == ["is"]
+
+
+def test_checkpoint_of_something_else_is_none_to_begin_with(tmp_path):
+    save_checkpoint(tmp_path / MODEL, torch.nn.Linear(2, 2), {"of": "mine"})
+    with pytest.raises(ValueError, match=r"holds no model of `crossmodal train`"):
+        begin_with(torch.nn.Linear(2, 2), {}, {"image": tmp_path / MODEL})
+
+
+def test_more_than_one_modality_spoiled_is_no_matter_where_nothing_is_learnt(tmp_path):
+    """A run of an earlier version may have been trained so."""
+    config = make_config({**SETTINGS, "epochs": 1, "data": str(make_manifest(tmp_path))})
+    start_run(config, tmp_path / "run", io.StringIO())
+    path = tmp_path / "run/config.yaml"
+    path.write_text(path.read_text().replace("spoiled: 0.0", "spoiled: 0.6"))
+    assert "spoiled: 0.6" in path.read_text() and evaluate_run(tmp_path / "run")["samples"]
+
+
+def test_vit_of_before_its_patch_went_by_the_size_has_the_patch_of_then(tmp_path):
+    config = make_config({"data": "digits", "modalities": ["image"], "encoders": {"image": {"name": "vit"}}})
+    splits = digits()
+    description = describe_model(config, splits)
+    assert description["encoders"]["image"]["patch"] == 2  # settled, whatever the usual one becomes
+    description["modalities"]["image"]["size"] = (1, 56, 56)
+    description["encoders"]["image"]["patch"] = 7
+    model = build_model(description)
+    del description["encoders"]["image"]["patch"]
+    write_tensors(tmp_path / MODEL, model.state_dict(), description)
+    assert load_model(tmp_path / MODEL)[0].encoders["image"].grid == (8, 8)
