@@ -37,9 +37,8 @@ def packed_weights() -> Iterator[None]:
 
     Holds for all threads, until the last that entered it leaves; it costs a second copy of these weights. What writes
     to a weight in place is noticed, and every step of an optimizer, but not what writes through ``weight.data``: enter
-    it when weights are final. Where gradients
-    are wanted, in compiled code, and where a weight is no parameter but computed, as by ``weight_norm``, it is read
-    where it stands.
+    it when weights are final. Where gradients are wanted, in compiled code, and where a weight is no parameter but
+    computed, as by ``weight_norm``, it is read where it stands.
 
     Example:
         >>> model = crossmodal.nn.MultiheadAttention(512, 8, batch_first=True).eval()
