@@ -120,3 +120,14 @@ def test_reference_does_not_overflow_where_kernels_do_not():
         assert a.isfinite().all() and a.dtype == b.dtype
         torch.testing.assert_close(a, b, rtol=2e-3, atol=2e-3)
     assert weights.isfinite().all()
+
+
+def test_strongest_links_do_not_overflow_when_differentiated_twice():
+    q, k = (60 * torch.randn(1, 1, rows, 256).sign() for rows in (3, 5))
+    k[:, :, :3] = q  # products far above the largest float16
+    q.requires_grad_()
+    with torch.autocast("cpu", torch.float16):
+        weights, _ = crossmodal.associate(q, k, topk=2, scale=1e-6)
+        loss = 1e4 * weights.square().sum()
+        got, wanted = (torch.autograd.grad(loss, q, retain_graph=True, create_graph=c)[0] for c in (True, False))
+    torch.testing.assert_close(got, wanted, rtol=1e-2, atol=1e-2 * wanted.abs().max().item())

@@ -43,7 +43,7 @@ def refusal(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> str | 
     """Why a product goes where torch sends it; None if it goes to oneDNN."""
     if torch.compiler.is_compiling():
         return "the compiler chooses"
-    if is_traced() or torch._C._len_torch_dispatch_stack():
+    if _is_watched():
         return "what traces, counts or fakes torch's operators knows torch's own"
     if not (type(input) is Tensor and _is_plain(weight) and (bias is None or _is_plain(bias))):
         return "a tensor of another class"
@@ -66,6 +66,11 @@ def refusal(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> str | 
     return None if _products.onednn_leads(input.dtype) else "oneDNN does not lead on this machine"
 
 
+def _is_watched() -> bool:
+    """Whether something traces, counts or fakes torch's operators."""
+    return is_traced() or torch._C._len_torch_dispatch_stack() > 0
+
+
 def _is_plain(tensor: Tensor) -> bool:
     return type(tensor) in (Tensor, torch.nn.Parameter)
 
@@ -76,7 +81,7 @@ def needs_gradient(*operands: Tensor | None) -> bool:
 
 
 class _Linear(torch.autograd.Function):
-    """Product and its two gradients by oneDNN; a gradient that is differentiated again by torch."""
+    """Product and its two gradients by oneDNN; a gradient that is differentiated again, or watched, by torch."""
 
     @staticmethod
     def forward(ctx: Any, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -90,11 +95,11 @@ class _Linear(torch.autograd.Function):
         input, weight = ctx.saved_tensors
         wants_input, wants_weight, wants_bias = ctx.needs_input_grad
         dinput = dweight = None
-        again = differentiates_again()
+        by_torch = differentiates_again() or _is_watched()
         if wants_input:
-            dinput = dout @ weight if again else _products.onednn_linear(dout, weight.t(), None)
+            dinput = dout @ weight if by_torch else _products.onednn_linear(dout, weight.t(), None)
         rows = dout.reshape(-1, dout.shape[-1])
         if wants_weight:
             inputs = input.reshape(-1, input.shape[-1])
-            dweight = rows.t() @ inputs if again else _products.weight_gradient(rows, inputs)
+            dweight = rows.t() @ inputs if by_torch else _products.weight_gradient(rows, inputs)
         return dinput, dweight, rows.sum(0) if wants_bias else None

@@ -7,6 +7,7 @@ from functools import cache
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import _disable_current_modes
 
 # Multiply-adds below which a product takes less than some 100 us: what differs is then the call, not the library.
 WORTHWHILE = 4_000_000
@@ -70,7 +71,8 @@ def _lead(product: str, threads: int) -> float:
     if not _is_there(torch.float32):
         return 0.0
     generator = torch.Generator("cpu").manual_seed(0)  # torch's own must not notice
-    with torch.no_grad(), torch.autocast("cpu", enabled=False):
+    # Modes that count or print operators must not notice, either.
+    with torch.no_grad(), torch.autocast("cpu", enabled=False), _disable_current_modes():
         rows, weight, dout = (
             torch.randn(*shape, generator=generator, device="cpu", dtype=torch.float32)
             for shape in ((512, 512), (1024, 512), (512, 1024))

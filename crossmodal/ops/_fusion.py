@@ -284,7 +284,8 @@ def differentiable_gradients(
     """What `call_backward` returns, None where it is not needed, with a graph of its own."""
     if second_derivative_refusals(x.query, layout.options.dropout_p):
         return gradients_by_formula(layout, x, needs, cotangents)
-    found = iter(apply(FusionGradient, layout, needs, *cotangents, *x.differentiable, *x.constant, *results))
+    rest = (*x.differentiable, *x.constant, *results)
+    found = iter(in_each_direction(lambda *c: apply(FusionGradient, layout, needs, *c, *rest), *cotangents))
     return [next(found) if needed else None for needed in needs]
 
 

@@ -29,6 +29,7 @@ from crossmodal.ops._fusion import (
     with_differentiable,
 )
 from crossmodal.ops._plans import fusion_plan
+from crossmodal.reference._autocast import without_autocast
 from crossmodal.reference._joint_softmax import joint_softmax
 from crossmodal.reference.associate import run_reference
 from crossmodal.types import Source
@@ -200,6 +201,7 @@ def _operands_of(layout: Layout, tensors: Sequence[Tensor]) -> Operands:
     )
 
 
+@without_autocast
 def _summary(problem: FusionProblem, request: Request, indices: Tensor) -> Tensor:
     """What the operator returns, by the reference; of the strongest links those that it found."""
     reduce = next(name for name, output in _OUTPUTS.items() if output == request.output)

@@ -226,7 +226,9 @@ class VarlenFunction(torch.autograd.Function):
         if differentiates_again():
             if second_derivative_refusals(x.query, layout.options.dropout_p):
                 return (None, *gradients_by_formula(layout, x, needs, (dout, dlse)), *rest)
-            gradients = iter(apply(VarlenGradient, layout, needs, dout, dlse, *tensors, out, statistics))
+            inputs = (*tensors, out, statistics)
+            found = in_each_direction(lambda *c: apply(VarlenGradient, layout, needs, *c, *inputs), dout, dlse)
+            gradients = iter(found)
             return (None, *(next(gradients) if needed else None for needed in needs), *rest)
         return (None, *only_needed(call_backward(layout, x, needs, dout, dlse, out, statistics), needs), *rest)
 

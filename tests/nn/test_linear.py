@@ -331,6 +331,21 @@ def test_counters_of_operations_see_the_products(onednn):
     assert counter.get_total_flops() == 2 * 6 * 8 * 5
 
 
+def test_counters_around_backward_alone_see_its_products(onednn):
+    out = linear(torch.randn(6, 8, requires_grad=True), torch.randn(5, 8, requires_grad=True))
+    counter = torch.utils.flop_counter.FlopCounterMode(display=False)
+    with counter:
+        out.sum().backward()
+    assert counter.get_total_flops() == 2 * (2 * 6 * 8 * 5)
+
+
+def test_counters_do_not_see_what_the_libraries_are_compared_by():
+    counter = torch.utils.flop_counter.FlopCounterMode(display=False)
+    with counter:
+        _products._lead.__wrapped__("weight gradient", torch.get_num_threads())
+    assert counter.get_total_flops() == 0
+
+
 def test_a_machine_without_onednn_uses_torch(monkeypatch):
     _products._lead.cache_clear()
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
