@@ -177,8 +177,8 @@ def begin_with(model: Model, description: dict[str, Any], runs: Mapping[str, Pat
 
     Raises:
         FileNotFoundError: when there is no such file.
-        ValueError: when a trained model has no such modality, reads it with other words, at another rate or in other
-            frames, or has parts of another shape.
+        ValueError: when a trained model has no such modality, reads it with other words, at another rate, in other
+            frames or normalised otherwise, or has parts of another shape, and for a checkpoint of something else.
     """
     checkpoints = {modality: _checkpoint(path) for modality, path in runs.items()}
     answers = [name for name, (_, trained) in checkpoints.items() if _answers_alone(trained, name, description)]
