@@ -46,7 +46,7 @@ def strict() -> Iterator[None]:
 
 def _count_strict(change: int) -> None:
     global _users, _strict
-    # Dynamo knows no locks; what it compiles runs alone.
+    # Dynamo knows no locks. Compiled code enters and leaves in one piece: to others the numbers stay as they are.
     with nullcontext() if torch.compiler.is_compiling() else _lock:
         _users += change
         _strict = _always_strict or _users > 0

@@ -113,16 +113,24 @@ def test_backbone_opens_where_nothing_learns():
         assert encoder(torch.ones(1, 3, dtype=torch.int64), torch.tensor([3])).features.isfinite().all()
 
 
-def test_head_of_a_timm_model_does_not_learn():
-    class Headed(torch.nn.Module):
-        num_features = 6
+class Features(torch.nn.Module):
+    """The interface of timm's models."""
 
+    num_features = 6
+
+    def __init__(self):
+        super().__init__()
+        self.layer = torch.nn.Conv2d(3, 6, 4, 4)
+
+    def forward_features(self, pixels):
+        return self.layer(pixels)
+
+
+def test_head_of_a_timm_model_does_not_learn():
+    class Headed(Features):
         def __init__(self):
             super().__init__()
-            self.layer, self.head = torch.nn.Conv2d(3, 6, 4, 4), torch.nn.Linear(6, 10)
-
-        def forward_features(self, pixels):
-            return self.layer(pixels)
+            self.head = torch.nn.Linear(6, 10)
 
     encoder = TimmEncoder(Headed(), size=(3, 8, 8))
     assert [name for name, weight in encoder.named_parameters() if not weight.requires_grad] == [
@@ -170,16 +178,6 @@ def test_frozen_backbone_stays_in_evaluation_mode_and_learns_nothing():
 
 
 def test_module_with_the_interface_of_timm_is_an_encoder():
-    class Features(torch.nn.Module):
-        num_features = 6
-
-        def __init__(self):
-            super().__init__()
-            self.layer = torch.nn.Conv2d(3, 6, 4, 4)
-
-        def forward_features(self, pixels):
-            return self.layer(pixels)
-
     out = TimmEncoder(Features())(torch.rand(2, 3, 8, 12), torch.tensor([1, 0]))
     assert out.features.shape == (2, 6, 6) and out.lengths.tolist() == [6, 0]
 
@@ -425,7 +423,7 @@ def test_image_of_another_size_than_a_backbone_is_for_is_a_mistake_in_the_settin
 
 
 def test_feature_map_with_channels_last_becomes_tokens_too():
-    class Features(torch.nn.Module):
+    class ChannelsLast(torch.nn.Module):
         num_features, output_fmt = 6, "NHWC"
         pretrained_cfg: ClassVar = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
 
@@ -433,7 +431,7 @@ def test_feature_map_with_channels_last_becomes_tokens_too():
             return torch.cat([pixels, -pixels], 1).permute(0, 2, 3, 1)
 
     pixels, there = torch.rand(2, 3, 4, 5), torch.tensor([1, 0])
-    out = TimmEncoder(Features(), normalize=True)(pixels, there)
+    out = TimmEncoder(ChannelsLast(), normalize=True)(pixels, there)
     want = torch.cat([2 * pixels - 1, 1 - 2 * pixels], 1).flatten(2).transpose(1, 2)
     torch.testing.assert_close(out.features[0], want[0])
     assert out.lengths.tolist() == [20, 0]
@@ -467,16 +465,6 @@ def test_sound_has_the_tokens_that_it_has_alone_beside_one_that_is_missing():
 
 
 def test_model_that_is_elsewhere_already_is_tried_out_there():
-    class Headless(torch.nn.Module):
-        num_features = 6
-
-        def __init__(self):
-            super().__init__()
-            self.layer = torch.nn.Conv2d(3, 6, 4, 4)
-
-        def forward_features(self, pixels):
-            return self.layer(pixels)
-
     normalize = {"mean": [0.5] * 3, "deviation": [0.5] * 3}
-    encoder = TimmEncoder(Headless().to("meta"), size=(3, 8, 8), normalize=normalize)
+    encoder = TimmEncoder(Features().to("meta"), size=(3, 8, 8), normalize=normalize)
     assert encoder.prepare.mean.is_meta
